@@ -1,0 +1,1 @@
+"""Starts training processes. Standard library only; imports none of the other packages."""

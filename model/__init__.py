@@ -1,0 +1,1 @@
+"""Modules and what they compute from a batch: encoders, fusion, losses."""

@@ -1,0 +1,233 @@
+"""BLIP's towers over `transformers` modules, run grouped: the K questions of an image share one set of keys and values.
+
+The functions here drive the layers of `BlipVisionModel`, `BlipTextModel` and `BlipTextLMHeadModel` themselves and touch
+none of their names, so any state dict loads strictly. Two things differ from the modules' own forward, neither in the
+result: attention is `scaled_dot_product_attention`, and keys and values of cross-attention are projected once per image
+(65-79 % of the multiplications of a BERT layer that reads 577 image tokens) instead of once per question.
+
+Shapes: B images, N image tokens, R rows of text (questions, or question-answer pairs), L tokens of a row, D width,
+H heads.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import BlipTextModel, BlipVisionModel
+from transformers.models.blip.modeling_blip_text import BlipTextLayer, BlipTextLMHeadModel, BlipTextSelfAttention
+
+KeysValues = tuple[Tensor, Tensor]
+"""(., H, tokens, D/H) each."""
+
+
+class Grouping(NamedTuple):
+    """Which image each row of text belongs to, as places in a (B, rows per image) table."""
+
+    slots: Tensor
+    """(R,) int64: image * rows_per_image + rank of the row among its image's rows."""
+    num_images: int
+    rows_per_image: int
+
+    @classmethod
+    def of(cls, image: Tensor, *, num_images: int, rows_per_image: int) -> "Grouping":
+        """The grouping of rows sorted by image.
+
+        Args:
+            image: (R,) int64, ascending.
+            rows_per_image: the most rows that any image has; given, since reading it from a GPU would wait for it.
+        """
+        rank = torch.arange(len(image), device=image.device) - torch.searchsorted(image, image)
+        return cls(image * rows_per_image + rank, num_images, rows_per_image)
+
+    def pack(self, rows: Tensor) -> Tensor:
+        """(R, L, D) to (B, rows_per_image * L, D); places without a row are 0."""
+        length, width = rows.shape[1:]
+        table = rows.new_zeros(self.num_images * self.rows_per_image, length, width)
+        return table.index_copy(0, self.slots, rows).view(self.num_images, -1, width)
+
+    def unpack(self, packed: Tensor, length: int) -> Tensor:
+        """The inverse of `pack`: (B, rows_per_image * L, D) to (R, L, D)."""
+        return packed.reshape(self.num_images * self.rows_per_image, length, -1).index_select(0, self.slots)
+
+
+def encode_image(model: BlipVisionModel, pixels: Tensor, *, checkpointing: bool = False) -> Tensor:
+    """BLIP's ViT (pre-LN, class token first).
+
+    Args:
+        pixels: (B, 3, S, S), normalised, S the model's image size.
+        checkpointing: recompute each layer in the backward pass.
+
+    Returns:
+        (B, N, D) tokens after the final layer norm.
+    """
+    hidden = model.embeddings(pixels)
+    for layer in model.encoder.layers:
+        hidden = _maybe_checkpointed(_vision_layer, checkpointing, layer, hidden)
+    return model.post_layernorm(hidden)
+
+
+def _vision_layer(layer: nn.Module, hidden: Tensor) -> Tensor:
+    attention = layer.self_attn
+    qkv = attention.qkv(layer.layer_norm1(hidden))
+    query, key, value = (_heads(part, attention.num_heads) for part in qkv.chunk(3, dim=-1))
+    dropout = attention.dropout.p if attention.training else 0.0
+    mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+    hidden = hidden + attention.projection(_merge_heads(mixed))
+    return hidden + layer.mlp(layer.layer_norm2(hidden))
+
+
+def encode_text(
+    model: BlipTextModel,
+    ids: Tensor,
+    mask: Tensor,
+    image_tokens: Tensor,
+    grouping: Grouping,
+    *,
+    checkpointing: bool = False,
+) -> Tensor:
+    """BLIP's image-grounded text encoder over rows of text that share images.
+
+    Args:
+        ids: (R, L) token ids.
+        mask: (R, L) bool, True at tokens.
+        image_tokens: (B, N, D).
+        grouping: which rows read which image.
+        checkpointing: recompute each layer in the backward pass; works in eval mode too, as frozen towers are.
+
+    Returns:
+        (R, L, D) last hidden states.
+    """
+    hidden = model.embeddings(ids)
+    visible = mask[:, None, None, :]
+    for layer in model.encoder.layer:
+        hidden = _maybe_checkpointed(_encoder_layer, checkpointing, layer, hidden, visible, image_tokens, grouping)
+    return hidden
+
+
+def _encoder_layer(
+    layer: BlipTextLayer, hidden: Tensor, visible: Tensor, image_tokens: Tensor, grouping: Grouping
+) -> Tensor:
+    own = layer.attention.self
+    hidden = layer.attention.output(_attend(own, hidden, _keys_values(own, hidden), mask=visible), hidden)
+    cross = layer.crossattention.self
+    packed = _attend(cross, grouping.pack(hidden), _keys_values(cross, image_tokens))
+    hidden = layer.crossattention.output(grouping.unpack(packed, hidden.shape[1]), hidden)
+    return layer.feed_forward_chunk(hidden)
+
+
+def decode_text(
+    model: BlipTextLMHeadModel,
+    ids: Tensor,
+    question_states: Tensor,
+    question_mask: Tensor,
+    *,
+    checkpointing: bool = False,
+) -> Tensor:
+    """BLIP's answer decoder with the answer given (teacher forcing).
+
+    Args:
+        ids: (R, La) decoder inputs, the start token first.
+        question_states: (R, Lq, D) of `encode_text`.
+        question_mask: (R, Lq) bool.
+
+    Returns:
+        (R, La, vocabulary) logits of the next token.
+    """
+    hidden = model.bert.embeddings(ids)
+    readable = question_mask[:, None, None, :]
+    for layer in model.bert.encoder.layer:
+        hidden = _maybe_checkpointed(_decoder_layer, checkpointing, layer, hidden, question_states, readable)
+    return model.cls(hidden)
+
+
+def _decoder_layer(layer: BlipTextLayer, hidden: Tensor, question_states: Tensor, readable: Tensor) -> Tensor:
+    own, cross = layer.attention.self, layer.crossattention.self
+    hidden = layer.attention.output(_attend(own, hidden, _keys_values(own, hidden), causal=True), hidden)
+    read = _attend(cross, hidden, _keys_values(cross, question_states), mask=readable)
+    return layer.feed_forward_chunk(layer.crossattention.output(read, hidden))
+
+
+@torch.no_grad()
+def generate_greedily(
+    model: BlipTextLMHeadModel,
+    question_states: Tensor,
+    question_mask: Tensor,
+    *,
+    start_id: int,
+    end_id: int,
+    pad_id: int,
+    max_tokens: int,
+) -> Tensor:
+    """The most likely answer, token by token, with keys and values kept between tokens.
+
+    Unlike `BlipForQuestionAnswering.generate` it does not attend to the padding of a question, so an answer does not
+    depend on the other questions of its batch.
+
+    Returns:
+        (R, T) token ids without the start token, T <= max_tokens; pad behind the end token.
+    """
+    layers = model.bert.encoder.layer
+    readable = question_mask[:, None, None, :]
+    questions = [_keys_values(layer.crossattention.self, question_states) for layer in layers]
+    past: list[KeysValues | None] = [None] * len(layers)
+    token = torch.full((len(question_states), 1), start_id, device=question_states.device)
+    finished = torch.zeros_like(token, dtype=torch.bool)
+    generated = []
+    for length in range(max_tokens):
+        hidden = model.bert.embeddings(token, past_key_values_length=length)
+        for number, layer in enumerate(layers):
+            hidden, past[number] = _decoder_layer_cached(layer, hidden, past[number], questions[number], readable)
+        token = model.cls(hidden).argmax(dim=-1).masked_fill(finished, pad_id)
+        generated.append(token)
+        finished |= token == end_id
+        if bool(finished.all()):
+            break
+    return torch.cat(generated, dim=1)
+
+
+def _decoder_layer_cached(
+    layer: BlipTextLayer, hidden: Tensor, past: KeysValues | None, question: KeysValues, readable: Tensor
+) -> tuple[Tensor, KeysValues]:
+    own, cross = layer.attention.self, layer.crossattention.self
+    key, value = _keys_values(own, hidden)
+    if past is not None:
+        key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
+    hidden = layer.attention.output(_attend(own, hidden, (key, value)), hidden)
+    read = _attend(cross, hidden, question, mask=readable)
+    return layer.feed_forward_chunk(layer.crossattention.output(read, hidden)), (key, value)
+
+
+def _attend(
+    attention: BlipTextSelfAttention,
+    hidden: Tensor,
+    keys_values: KeysValues,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+) -> Tensor:
+    query = _heads(attention.query(hidden), attention.num_attention_heads)
+    dropout = attention.dropout.p if attention.training else 0.0
+    mixed = F.scaled_dot_product_attention(query, *keys_values, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+    return _merge_heads(mixed)
+
+
+def _keys_values(attention: BlipTextSelfAttention, tokens: Tensor) -> KeysValues:
+    heads = attention.num_attention_heads
+    return _heads(attention.key(tokens), heads), _heads(attention.value(tokens), heads)
+
+
+def _heads(tokens: Tensor, heads: int) -> Tensor:
+    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _merge_heads(mixed: Tensor) -> Tensor:
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def _maybe_checkpointed(function: Callable[..., Tensor], checkpointing: bool, *inputs: object) -> Tensor:
+    if checkpointing and torch.is_grad_enabled():
+        return checkpoint(function, *inputs, use_reentrant=False)
+    return function(*inputs)

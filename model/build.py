@@ -1,0 +1,140 @@
+"""A recipe's model section becomes an objective: towers by reference, fusion by sizes, codecs by tower."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from model.config import FusionConfig, LossConfig, ModelConfig
+from model.difnet import DifnetEncoder
+from model.fusion import FusionEncoder, PlainSum
+from model.objective import Objective, Towers
+from model.second_stream import GridTokens
+from model.tokenizer import BlipCodec
+from model.towers import TowerSource
+from shards.errors import ConfigError
+
+
+class FusedStreams(nn.Module):
+    """The trained heart of a run: grid tokens of the second stream, width adapters and the fusion encoder."""
+
+    def __init__(self, encoder: FusionEncoder, grid: GridTokens | None) -> None:
+        super().__init__()
+        self.encoder, self.grid = encoder, grid
+
+    def forward(self, tokens: Tensor, feature_map: Tensor | None) -> Tensor:
+        """(B, N, D) tokens and a (B, C, h, w) map, or None, to (B, N, D') fused tokens."""
+        return self.encoder(tokens, None if self.grid is None else self.grid(feature_map))
+
+
+class BuiltModel(NamedTuple):
+    """An objective and what goes with it."""
+
+    objective: Objective
+    answer_codec: BlipCodec | None
+    match_codec: BlipCodec | None
+    image_size: int
+    """Side in pixels of the largest input of the vision towers: what the loader should make by default."""
+    source: TowerSource
+
+
+def build_model(
+    config: ModelConfig,
+    losses: LossConfig,
+    *,
+    seed: int,
+    max_question_tokens: int,
+    max_answer_tokens: int,
+    scratch_tokenizer: Callable[[], PreTrainedTokenizerBase],
+) -> BuiltModel:
+    """Build or load everything that the recipe's losses use. Untrained weights depend on the seed alone.
+
+    Raises:
+        ConfigError: parts that do not fit each other.
+        DataError: a checkpoint is missing or damaged.
+    """
+    torch.manual_seed(seed)
+    source = TowerSource(config, scratch_tokenizer)
+    match = source.match() if losses.itm > 0 else None
+    answer = source.answer() if losses.answer > 0 else None
+    second_stream = source.second_stream() if config.second_stream != "none" else None
+    towers = Towers(source.vision(), second_stream, match, answer)
+    _check_sharing(config, towers)
+    torch.manual_seed(seed)  # the fusion starts the same whatever was loaded or made before it
+    fusion = _build_fusion(config.fusion, towers, config.gradient_checkpointing)
+    limits = {"max_question_tokens": max_question_tokens, "max_answer_tokens": max_answer_tokens}
+    answer_codec = source.codec(config.answer, **limits) if answer is not None else None
+    objective = Objective(
+        fusion,
+        towers,
+        freeze=config.freeze,
+        losses=losses,
+        answer_codec=answer_codec,
+        max_answer_tokens=max_answer_tokens,
+        checkpointing=config.gradient_checkpointing,
+    )
+    return BuiltModel(
+        objective,
+        answer_codec,
+        source.codec(config.match, **limits) if match is not None else None,
+        _largest_input(towers),
+        source,
+    )
+
+
+def _build_fusion(config: FusionConfig, towers: Towers, checkpointing: bool) -> FusedStreams:
+    vision = towers.vision.config
+    width = config.width or vision.hidden_size
+    second = towers.second_stream
+    fusion: nn.Module = PlainSum()
+    if config.name == "difnet":
+        fusion = DifnetEncoder(
+            width=width,
+            heads=config.heads,
+            ffn_width=config.ffn_width or 4 * width,
+            layers=config.layers,
+            separate_layers=config.separate_layers,
+            repeats=config.repeats,
+            dropout=config.dropout,
+            gradient_checkpointing=checkpointing,
+            second_stream=second is not None,
+        )
+    encoder = FusionEncoder(
+        fusion,
+        width_a=vision.hidden_size,
+        width_b=None if second is None else second.width,
+        width=width,
+        out_width=_read_width(towers),
+        dropout=config.dropout,
+    )
+    grid = vision.image_size // vision.patch_size
+    return FusedStreams(encoder, None if second is None else GridTokens(grid, second.width))
+
+
+def _read_width(towers: Towers) -> int:
+    """The width of image tokens that the text encoders read."""
+    encoders = [tower.text_encoder for tower in (towers.match, towers.answer) if tower is not None]
+    widths = {encoder.config.encoder_hidden_size for encoder in encoders}
+    if len(widths) > 1:
+        raise ConfigError(
+            f"model.match, model.answer: read image tokens of different widths {sorted(widths)}; "
+            "name checkpoints of one size"
+        )
+    return widths.pop()
+
+
+def _largest_input(towers: Towers) -> int:
+    second = towers.second_stream
+    return max(towers.vision.config.image_size, second.encoder.config.image_size if second is not None else 0)
+
+
+def _check_sharing(config: ModelConfig, towers: Towers) -> None:
+    if towers.match is None or towers.answer is None or towers.match.text_encoder is not towers.answer.text_encoder:
+        return
+    if ("match" in config.freeze) != ("answer" in config.freeze):
+        raise ConfigError(
+            f"model.freeze: model.match and model.answer both name {config.match} and share its text encoder; "
+            "freeze both or neither"
+        )

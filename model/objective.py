@@ -1,0 +1,207 @@
+"""The objective: pixels and questions in, one loss out. It is the module that the engine trains.
+
+Its registered children are exactly the trained parts. Frozen towers hang on it as plain references, so that the engine
+neither shards, casts, broadcasts nor saves them; gradients still flow through them to the fusion encoder.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import BlipVisionModel
+
+from model.blip import Grouping, decode_text, encode_image, encode_text, generate_greedily
+from model.config import LossConfig, Part
+from model.losses import answer_loss, matching_loss
+from model.pixels import blip_pixels
+from shards.collate import Batch, TextCodec
+
+SUM_NAMES = ("answer_loss", "answered", "itm_loss", "matched", "itm_positives", "itm_negatives", "itm_correct")
+"""What is summed over questions in every micro-batch, so that any number of ranks and steps merges exactly."""
+
+
+class StepOutput(NamedTuple):
+    """What a training forward gives."""
+
+    loss: Tensor
+    """() float32, scaled with `Batch.loss_scale`."""
+    sums: Tensor
+    """(len(SUM_NAMES),) float32, detached."""
+
+
+class EvaluationOutput(NamedTuple):
+    """What an evaluation forward gives."""
+
+    sums: Tensor
+    """(len(SUM_NAMES),) float32."""
+    answer_ids: Tensor | None
+    """(Q, T) generated tokens; None when the recipe trains no answers."""
+
+
+class MatchTower(nn.Module):
+    """BLIP's ITM side: the text encoder and its two-way head."""
+
+    def __init__(self, text_encoder: nn.Module, itm_head: nn.Module) -> None:
+        super().__init__()
+        self.text_encoder, self.itm_head = text_encoder, itm_head
+
+
+class AnswerTower(nn.Module):
+    """BLIP's VQA side: the question encoder and the answer decoder."""
+
+    def __init__(self, text_encoder: nn.Module, text_decoder: nn.Module) -> None:
+        super().__init__()
+        self.text_encoder, self.text_decoder = text_encoder, text_decoder
+
+
+class Towers(NamedTuple):
+    """The parts around the fusion encoder; None where the recipe uses none."""
+
+    vision: BlipVisionModel
+    second_stream: nn.Module | None
+    """(B, 3, S, S) uint8 to a (B, C, h, w) map."""
+    match: MatchTower | None
+    answer: AnswerTower | None
+
+
+class Objective(nn.Module):
+    """Matching and answering over fused image tokens.
+
+    Args:
+        fusion: (tokens (B, N, D), map (B, C, h, w) or None) to (B, N, D') fused tokens.
+        towers: built parts; those named in `freeze` are frozen here and kept unregistered.
+        freeze: parts that are not trained.
+        losses: weights.
+        answer_codec: the special ids of generation; None without an answer tower.
+        max_answer_tokens: length at which generation stops.
+        checkpointing: recompute text layers, and unfrozen vision layers, in the backward pass.
+    """
+
+    def __init__(
+        self,
+        fusion: nn.Module,
+        towers: Towers,
+        *,
+        freeze: Iterable[Part],
+        losses: LossConfig,
+        answer_codec: TextCodec | None,
+        max_answer_tokens: int,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.fusion = fusion
+        self._frozen: dict[str, nn.Module] = {}
+        self._losses, self._codec = losses, answer_codec
+        self._max_answer_tokens, self._checkpointing = max_answer_tokens, checkpointing
+        frozen = set(freeze)
+        for name, tower in towers._asdict().items():
+            if tower is None:
+                continue
+            if name in frozen:
+                self._frozen[name] = tower.eval().requires_grad_(False)
+            else:
+                self.add_module(name, tower.requires_grad_(True))
+
+    def part(self, name: str) -> nn.Module | None:
+        """A tower by name, frozen or trained; None when the recipe has none."""
+        return self._frozen[name] if name in self._frozen else self._modules.get(name)
+
+    def frozen_parts(self) -> Iterator[tuple[str, nn.Module]]:
+        """The unregistered towers, by name."""
+        yield from self._frozen.items()
+
+    def place_frozen(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move and cast the frozen towers; the engine does it for the registered parts."""
+        for tower in self._frozen.values():
+            tower.to(device=device, dtype=dtype)
+
+    def forward(self, batch: Batch) -> StepOutput:
+        """The training loss of a micro-batch."""
+        fused = self.fuse(batch.pixels)
+        loss, sums = fused.new_zeros((), dtype=torch.float32), self._no_sums(fused)
+        if self.part("answer") is not None:
+            states = self._question_states(fused, batch)
+            summed = self._answer_sums(states, batch, sums)
+            loss = loss + self._losses.answer * summed
+        if self.part("match") is not None:
+            summed = self._match_sums(fused, batch, sums)
+            loss = loss + self._losses.itm * summed
+        return StepOutput(loss * batch.loss_scale, _stack(sums))
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> EvaluationOutput:
+        """The same sums without a graph, and the answers as the model generates them."""
+        fused, answer_ids = self.fuse(batch.pixels), None
+        sums = self._no_sums(fused)
+        if self.part("answer") is not None:
+            states = self._question_states(fused, batch)
+            self._answer_sums(states, batch, sums)
+            answer_ids = generate_greedily(
+                self.part("answer").text_decoder,
+                states,
+                batch.question_mask,
+                start_id=self._codec.start_id,
+                end_id=self._codec.end_id,
+                pad_id=self._codec.pad_id,
+                max_tokens=self._max_answer_tokens,
+            )
+        if self.part("match") is not None:
+            self._match_sums(fused, batch, sums)
+        return EvaluationOutput(_stack(sums), answer_ids)
+
+    def fuse(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 pixels to (B, N, D) fused tokens, once per image."""
+        vision = self.part("vision")
+        with self._no_grad_if_frozen("vision"):
+            dtype = vision.embeddings.patch_embedding.weight.dtype
+            inputs = blip_pixels(pixels, vision.config.image_size, dtype)
+            tokens = encode_image(vision, inputs, checkpointing=self._checkpointing)
+        second_stream = self.part("second_stream")
+        if second_stream is None:
+            return self.fusion(tokens, None)
+        with self._no_grad_if_frozen("second_stream"):
+            feature_map = second_stream(pixels)
+        return self.fusion(tokens, feature_map)
+
+    def _question_states(self, fused: Tensor, batch: Batch) -> Tensor:
+        grouping = Grouping.of(batch.question_image, num_images=len(fused), rows_per_image=batch.questions_per_image)
+        encoder = self.part("answer").text_encoder
+        ids, mask = batch.question_ids, batch.question_mask
+        return encode_text(encoder, ids, mask, fused, grouping, checkpointing=self._checkpointing)
+
+    def _answer_sums(self, states: Tensor, batch: Batch, sums: dict[str, Tensor]) -> Tensor:
+        decoder = self.part("answer").text_decoder
+        logits = decode_text(decoder, batch.answer_ids, states, batch.question_mask, checkpointing=self._checkpointing)
+        summed = (answer_loss(logits, batch.answer_labels) * batch.answer_weight).sum()
+        sums["answer_loss"], sums["answered"] = summed.detach(), batch.answer_weight.sum()
+        return summed
+
+    def _match_sums(self, fused: Tensor, batch: Batch, sums: dict[str, Tensor]) -> Tensor:
+        tower = self.part("match")
+        grouping = Grouping.of(batch.match_image, num_images=len(fused), rows_per_image=batch.pairs_per_image)
+        states = encode_text(
+            tower.text_encoder, batch.match_ids, batch.match_mask, fused, grouping, checkpointing=self._checkpointing
+        )
+        logits = tower.itm_head(states[:, 0])
+        labels, weight = batch.match_labels, batch.match_weight
+        summed = (matching_loss(logits, labels) * weight).sum()
+        counted, own = weight > 0, labels == 1
+        sums["itm_loss"] = summed.detach()
+        sums["matched"] = sums["itm_positives"] = (counted & own).sum().float()
+        sums["itm_negatives"] = (counted & ~own).sum().float()
+        sums["itm_correct"] = (counted & (logits.argmax(dim=-1) == labels)).sum().float()
+        return summed
+
+    def _no_grad_if_frozen(self, name: str) -> AbstractContextManager:
+        return torch.no_grad() if name in self._frozen else nullcontext()
+
+    @staticmethod
+    def _no_sums(like: Tensor) -> dict[str, Tensor]:
+        zero = like.new_zeros((), dtype=torch.float32)
+        return dict.fromkeys(SUM_NAMES, zero)
+
+
+def _stack(sums: dict[str, Tensor]) -> Tensor:
+    return torch.stack([sums[name] for name in SUM_NAMES])

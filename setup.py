@@ -1,0 +1,42 @@
+"""Packaging: four flat import packages, one distribution and command called `duoflow`."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# Lower bounds follow known vulnerabilities (torch, transformers, pillow) and the oldest versions the tests ran with.
+# docs/dependencies.md gives the reason for each.
+REQUIREMENTS = [
+    "deepspeed>=0.19.5",
+    "msgspec>=0.20",
+    "numpy>=1.26",
+    "peft>=0.18",
+    "pillow>=12",
+    "pydantic>=2.10",
+    "pyyaml>=6",
+    "safetensors>=0.6",
+    "scipy>=1.13",
+    "tensorboard>=2.18",
+    "timm>=1.0.20",
+    "torch>=2.10",
+    "torchvision>=0.25",
+    "tqdm>=4.66",
+    "transformers>=5.3",
+    "webdataset>=1.0",
+]
+
+setup(
+    name="duoflow",
+    version="0.1.0",
+    description="Train vision-language fusion encoders on GQA with WebDataset shards and DeepSpeed ZeRO",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["shards*", "model*", "trainer*", "launch*"]),
+    install_requires=REQUIREMENTS,
+    extras_require={
+        "dev": ["hypothesis>=6.100", "pytest>=8", "ruff>=0.14"],
+    },
+    entry_points={"console_scripts": ["duoflow=trainer.cli:main"]},
+)

@@ -1,0 +1,175 @@
+"""`index.json`: the only description of a split of shards, written last, read before anything else."""
+
+import hashlib
+import re
+from functools import cached_property
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import DataError
+
+FORMAT = "duoflow-shards"
+VERSION = 1
+INDEX_NAME = "index.json"
+NO_DIGEST = "0" * 64
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """An annotation file that the shards were built from, by file name."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class Shard(msgspec.Struct, frozen=True, kw_only=True):
+    """One tar file; the lists have one entry per sample, in the order of the tar.
+
+    Offsets and sizes are those of the member's data (behind its tar header), in bytes.
+    """
+
+    name: str
+    bytes: int
+    sha256: str
+    image_ids: list[str]
+    image_formats: list[str]
+    """Member extension of each image: jpg, png or webp."""
+    image_offsets: list[int]
+    image_bytes: list[int]
+    json_offsets: list[int]
+    json_bytes: list[int]
+    num_questions: list[int]
+    image_refs: list[str] = []
+    """What the annotations call each image's file; empty where that is the image id."""
+
+
+class SkippedImage(msgspec.Struct, frozen=True, kw_only=True):
+    """An image that was left out, with all its questions, because it is missing or cannot be decoded."""
+
+    image_id: str
+    image_ref: str
+    num_questions: int
+    reason: str
+    """missing or unreadable."""
+
+
+class SplitIndex(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """Everything about a split except pixels and texts."""
+
+    format: str = FORMAT
+    version: int = VERSION
+    digest: str = NO_DIGEST
+    """sha256 of the index file with these 64 digits as zeros: the file protects itself. Set by `encode_index`."""
+    reader: str
+    """The annotation format it was built from: gqa, jsonl or csv."""
+    sources: list[Source]
+    options: dict[str, str | int | bool | None]
+    """The options of the build that change its content: resize, balanced_only, limit, on_missing, shard_bytes."""
+    counts: dict[str, int]
+    """images, questions, answered (questions with an answer); left out: missing_images, unreadable_images and their
+    skipped_questions, duplicate_questions (identical repetitions), unbalanced_questions."""
+    answers: dict[str, int]
+    """The answer vocabulary with counts."""
+    groups: dict[str, dict[str, int]]
+    """Global group -> answer -> count."""
+    types: dict[str, dict[str, int]] = {}
+    """structural | semantic -> type -> count of questions."""
+    skipped: list[SkippedImage] = []
+    images_sha256: str = ""
+    """One digest over id, file name and content of every source image: tells whether the images have changed."""
+    shards: list[Shard]
+
+    @cached_property
+    def first_image(self) -> NDArray[np.int64]:
+        """Number of the first image of each shard, and one past the last: (shards + 1,)."""
+        return np.cumsum([0] + [len(shard.image_ids) for shard in self.shards], dtype=np.int64)
+
+    @cached_property
+    def num_questions(self) -> NDArray[np.int64]:
+        """Questions of each image, in index order: (images,)."""
+        counts = [np.asarray(shard.num_questions, dtype=np.int64) for shard in self.shards]
+        return np.concatenate([np.zeros(0, np.int64), *counts])
+
+    @property
+    def num_images(self) -> int:
+        return int(self.first_image[-1])
+
+    def locate(self, image: int) -> tuple[int, int]:
+        """(shard number, position in the shard) of an image number."""
+        shard = int(np.searchsorted(self.first_image, image, side="right")) - 1
+        return shard, image - int(self.first_image[shard])
+
+
+def encode_index(index: SplitIndex) -> bytes:
+    """The index as JSON text with keys in a fixed order, sealed with its own digest."""
+    blank = msgspec.structs.replace(index, digest=NO_DIGEST)
+    data = msgspec.json.format(msgspec.json.encode(blank, order="deterministic"), indent=1)
+    return data.replace(NO_DIGEST.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
+
+
+def is_intact(data: bytes) -> bool:
+    """Whether the text of an index is, to the byte, what `encode_index` wrote."""
+    found = re.search(rb'"digest": "([0-9a-f]{64})"', data)
+    if found is None:
+        return False
+    blank = data[: found.start(1)] + NO_DIGEST.encode() + data[found.end(1) :]
+    return hashlib.sha256(blank).hexdigest().encode() == found.group(1)
+
+
+def read_index_bytes(directory: str | Path) -> bytes:
+    """The text of a directory's index.
+
+    Raises:
+        DataError: there is none, or it cannot be read.
+    """
+    path = Path(directory) / INDEX_NAME
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        found = "no such directory" if not path.parent.is_dir() else f"no {INDEX_NAME} in it"
+        raise DataError(
+            f"{directory}: {found}; expected a directory of finished shards: build one with `duoflow shards build`"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def decode_index(data: bytes, path: Path) -> SplitIndex:
+    """The inverse of `encode_index`, without the test of its digest; `path` is for messages.
+
+    Raises:
+        DataError: this is no index, or one of another format version.
+    """
+    try:
+        index = msgspec.json.decode(data, type=SplitIndex)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not an index of shards ({error}); build the shards again") from None
+    if index.format != FORMAT or index.version != VERSION:
+        raise DataError(
+            f"{path}: format {index.format!r} version {index.version}; expected {FORMAT!r} version {VERSION}: "
+            "build the shards again"
+        )
+    return index
+
+
+def read_index(directory: str | Path) -> SplitIndex:
+    """Read the index of a directory of shards.
+
+    Raises:
+        DataError: there is no complete set of shards in the directory, its index is damaged, or it is of another
+            format version.
+    """
+    path = Path(directory) / INDEX_NAME
+    data = read_index_bytes(directory)
+    index = decode_index(data, path)
+    if not is_intact(data):
+        raise DataError(f"{path}: damaged or edited (its digest does not fit its content); build the shards again")
+    return index
+
+
+def index_digest(directory: str | Path) -> str:
+    """sha256 of the index file: names the exact content of a split, since the index holds every shard's sha256."""
+    return hashlib.sha256((Path(directory) / INDEX_NAME).read_bytes()).hexdigest()

@@ -1,0 +1,237 @@
+"""The order of an epoch as a pure function: which questions of which image, in which step, on which rank.
+
+Terms. A *visit* is one image with at most K of its questions. An epoch gives every question exactly once. The V visits
+of an epoch stand in one order; L *lanes* cut that order into L contiguous pieces, and a step of B visits takes v = B/L
+positions of every lane. Ranks own whole lanes, so the set of visits of a step is the same for every world size that
+divides L, and resuming is a seek.
+
+Every random order is an argsort of a 64-bit hash of (seed, epoch, purpose, id), ties by id: it cannot change with the
+version of a library's generator.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import ConfigError
+
+Ints = NDArray[np.int64]
+Purpose = Literal["question", "shard", "visit", "answer_negative", "question_negative", "subset"]
+
+PADDING = -1
+"""Stands for a missing visit: weight 0, nothing is read."""
+DEFAULT_MAX_LANES = 64
+
+
+def mix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """A bijective scrambling of 64-bit integers (the finaliser of SplitMix64, Steele et al. 2014)."""
+    with np.errstate(over="ignore"):
+        z = values + np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+@lru_cache(maxsize=256)
+def _key(seed: int, epoch: int, purpose: Purpose) -> np.uint64:
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{purpose}".encode(), digest_size=8).digest()
+    return np.uint64(int.from_bytes(digest, "little"))
+
+
+def hash64(seed: int, epoch: int, purpose: Purpose, ids: Ints) -> NDArray[np.uint64]:
+    """A 64-bit hash of (seed, epoch, purpose, id) for each id."""
+    return mix64(mix64(ids.astype(np.uint64)) ^ _key(seed, epoch, purpose))
+
+
+def hash_order(seed: int, epoch: int, purpose: Purpose, ids: Ints) -> Ints:
+    """Positions of `ids` in the order of their hashes, ties by id. `ids` ascend."""
+    return np.argsort(hash64(seed, epoch, purpose, ids), kind="stable")
+
+
+def default_lanes(visits_per_step: int) -> int:
+    """The largest divisor of the global batch that is at most 64."""
+    return max(lane for lane in range(1, min(visits_per_step, DEFAULT_MAX_LANES) + 1) if visits_per_step % lane == 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What determines the order of a run, apart from the data."""
+
+    seed: int
+    questions_per_visit: int
+    """K"""
+    visits_per_step: int
+    """B"""
+    lanes: int
+    """L, a divisor of B."""
+    shuffle_shards: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Which part of every step a rank computes: rank r of W, in micro-batches of m visits."""
+
+    rank: int
+    world_size: int
+    micro_visits: int
+
+
+def accumulation_steps(order: Order, share: Share) -> int:
+    """Micro-batches that each rank computes for one step.
+
+    Raises:
+        ConfigError: the world size does not divide the lanes, or the micro-batch does not divide a rank's visits.
+    """
+    if order.lanes % share.world_size:
+        fitting = [size for size in range(1, order.lanes + 1) if order.lanes % size == 0]
+        raise ConfigError(
+            f"batch.lanes: {order.lanes} lanes cannot be shared by {share.world_size} ranks; world sizes that fit: "
+            f"{', '.join(map(str, fitting))} (or set batch.lanes to a multiple of {share.world_size} that divides "
+            f"batch.visits={order.visits_per_step})"
+        )
+    per_rank = order.visits_per_step // share.world_size
+    if per_rank % share.micro_visits:
+        fitting = [size for size in range(1, per_rank + 1) if per_rank % size == 0]
+        raise ConfigError(
+            f"batch.micro_visits: {share.micro_visits} does not divide the {per_rank} visits of a rank (batch.visits="
+            f"{order.visits_per_step} over {share.world_size} ranks); sizes that fit: {', '.join(map(str, fitting))}"
+        )
+    return per_rank // share.micro_visits
+
+
+class Visits:
+    """The visits of a split: image i with n > 0 questions gives ceil(n/K) of them, numbered in index order.
+
+    Args:
+        num_questions: questions of each image, in index order: (images,). An image with 0 is never visited.
+        questions_per_visit: K.
+    """
+
+    def __init__(self, num_questions: Ints, questions_per_visit: int) -> None:
+        self.num_questions = num_questions
+        self.parts = -(-num_questions // questions_per_visit)  # (images,) visits of each image
+        self.image = np.repeat(np.arange(len(num_questions)), self.parts)  # (visits,)
+        self.first_visit = np.cumsum(self.parts) - self.parts  # (images,)
+        self.part = np.arange(len(self.image)) - self.first_visit[self.image]  # (visits,)
+        self.first_question = np.cumsum(num_questions) - num_questions  # (images,) global question numbers
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    @cached_property
+    def sizes(self) -> Ints:
+        """Questions of each visit: (visits,). Visits of one image differ by at most 1."""
+        questions, parts = self.num_questions[self.image], self.parts[self.image]
+        return questions // parts + (self.part < questions % parts)
+
+    def span(self, visit: int) -> slice:
+        """Where the questions of a visit lie in its image's order of questions."""
+        image, part = self.image[visit], int(self.part[visit])
+        base, longer = divmod(int(self.num_questions[image]), int(self.parts[image]))
+        start = part * base + min(part, longer)
+        return slice(start, start + base + (part < longer))
+
+
+class EpochOrder:
+    """The order of one epoch of one split."""
+
+    def __init__(self, visits: Visits, first_image: Ints, order: Order, epoch: int) -> None:
+        self.visits, self.order, self.epoch = visits, order, epoch
+        num_shards = len(first_image) - 1
+        shards = hash_order(order.seed, epoch, "shard", np.arange(num_shards))
+        self._block_of_shard = np.empty(num_shards, np.int64)
+        self._block_of_shard[shards] = np.arange(num_shards) // order.shuffle_shards
+        shard_of_image = np.repeat(np.arange(num_shards), np.diff(first_image))
+        self._block_of_image = self._block_of_shard[shard_of_image]
+        block = self._block_of_image[visits.image]
+        rank_in_hash = np.empty(len(visits), np.int64)
+        rank_in_hash[hash_order(order.seed, epoch, "visit", np.arange(len(visits)))] = np.arange(len(visits))
+        self.sequence = np.lexsort((rank_in_hash, block))  # (V,) visit numbers in the order of the epoch
+        num_blocks = -(-num_shards // order.shuffle_shards)
+        self._block_bounds = np.searchsorted(block[self.sequence], np.arange(num_blocks + 1))
+
+    @property
+    def num_steps(self) -> int:
+        """S = ceil(ceil(V/L) / v)."""
+        lanes = self.order.lanes
+        longest_lane = -(-len(self.visits) // lanes)
+        return -(-longest_lane // (self.order.visits_per_step // lanes))
+
+    def step(self, step: int) -> Ints:
+        """The visits of a step, one row per lane: (L, B/L), PADDING where a lane has ended."""
+        lanes = np.arange(self.order.lanes + 1)
+        bounds = lanes * len(self.visits) // self.order.lanes
+        per_lane = self.order.visits_per_step // self.order.lanes
+        positions = bounds[:-1, None] + step * per_lane + np.arange(per_lane)
+        inside = positions < bounds[1:, None]
+        return np.where(inside, self.sequence[np.where(inside, positions, 0)], PADDING)
+
+    def questions_in_step(self, step: int) -> int:
+        """Questions of the whole step, over all ranks: the denominator of its losses."""
+        visits = self.step(step)
+        return int(self.visits.sizes[visits[visits != PADDING]].sum())
+
+    def micro_batch(self, step: int, micro_step: int, share: Share) -> Ints:
+        """The visits that a rank computes in one micro-step: (m,)."""
+        lanes = self.order.lanes // share.world_size
+        own = self.step(step)[share.rank * lanes : (share.rank + 1) * lanes].ravel()
+        return own[micro_step * share.micro_visits : (micro_step + 1) * share.micro_visits]
+
+    def questions(self, visit: int) -> Ints:
+        """The questions of a visit as positions in their image's list: (size,)."""
+        image = self.visits.image[visit]
+        first, count = self.visits.first_question[image], self.visits.num_questions[image]
+        shuffled = hash_order(self.order.seed, self.epoch, "question", np.arange(first, first + count))
+        return shuffled[self.visits.span(visit)]
+
+    def block(self, image: int) -> Ints:
+        """The visits among which an image's question negatives are chosen: those of its block of shards."""
+        block = self._block_of_image[image]
+        return self.sequence[self._block_bounds[block] : self._block_bounds[block + 1]]
+
+
+class EvaluationOrder:
+    """Index order, cut into contiguous parts for any world size; every rank has as many micro-batches."""
+
+    def __init__(self, visits: Visits, share: Share) -> None:
+        self.visits, self.share = visits, share
+
+    @property
+    def num_micro_batches(self) -> int:
+        longest = -(-len(self.visits) // self.share.world_size)
+        return -(-longest // self.share.micro_visits)
+
+    def micro_batch(self, number: int) -> Ints:
+        """The visits of this rank's micro-batch: (m,), PADDING behind the end."""
+        rank, world_size, micro = self.share.rank, self.share.world_size, self.share.micro_visits
+        start, stop = rank * len(self.visits) // world_size, (rank + 1) * len(self.visits) // world_size
+        positions = start + number * micro + np.arange(micro)
+        return np.where(positions < stop, positions, PADDING)
+
+    def questions(self, visit: int) -> Ints:
+        """The questions of a visit as positions in their image's list, in index order: (size,)."""
+        count = int(self.visits.num_questions[self.visits.image[visit]])
+        return np.arange(count)[self.visits.span(visit)]
+
+
+def limit_images(num_questions: Ints, limit: int | None) -> Ints:
+    """`num_questions` with only the first `limit` images that have questions left in use."""
+    if limit is None:
+        return num_questions
+    used = np.cumsum(num_questions > 0) <= limit
+    return np.where(used, num_questions, 0)
+
+
+def sample_images(num_questions: Ints, max_images: int | None, seed: int) -> Ints:
+    """`num_questions` with only `max_images` hash-chosen images left in use: always the same ones for a seed."""
+    asked = np.flatnonzero(num_questions > 0)
+    if max_images is None or len(asked) <= max_images:
+        return num_questions
+    chosen = asked[hash_order(seed, 0, "subset", asked)[:max_images]]
+    limited = np.zeros_like(num_questions)
+    limited[chosen] = num_questions[chosen]
+    return limited

@@ -1,0 +1,80 @@
+"""One sample by its number: bytes are read by offset, no tar is ever scanned or extracted."""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import msgspec
+
+from shards.errors import DataError
+from shards.index import Shard, SplitIndex
+from shards.records import ImageSample, decode_sample
+
+CACHED_SAMPLES = 1024
+"""Decoded annotations kept per process: negatives read those of other images of the same block."""
+
+
+class ShardReader:
+    """Reads images and annotations of a split; safe to hand to worker processes (files open on first use).
+
+    Raises (all methods):
+        DataError: a shard is missing, is shorter than the index says, or holds no such sample.
+    """
+
+    def __init__(self, directory: str | Path, index: SplitIndex) -> None:
+        self.directory, self.index = Path(directory), index
+        self._open_files: dict[str, int] = {}
+        self._cached_sample = lru_cache(CACHED_SAMPLES)(self._read_sample)
+
+    def __getstate__(self) -> dict:
+        return {"directory": self.directory, "index": self.index}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(state["directory"], state["index"])
+
+    def image_bytes(self, image: int) -> bytes:
+        """The encoded image (JPEG, PNG or WebP) with this number."""
+        number, position = self.index.locate(image)
+        shard = self.index.shards[number]
+        return self._read(shard, shard.image_offsets[position], shard.image_bytes[position])
+
+    def sample(self, image: int) -> ImageSample:
+        """The annotations of the image with this number."""
+        return self._cached_sample(image)
+
+    def describe(self, image: int) -> str:
+        """Shard file and image id, for messages."""
+        number, position = self.index.locate(image)
+        shard = self.index.shards[number]
+        return f"{self.directory / shard.name}: image {shard.image_ids[position]!r}"
+
+    def _read_sample(self, image: int) -> ImageSample:
+        number, position = self.index.locate(image)
+        shard = self.index.shards[number]
+        data = self._read(shard, shard.json_offsets[position], shard.json_bytes[position])
+        try:
+            return decode_sample(data)
+        except msgspec.DecodeError as error:
+            raise DataError(f"{self.describe(image)}: damaged annotations ({error}); {self._remedy}") from None
+
+    def _read(self, shard: Shard, offset: int, size: int) -> bytes:
+        data = os.pread(self._open(shard), size, offset)
+        if len(data) != size:
+            raise DataError(
+                f"{self.directory / shard.name}: ends at byte {offset + len(data)}, expected {shard.bytes}; "
+                f"{self._remedy}"
+            )
+        return data
+
+    def _open(self, shard: Shard) -> int:
+        if shard.name not in self._open_files:
+            path = self.directory / shard.name
+            try:
+                self._open_files[shard.name] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise DataError(f"{path}: {error.strerror}; {self._remedy}") from None
+        return self._open_files[shard.name]
+
+    @property
+    def _remedy(self) -> str:
+        return f"list every fault with `duoflow shards verify {self.directory}` and build the shards again"

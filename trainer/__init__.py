@@ -1,0 +1,1 @@
+"""The only package that sees everything: configuration, engine, loop, metrics, command line."""
