@@ -26,6 +26,7 @@ from shards.plan import (
     Share,
     Visits,
     accumulation_steps,
+    exchanged_images,
     limit_images,
     sample_images,
 )
@@ -136,7 +137,7 @@ class _MicroBatches(Dataset):
             for image, number in zip(images, numbers, strict=True)
         ]
         batch, cut = collate(
-            [self._pixels(image) for image in images],
+            [self._pixels(self._shown_image(image)) for image in images],
             visit_texts,
             answer_codec=self.texts.answer_codec,
             match_codec=self.texts.match_codec,
@@ -175,6 +176,9 @@ class _MicroBatches(Dataset):
                 chosen.append((other.question, other.answer))
         return chosen
 
+    def _shown_image(self, image: int) -> int:
+        return image
+
     def _pixels(self, image: int) -> Tensor:
         try:
             return decode_image(self.split.reader.image_bytes(image), self.image_size)
@@ -204,13 +208,33 @@ class TrainingBatches(_MicroBatches):
 
 
 class EvaluationBatches(_MicroBatches):
-    """Micro-batches by number, for one rank; negatives are those of epoch 0, so that ITM accuracies compare."""
+    """Micro-batches by number, for one rank; negatives are those of epoch 0, so that ITM accuracies compare.
+
+    Args:
+        max_images: evaluate so many hash-chosen images; None is all.
+        shuffle_images: show every question the image of another sample, which tells what a model owes to its eyes.
+    """
 
     def __init__(
-        self, split: Split, texts: Texts, image_size: int, share: Share, *, max_images: int | None = None
+        self,
+        split: Split,
+        texts: Texts,
+        image_size: int,
+        share: Share,
+        *,
+        max_images: int | None = None,
+        shuffle_images: bool = False,
     ) -> None:
         super().__init__(split, texts, image_size)
         self.order = split.evaluation(share, max_images)
+        self._shown = exchanged_images(self.order.visits.num_questions, split.order.seed) if shuffle_images else None
+
+    def keys(self) -> list[tuple[int]]:
+        """The keys of all micro-batches of this rank; every rank has as many."""
+        return [(number,) for number in range(self.order.num_micro_batches)]
+
+    def _shown_image(self, image: int) -> int:
+        return image if self._shown is None else int(self._shown[image])
 
     def prepare(self, number: int) -> MicroBatch:
         visits, order = self.order.micro_batch(number), self.order
@@ -266,9 +290,10 @@ class Loader:
 
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
-    # A terminal or a scheduler signals the whole process group: the training process decides when workers end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Terminals, launchers and Slurm signal the whole process group, and the batches of the step at hand are still
+    # needed then. Workers end when the training process says so, or is gone.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def training_keys(epoch: int, first_step: int, last_step: int, accumulation: int) -> list[tuple[int, int, int]]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from shards.errors import ConfigError
 
 Ints = NDArray[np.int64]
-Purpose = Literal["question", "shard", "visit", "answer_negative", "question_negative", "subset"]
+Purpose = Literal["question", "shard", "visit", "answer_negative", "question_negative", "subset", "exchange"]
 
 PADDING = -1
 """Stands for a missing visit: weight 0, nothing is read."""
@@ -235,3 +235,12 @@ def sample_images(num_questions: Ints, max_images: int | None, seed: int) -> Int
     limited = np.zeros_like(num_questions)
     limited[chosen] = num_questions[chosen]
     return limited
+
+
+def exchanged_images(num_questions: Ints, seed: int) -> Ints:
+    """For each image in use the number of another one, each of them once: a single cycle in hash order."""
+    used = np.flatnonzero(num_questions > 0)
+    cycle = used[hash_order(seed, 0, "exchange", used)]
+    other = np.arange(len(num_questions))
+    other[cycle] = np.roll(cycle, 1)
+    return other

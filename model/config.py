@@ -1,0 +1,146 @@
+"""What a recipe says about the model: which towers, which fusion, what is frozen, and which losses train it."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from shards.config_base import Section
+
+SCRATCH = "scratch"
+
+Part = Literal["vision", "second_stream", "match", "answer"]
+"""What can be frozen. The fusion encoder never is: it is what a run trains."""
+
+
+class EfficientSamConfig(Section):
+    """The second vision tower. The sizes are for `variant: custom` alone; the official variants have fixed ones."""
+
+    checkpoint: str | None = None
+    """File with the official weights (`efficient_sam_vitt.pt`, `efficient_sam_vits.pt`); null starts from scratch."""
+    variant: Literal["vitt", "vits", "custom"] = "vitt"
+    """The official tiny or small encoder, or one of the sizes below."""
+    image_size: int | None = Field(default=None, ge=1)
+    """Side of the input in pixels (custom only)."""
+    patch_size: int | None = Field(default=None, ge=1)
+    """Side of a patch in pixels (custom only)."""
+    width: int | None = Field(default=None, ge=1)
+    """Width of the transformer (custom only)."""
+    depth: int | None = Field(default=None, ge=1)
+    """Layers of the transformer (custom only)."""
+    heads: int | None = Field(default=None, ge=1)
+    """Attention heads (custom only)."""
+    neck_width: int | None = Field(default=None, ge=1)
+    """Channels of the feature map behind the neck (custom only)."""
+
+
+class FusionConfig(Section):
+    """The fusion encoder between the two vision towers: the part that a run trains."""
+
+    name: Literal["difnet", "sum"] = "difnet"
+    """DIFNet's encoder (Wu et al. 2022), or the sum of both streams as a baseline."""
+    width: int | None = Field(default=None, ge=1)
+    """Width inside the encoder; null is the width of the first stream."""
+    layers: int = Field(default=3, ge=1)
+    """N: layers of the encoder."""
+    separate_layers: int = Field(default=1, ge=0)
+    """Lf: the first of them, which the streams pass apart before they are added; less than `layers`."""
+    repeats: int = Field(default=2, ge=1)
+    """T: how often a stream passes each of its separate layers, with the same weights."""
+    heads: int = Field(default=8, ge=1)
+    """Attention heads; they divide the width."""
+    ffn_width: int | None = Field(default=None, ge=1)
+    """Width of the feed-forward part; null is 4 x width."""
+    dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of activations dropped while training."""
+
+
+class ScratchConfig(Section):
+    """Sizes of the towers that are written `scratch`: small, untrained, for tests, demos and machines without a hub."""
+
+    image_size: int = Field(default=64, ge=1)
+    """Side of the input in pixels."""
+    patch_size: int = Field(default=8, ge=1)
+    """Side of a patch in pixels; divides `image_size`."""
+    vision_width: int = Field(default=128, ge=1)
+    """Width of the vision transformer."""
+    vision_layers: int = Field(default=3, ge=1)
+    """Layers of the vision transformer."""
+    vision_heads: int = Field(default=4, ge=1)
+    """Attention heads of the vision transformer."""
+    text_width: int = Field(default=128, ge=1)
+    """Width of the text encoders and of the decoder."""
+    text_layers: int = Field(default=2, ge=1)
+    """Layers of each text encoder."""
+    decoder_layers: int = Field(default=1, ge=1)
+    """Layers of the answer decoder."""
+    text_heads: int = Field(default=4, ge=1)
+    """Attention heads of the text encoders and of the decoder."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of activations dropped while training."""
+    vocab_size: int = Field(default=1000, ge=16)
+    """Most words that the tokenizer takes from the training questions and answers."""
+
+
+class ModelConfig(Section):
+    """Towers by reference, and the fusion between them.
+
+    A reference is a hub id (`Salesforce/blip-vqa-base`, with `@revision` to pin it), a local directory, or `scratch`.
+    Equal references share one module; what no loss uses is not loaded.
+    """
+
+    vision: str = SCRATCH
+    """Reference of the first vision tower (BLIP's ViT)."""
+    match: str = SCRATCH
+    """Reference of the matching text encoder and its head (BLIP ITM)."""
+    answer: str = SCRATCH
+    """Reference of the question encoder and answer decoder (BLIP VQA)."""
+    second_stream: Literal["efficient_sam", "none"] = "efficient_sam"
+    """The second vision tower; `none` trains a fusion encoder over a single stream."""
+    efficient_sam: EfficientSamConfig = EfficientSamConfig()
+    fusion: FusionConfig = FusionConfig()
+    scratch: ScratchConfig = ScratchConfig()
+    freeze: tuple[Part, ...] = ("vision", "second_stream", "match", "answer")
+    """Parts that are not trained."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
+
+
+class LossConfig(Section):
+    """How much each loss weighs; a loss of weight 0 is not computed and its towers are not loaded."""
+
+    itm: float = Field(default=1.0, ge=0.0)
+    """Weight of image-text matching."""
+    answer: float = Field(default=1.0, ge=0.0)
+    """Weight of answer generation."""
+    negatives: tuple[Literal["answer", "question"], ...] = ("answer", "question")
+    """Wrong pairs for matching: the question with a wrong answer; a question of another image with its answer."""
+
+
+def local_directory(reference: str) -> Path | None:
+    """The directory that a model reference names; None when it is `scratch` or a hub id.
+
+    `/x`, `./x`, `../x` and `~/x` are directories whether they exist or not; anything else is one if it exists.
+    """
+    if reference == SCRATCH:
+        return None
+    path = Path(reference).expanduser()
+    looks_local = reference.startswith(("/", "./", "../", "~"))
+    return path if looks_local or path.is_dir() else None
+
+
+def hub_reference(reference: str) -> tuple[str, str | None]:
+    """(hub id, revision) of a reference that is a hub id; without `@revision` the revision is None."""
+    hub_id, _, revision = reference.partition("@")
+    return hub_id, revision or None
+
+
+def untrained_parts(model: ModelConfig, losses: LossConfig) -> tuple[Part, ...]:
+    """Parts that a run uses and that start from random weights."""
+    starts_untrained: dict[Part, bool] = {
+        "vision": model.vision == SCRATCH,
+        "second_stream": model.second_stream != "none" and model.efficient_sam.checkpoint is None,
+        "match": losses.itm > 0 and model.match == SCRATCH,
+        "answer": losses.answer > 0 and model.answer == SCRATCH,
+    }
+    return tuple(part for part, untrained in starts_untrained.items() if untrained)

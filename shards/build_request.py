@@ -1,0 +1,59 @@
+"""What a build of shards is asked for, checked before any work."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from shards.annotations import READERS
+from shards.errors import ConfigError, DataError
+
+OnMissing = Literal["fail", "skip"]
+SHARD_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildRequest:
+    """What `duoflow shards build` is asked for."""
+
+    format: str
+    questions: Sequence[Path]
+    images: Path
+    out: Path
+    scene_graphs: Path | None = None
+    limit: int | None = None
+    """At most so many images: the first by id."""
+    workers: int = 0
+    """Processes that decode images; the result does not depend on it."""
+    on_missing: OnMissing = "fail"
+    balanced_only: bool = False
+    resize: int | None = None
+    """Bring the short side down to so many pixels; None keeps the files as they are."""
+    shard_bytes: int = SHARD_BYTES
+    show_progress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.format not in READERS:
+            raise ConfigError(f"--format {self.format}: no such format; expected one of {', '.join(READERS)}")
+        if self.on_missing not in ("fail", "skip"):
+            raise ConfigError(f"--on-missing {self.on_missing}: expected fail or skip")
+        for name, least in (("limit", 1), ("resize", 1), ("workers", 0), ("shard_bytes", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"--{name.replace('_', '-')} {value}: expected at least {least}")
+        if self.scene_graphs is not None and self.format != "gqa":
+            raise ConfigError(f"--scene-graphs: belongs to --format gqa, not to {self.format}")
+        if not self.questions:
+            raise ConfigError("--questions: no files given")
+        if not self.images.is_dir():
+            raise DataError(f"--images {self.images}: no such directory")
+
+    def options(self) -> dict[str, str | int | bool | None]:
+        """What changes the content of the shards, beside the input."""
+        return {
+            "balanced_only": self.balanced_only,
+            "limit": self.limit,
+            "on_missing": self.on_missing,
+            "resize": self.resize,
+            "shard_bytes": self.shard_bytes,
+        }

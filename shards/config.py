@@ -1,0 +1,34 @@
+"""What a recipe says about data: where the shards are, and how an epoch is cut into visits."""
+
+from pydantic import Field
+
+from shards.config_base import Section
+
+
+class DataConfig(Section):
+    """Directories of finished shards, and how they are read."""
+
+    train: str | None = None
+    """Directory of the training shards, built with `duoflow shards build`."""
+    val: str | None = None
+    """Directory of the validation shards; without one there is no validation and no `best` checkpoint."""
+    testdev: str | None = None
+    """Directory of the testdev shards, for `duoflow evaluate`."""
+    test: str | None = None
+    """Directory of the test shards, for `duoflow evaluate`."""
+    challenge: str | None = None
+    """Directory of the challenge shards, for `duoflow evaluate`."""
+    limit: int | None = Field(default=None, ge=1)
+    """Images read of each split, the first ones; null reads all."""
+    questions_per_visit: int = Field(default=16, ge=1)
+    """K: an image with more questions is visited more than once in an epoch."""
+    shuffle_shards: int = Field(default=8, ge=1)
+    """Shards that are mixed with each other: more mix better, fewer open fewer files."""
+    image_size: int | None = Field(default=None, ge=1)
+    """Side in pixels of the square images that the loader makes; null is the largest input of the vision towers."""
+    max_question_tokens: int = Field(default=32, ge=3)
+    """Longer questions are cut, and counted."""
+    max_answer_tokens: int = Field(default=12, ge=3)
+    """Longer answers are cut."""
+    workers: int = Field(default=2, ge=0)
+    """Processes per rank that read and decode; 0 does it in the training process. Changes no result."""

@@ -1,0 +1,113 @@
+"""`duoflow scenes`: the files of a rendered set, written so that a directory is either complete or not there."""
+
+import argparse
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from shards.errors import UserError
+from shards.scenes.gqa_format import choice_records, question_records, questions, scene_graph
+from shards.scenes.raster import encode_png, paint
+from shards.scenes.world import MIN_IMAGES, SPLITS, Dice, scene, split_of
+
+
+def add_scenes_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the `scenes` verb; its namespace carries `handler`: namespace -> exit code."""
+    parser = subparsers.add_parser(
+        "scenes",
+        help="render a small GQA-format set: images, questions, scene graphs, choices",
+        description="Render coloured shapes with questions, scene graphs and choices as GQA writes them. The splits "
+        f"share no image: {', '.join(SPLITS)}; `backbone` is there to train vision encoders on before `train`.",
+    )
+    parser.add_argument("out", metavar="OUT", type=Path, help="directory to write; it appears when it is complete")
+    parser.add_argument("--images", metavar="N", type=int, default=2000, help="how many images (default: %(default)s)")
+    parser.add_argument("--seed", metavar="S", type=int, default=0, help="same seed, same bytes (default: %(default)s)")
+    parser.set_defaults(handler=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    written = write_scenes(arguments.out, num_images=arguments.images, seed=arguments.seed)
+    counts = Counter(map(split_of, range(arguments.images)))
+    splits = ", ".join(f"{split} {counts[split]}" for split in SPLITS)
+    state = "rendered" if written else "already there, nothing to do"
+    print(f"{arguments.out}: {arguments.images} images ({splits}), seed {arguments.seed}: {state}")
+    return 0
+
+
+def write_scenes(out: Path, *, num_images: int, seed: int) -> bool:
+    """Write the set, unless all of it is there; returns whether it was written.
+
+    Raises:
+        UserError: too few images, `out` holds something else, or it cannot be written.
+    """
+    if num_images < MIN_IMAGES:
+        raise UserError(f"--images {num_images}: expected at least {MIN_IMAGES}, one for each split")
+    out = Path(os.path.abspath(out))
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; expected a directory, or a path where there is nothing yet")
+    try:
+        if out.is_dir() and any(out.iterdir()):
+            _require_same(out, scene_files(num_images=num_images, seed=seed))
+            return False
+        _write_new(out, scene_files(num_images=num_images, seed=seed))
+    except OSError as error:
+        raise UserError(f"{error.filename or out}: cannot be read or written: {error.strerror}") from None
+    return True
+
+
+def scene_files(*, num_images: int, seed: int) -> Iterator[tuple[str, bytes]]:
+    """(path, content) of every file of the set, images first: a pure function of its arguments."""
+    entries: dict[str, list[bytes]] = {}
+    for number in range(num_images):
+        dice, shown, split = Dice(seed, number), scene(seed, number), split_of(number)
+        yield f"images/{shown.image_id}.png", encode_png(paint(shown))
+        asked = questions(shown, dice)
+        records = (
+            ("balanced_questions", question_records(shown, asked)),
+            ("sceneGraphs", {shown.image_id: scene_graph(shown)}),
+            ("choices", choice_records(asked)),
+        )
+        for name, entry in records:
+            entries.setdefault(f"{split}_{name}.json", []).extend(_lines(entry))
+    for path, lines in sorted(entries.items()):
+        yield path, b"{\n" + b",\n".join(lines) + b"\n}\n"
+
+
+def _lines(entries: dict[str, Any]) -> Iterator[bytes]:
+    """One JSON member per line: a file that can be read by eye and by `grep`."""
+    for key, value in entries.items():
+        yield msgspec.json.encode(key) + b": " + msgspec.json.encode(value)
+
+
+def _require_same(out: Path, files: Iterator[tuple[str, bytes]]) -> None:
+    """Files besides those of the set, such as shards built from it, are left alone."""
+    for path, content in files:
+        try:
+            same = (out / path).read_bytes() == content
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise UserError(
+                f"{out}: exists and holds something else ({path} is missing or differs); "
+                "give another OUT, or the --images and --seed that it was rendered with"
+            )
+
+
+def _write_new(out: Path, files: Iterator[tuple[str, bytes]]) -> None:
+    """Write beside `out`, then rename. Not one fsync per image: rendering again finds and names a damaged file."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staged = out.with_name(f".{out.name}.{os.getpid()}")
+    staged.mkdir()
+    try:
+        (staged / "images").mkdir()
+        for path, content in files:
+            (staged / path).write_bytes(content)
+        os.replace(staged, out)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise

@@ -1,0 +1,92 @@
+"""What can be found wrong without starting a run is found, and named by its key."""
+
+from pathlib import Path
+
+import pytest
+
+from shards.errors import ConfigError, UserError
+from shards.index import INDEX_NAME, SplitIndex, encode_index
+from trainer import preflight as module
+from trainer.config import RunConfig, load_config
+from trainer.preflight import plan_machine, preflight
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch) -> Path:
+    """A recipe that passes: two tiny splits, a policy, every tower from scratch, a machine without a GPU."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "count_gpus", lambda environment: int(environment.get("GPUS", "0")))
+    for split, answered in (("train", 3), ("val", 2), ("blind", 0)):
+        (tmp_path / split).mkdir()
+        index = SplitIndex(
+            reader="gqa", sources=[], options={}, counts={"answered": answered}, answers={}, groups={}, shards=[]
+        )
+        (tmp_path / split / INDEX_NAME).write_bytes(encode_index(index))
+    (tmp_path / "policy.json").write_text('{"zero_optimization": {"stage": 1}}')
+    path = tmp_path / "tiny.yaml"
+    path.write_text(
+        "data: {train: train, val: val}\nbatch: {visits: 8, micro_visits: 2}\n"
+        "model: {freeze: []}\nengine: {policy: policy.json}\n"
+    )
+    return path
+
+
+def loaded(recipe: Path, *overrides: str) -> RunConfig:
+    return load_config(recipe, overrides)
+
+
+def test_a_sound_recipe_passes_and_runs_one_process_without_a_gpu(recipe: Path):
+    assert preflight(loaded(recipe)).processes == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.train=null", r"data\.train: is not set; name a directory of shards"),
+        ("data.train=nowhere", r"data\.train: nowhere: no such directory; expected a directory of finished shards"),
+        ("data.val=.", r"data\.val: \.: no index\.json in it"),
+        ("data.train=blind", r"data\.train: blind: no question has an answer"),
+        ("engine.processes=3", r"batch\.lanes: 8 lanes cannot be shared by 3 ranks"),
+        ("engine.processes=8", r"batch\.micro_visits: 2 does not divide the 1 visits"),
+        ("engine.policy=none.json", r"engine\.policy: no file none\.json"),
+        ("initialize_from=runs/none", r"initialize_from: runs/none: no such file or directory"),
+        ("model.efficient_sam.checkpoint=sam.pt", r"model\.efficient_sam\.checkpoint: sam\.pt: no such file"),
+        ("model.vision=./blip", r"model\.vision: \./blip is no directory; expected a directory"),
+        ("model.answer=val", r"model\.answer: val has no config\.json"),
+    ],
+)
+def test_what_is_missing_is_named_by_its_key(recipe: Path, override: str, message: str):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        preflight(loaded(recipe, override))
+
+
+def test_a_second_owner_of_a_key_is_found_before_the_launcher_starts(recipe: Path):
+    Path("policy.json").write_text('{"zero_optimization": {"stage": 1}, "train_batch_size": 8}')
+    with pytest.raises(ConfigError, match=r"policy\.json: train_batch_size: belongs to batch\.visits"):
+        preflight(loaded(recipe))
+
+
+def test_what_the_run_does_not_use_need_not_exist(recipe: Path):
+    unused = ["losses.itm=0", "model.match=./none", "model.second_stream=none", "data.testdev=none"]
+    assert preflight(loaded(recipe, *unused, "model.efficient_sam.checkpoint=none.pt")).processes == 1
+
+
+class TestMachine:
+    def test_every_gpu_gets_a_rank_unless_the_recipe_says_less(self, recipe: Path):
+        assert plan_machine(loaded(recipe), {"GPUS": "4"}).processes == 4
+        assert plan_machine(loaded(recipe, "engine.processes=2"), {"GPUS": "4"}).processes == 2
+
+    def test_more_ranks_than_gpus_are_refused(self, recipe: Path):
+        with pytest.raises(ConfigError, match=r"engine\.processes: 8 ranks need a GPU each, and there are 4"):
+            plan_machine(loaded(recipe, "engine.processes=8"), {"GPUS": "4"})
+
+    def test_a_cpu_runs_as_many_ranks_as_it_is_told(self, recipe: Path):
+        assert plan_machine(loaded(recipe, "engine.processes=8"), {"CUDA_VISIBLE_DEVICES": "-1"}) == (8, 0, ())
+
+    def test_the_users_choice_of_gpus_is_kept(self, recipe: Path):
+        chosen = {"GPUS": "3", "CUDA_VISIBLE_DEVICES": "5, 2,7"}
+        assert plan_machine(loaded(recipe, "engine.processes=2"), chosen).gpu_numbers == ("5", "2")
+
+    def test_gpus_named_by_uuid_are_refused_with_the_way_out(self, recipe: Path):
+        with pytest.raises(UserError, match="reads numbers only"):
+            plan_machine(loaded(recipe), {"GPUS": "1", "CUDA_VISIBLE_DEVICES": "GPU-8f3e"})

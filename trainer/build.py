@@ -1,0 +1,176 @@
+"""The composition root: names in a recipe become splits, tokenizers, a model and loaders, in this file alone."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerBase
+
+from model.build import BuiltModel, build_model
+from model.config import ModelConfig
+from model.objective import Objective
+from model.tokenizer import build_tokenizer, load_tokenizer
+from shards.errors import ConfigError, DataError, UserError
+from shards.loader import EvaluationBatches, Loader, Split, Texts, TrainingBatches
+from shards.plan import Share
+from trainer.config import RunConfig, plan_order
+from trainer.distributed import World
+from trainer.run_directory import RunDirectory
+from trainer.state_file import MODEL
+
+FUSION_FILE = "fusion_encoder.safetensors"
+
+
+def open_split(config: RunConfig, name: str) -> Split:
+    """A split of the recipe, opened.
+
+    Raises:
+        ConfigError: the recipe names no shards for it.
+        DataError: there are no finished shards.
+    """
+    directory = getattr(config.data, name)
+    if directory is None:
+        raise ConfigError(f"data.{name}: is not set; name a directory of shards built with `duoflow shards build`")
+    return Split(directory, plan_order(config), limit=config.data.limit)
+
+
+def assemble_model(
+    config: RunConfig, *, scratch_tokenizer: Callable[[], PreTrainedTokenizerBase], model: ModelConfig | None = None
+) -> BuiltModel:
+    """The model of a recipe, or `model` in its place, with untrained parts as the seed makes them."""
+    return build_model(
+        model or config.model,
+        config.losses,
+        seed=config.run.seed,
+        max_question_tokens=config.data.max_question_tokens,
+        max_answer_tokens=config.data.max_answer_tokens,
+        scratch_tokenizer=scratch_tokenizer,
+    )
+
+
+def training_tokenizer(config: RunConfig, train: Split) -> PreTrainedTokenizerBase:
+    """The tokenizer of `scratch` towers, from all questions and answers of the training split."""
+    return build_tokenizer(_texts(train), vocab_size=config.model.scratch.vocab_size)
+
+
+def shared_tokenizer(
+    config: RunConfig, train: Split, directory: RunDirectory, world: World
+) -> Callable[[], PreTrainedTokenizerBase]:
+    """The tokenizer of `scratch` towers, built once by rank 0 and read from the run directory by all; collective."""
+
+    def tokenizer() -> PreTrainedTokenizerBase:
+        path, error = directory.path / "tokenizer", None
+        if world.rank == 0 and not (path / "tokenizer_config.json").exists():
+            try:
+                training_tokenizer(config, train).save_pretrained(path)
+            except UserError as unreadable:
+                error = unreadable
+        world.agree_or_raise(error)
+        return load_tokenizer(path)
+
+    return tokenizer
+
+
+def _texts(train: Split) -> Iterator[str]:
+    for image in train.visits.image[train.visits.part == 0].tolist():
+        for question in train.reader.sample(image).questions:
+            yield question.question
+            yield question.answer or ""
+
+
+def make_texts(config: RunConfig, built: BuiltModel) -> Texts:
+    """How the loader turns questions into tokens for this model."""
+    return Texts(
+        answer_codec=built.answer_codec, match_codec=built.match_codec, negatives=tuple(config.losses.negatives)
+    )
+
+
+def image_size(config: RunConfig, built: BuiltModel) -> int:
+    """Side in pixels of the images that the loader makes."""
+    return config.data.image_size or built.image_size
+
+
+def training_loader(config: RunConfig, split: Split, built: BuiltModel, world: World) -> tuple[TrainingBatches, Loader]:
+    """The micro-batches of this rank, and the workers that prepare them."""
+    share = Share(rank=world.rank, world_size=world.world_size, micro_visits=config.batch.micro_visits)
+    batches = TrainingBatches(split, make_texts(config, built), image_size(config, built), share)
+    return batches, _loader(config, batches, world.device)
+
+
+def evaluation_loader(
+    config: RunConfig,
+    split: Split,
+    built: BuiltModel,
+    world: World,
+    *,
+    max_images: int | None = None,
+    shuffle_images: bool = False,
+) -> tuple[EvaluationBatches, Loader]:
+    """The micro-batches of this rank's part of a split, in index order."""
+    share = Share(rank=world.rank, world_size=world.world_size, micro_visits=config.batch.micro_visits)
+    batches = EvaluationBatches(
+        split,
+        make_texts(config, built),
+        image_size(config, built),
+        share,
+        max_images=max_images,
+        shuffle_images=shuffle_images,
+    )
+    return batches, _loader(config, batches, world.device)
+
+
+def _loader(config: RunConfig, batches: TrainingBatches | EvaluationBatches, device: torch.device) -> Loader:
+    return Loader(batches, workers=config.data.workers, pin_memory=device.type == "cuda")
+
+
+def initialize_from(objective: Objective, source: str) -> str:
+    """Load weights, and nothing else, into the trained parts of an objective; says what was loaded.
+
+    Args:
+        source: a run directory (its best checkpoint, else its last), a checkpoint, or an export.
+
+    Raises:
+        ConfigError: nothing that holds weights, or weights of another model.
+        DataError: the weights are damaged.
+    """
+    path = _weights_file(Path(source).expanduser())
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"initialize_from: {path}: not readable ({error})") from None
+    if path.name == FUSION_FILE:
+        weights = {f"fusion.{name}": tensor for name, tensor in weights.items()}
+    own = dict(objective.named_parameters())
+    wanted = {name for name in own if path.name != FUSION_FILE or name.startswith("fusion.")}
+    faults = [f"{name} is missing" for name in sorted(wanted - weights.keys())]
+    faults += [
+        f"{name} is {tuple(weights[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in sorted(wanted & weights.keys())
+        if weights[name].shape != own[name].shape
+    ]
+    if faults:
+        raise ConfigError(
+            f"initialize_from: {path}: {'; '.join(faults[:3])} ({len(faults)} faults); "
+            "expected weights of the same model section"
+        )
+    with torch.no_grad():
+        for name in wanted:
+            own[name].copy_(weights[name])
+    return f"weights of {len(wanted)} of {len(own)} trained tensors from {path}"
+
+
+def _weights_file(source: Path) -> Path:
+    candidates = [source / MODEL, source / FUSION_FILE]
+    for pointer in ("best", "last"):
+        file = source / "checkpoints" / pointer
+        if file.is_file():
+            candidates.append(source / "checkpoints" / file.read_text(encoding="utf-8").strip() / MODEL)
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise ConfigError(
+        f"initialize_from: {source}: no weights in it; expected a run directory with a checkpoint, a checkpoint or an "
+        "export"
+    )

@@ -1,0 +1,169 @@
+"""The `duoflow` command: arguments in, exit code out. Nothing heavy is imported before a verb needs it."""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from shards.commands import add_shards_parser
+from shards.errors import UserError
+from shards.progress import say
+from shards.scenes import add_scenes_parser
+from trainer.bench import step as bench_step
+
+EXIT_USER_MISTAKE = 2
+EXIT_INTERRUPTED = 130
+"""What a shell reports for a process that Ctrl-C ended."""
+
+SPLITS = ("train", "val", "testdev", "test", "challenge")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb: 0 done, 2 the user's mistake, 75 stopped by a signal after saving, 130 interrupted, 1 else."""
+    try:
+        arguments = _parse(sys.argv[1:] if argv is None else argv)
+        return arguments.handler(arguments)
+    except UserError as error:
+        for line in str(error).splitlines():
+            say(f"duoflow: {line}", error=True)
+        return EXIT_USER_MISTAKE
+    except KeyboardInterrupt:
+        say("duoflow: interrupted", error=True)
+        return EXIT_INTERRUPTED
+    finally:
+        _flush_output()
+
+
+class _Parser(argparse.ArgumentParser):
+    """Mistakes are `UserError`s of one line, and options are never guessed from their beginning."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "allow_abbrev": False})
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs; a namespace carries `handler`: namespace -> exit code."""
+    parser = _Parser(
+        prog="duoflow", description="Train a fusion encoder between two vision encoders for visual question answering."
+    )
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    add_scenes_parser(verbs)
+    add_shards_parser(verbs)
+    _add_train(verbs)
+    _add_evaluate(verbs)
+    bench = verbs.add_parser("bench", help="measure this machine", description="Measure; one table, one JSON.")
+    bench_step.add_parser(bench.add_subparsers(metavar="WHAT", required=True))
+    return parser
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse gives `a=1` in `train RECIPE --fresh a=1` to nobody: it has closed the list of overrides before.
+    takes_overrides = "overrides" in arguments
+    unknown = [word for word in rest if word.startswith("-") or not takes_overrides]
+    if unknown:
+        parser.error(f"unknown argument {unknown[0]}")
+    if takes_overrides:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
+
+
+def _add_train(verbs: Any) -> None:
+    parser = verbs.add_parser(
+        "train",
+        help="train a recipe; the same command goes on after a stop",
+        description="Train a recipe. The run lies in runs/NAME, where NAME is the recipe's file name or run.name. The "
+        "same command goes on with a run that was stopped.",
+    )
+    parser.add_argument("recipe", metavar="RECIPE", type=Path, help="YAML file, or the config.yaml of a run")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="values to change, such as optim.lr=3e-5")
+    parser.add_argument("--dry-run", action="store_true", help="check everything and say what would happen")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and leave")
+    parser.add_argument("--fresh", action="store_true", help="set an existing run of this name aside and start over")
+    parser.add_argument("--limit", metavar="N", type=int, help="use the first N images of each split (data.limit=N)")
+    parser.set_defaults(handler=_train)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from trainer.config import dump_config, load_config
+
+    overrides = list(arguments.overrides)
+    if arguments.limit is not None:
+        overrides.append(f"data.limit={arguments.limit}")
+    if arguments.print_config:
+        say(dump_config(load_config(arguments.recipe, overrides)).rstrip("\n"))
+        return 0
+    if arguments.dry_run:
+        return _dry_run(arguments.recipe, overrides)
+
+    from trainer.start import start_training
+
+    return start_training(arguments.recipe, overrides, fresh=arguments.fresh)
+
+
+def _dry_run(recipe: Path, overrides: Sequence[str]) -> int:
+    from trainer.config import load_config
+    from trainer.dry_run import dry_run
+    from trainer.preflight import preflight
+
+    config = load_config(recipe, overrides)
+    preflight(config)
+    say(dry_run(config))
+    return 0
+
+
+def _add_evaluate(verbs: Any) -> None:
+    parser = verbs.add_parser(
+        "evaluate",
+        help="score a run's best weights on a split",
+        description="Answer every question of a split with the exported weights of a run, and score the answers.",
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/NAME")
+    parser.add_argument("--split", required=True, choices=SPLITS, help="which of the recipe's splits")
+    parser.add_argument("--json", metavar="F", type=Path, help="write the scores to this file as well")
+    parser.set_defaults(handler=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from trainer.run_directory import RunDirectory, write_json
+
+    if not RunDirectory(arguments.run).config.is_file():
+        raise UserError(
+            f"{arguments.run}: no run here (no config.yaml); name the directory of a run, such as runs/NAME"
+        )
+
+    from trainer.evaluate import evaluate_run
+
+    scores = evaluate_run(arguments.run, arguments.split)
+    for name, value in scores.items():
+        say(f"{name:<32} {value:.6g}")
+    if arguments.json is not None:
+        write_json(arguments.json, dict(scores))
+    return 0
+
+
+def _flush_output() -> None:
+    """Python flushes once more at exit, and would end with 120 if the reader of a pipe has gone."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            _silence(stream)
+
+
+def _silence(stream: Any) -> None:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

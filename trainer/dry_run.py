@@ -1,0 +1,61 @@
+"""`duoflow train --dry-run`: what a run would do and need, worked out without training a step."""
+
+from trainer.build import assemble_model, open_split, training_tokenizer
+from trainer.config import RunConfig, check_world_size
+from trainer.milestones import Milestones
+from trainer.preflight import preflight
+
+_ADAM_TENSORS = 3
+"""fp32 copies that a checkpoint holds of every trained parameter: itself and Adam's two moments."""
+_KEPT_CHECKPOINTS = 3
+"""`last`, `best`, and the one being written."""
+
+
+def dry_run(config: RunConfig) -> str:
+    """Steps, visits, parameters and disk of a run as a table, after every check that a real start makes.
+
+    Raises:
+        UserError: what would keep the run from starting.
+    """
+    machine = preflight(config)
+    train = open_split(config, "train")
+    built = assemble_model(config, scratch_tokenizer=lambda: training_tokenizer(config, train))
+    milestones = Milestones.of(config, train.steps_per_epoch)
+    objective = built.objective
+    trained = {name: _count(child) for name, child in objective.named_children()}
+    total = sum(parameter.numel() for parameter in objective.parameters())
+    frozen = {name: _count(tower) for name, tower in objective.frozen_parts()}
+    questions, visits = int(train.visits.num_questions.sum()), len(train.visits)
+    padding = milestones.steps_per_epoch * config.batch.visits - visits
+    checkpoint = _ADAM_TENSORS * 4 * total
+    rows = [
+        ("images", f"{int((train.visits.num_questions > 0).sum()):,}"),
+        ("questions per epoch", f"{questions:,}"),
+        ("visits per epoch", f"{visits:,} of at most {config.data.questions_per_visit} questions, {padding} padding"),
+        ("steps", f"{milestones.steps_per_epoch:,} per epoch, {milestones.total_steps:,} in all"),
+        ("validations", f"{milestones.total_validations:,}"),
+        ("ranks", f"{machine.processes} on {'GPU' if machine.gpus else 'CPU'}"),
+        ("visits per step", f"{config.batch.visits} = {_batch_arithmetic(config, machine.processes)}"),
+        ("parameters trained", f"{total:,} ({_list(trained)})"),
+        ("parameters frozen", _list(frozen) or "0"),
+        ("disk", f"{_megabytes(checkpoint)} per checkpoint, at most {_megabytes(_KEPT_CHECKPOINTS * checkpoint)} at once"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _batch_arithmetic(config: RunConfig, processes: int) -> str:
+    accumulation = check_world_size(config, processes)
+    return f"{processes} ranks x {accumulation} micro-batches x {config.batch.micro_visits} visits"
+
+
+def _count(module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _list(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
+
+
+def _megabytes(count: float) -> str:
+    return f"{count / 1e6:,.1f} MB"

@@ -1,0 +1,202 @@
+"""The export of a run: its trained parts as files that load without DuoFlow's checkpoints, and the way back.
+
+    fusion_encoder.safetensors   grid token, adapters and fusion encoder
+    blip_vqa/, blip_itm/         BLIP in Hugging Face format with its tokenizer, where any of its parts was trained
+    efficient_sam.safetensors    the second vision tower, if it was trained, under its official key names
+    export.json                  which part lies where, and the step and metrics that the weights belong to
+    README.md                    model card
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import BlipConfig, BlipForImageTextRetrieval, BlipForQuestionAnswering, PreTrainedModel
+
+from model.build import BuiltModel
+from model.config import EfficientSamConfig, ModelConfig
+from model.efficient_sam import EfficientSamEncoder
+from model.efficient_sam_weights import save_efficient_sam_encoder
+from model.objective import Objective
+from shards.errors import DataError
+from trainer.build import FUSION_FILE
+from trainer.config import RunConfig
+from trainer.run_directory import write_json
+
+EXPORT_FILE = "export.json"
+VQA, ITM, SECOND_STREAM = "blip_vqa", "blip_itm", "efficient_sam.safetensors"
+
+
+def export_model(
+    config: RunConfig,
+    built: BuiltModel,
+    parameters: Mapping[str, Tensor],
+    directory: Path,
+    *,
+    step: int,
+    metrics: Mapping[str, float],
+) -> None:
+    """Write the trained parts, aside and then renamed, so that `directory` holds the old export or this one.
+
+    Args:
+        parameters: full fp32 tensors by the objective's parameter names, as a checkpoint has them.
+        step: optimizer steps taken when they were saved.
+        metrics: of the validation of that step, for the model card.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
+    aside = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    weights = _all_names(built.objective, parameters)
+    save_file(_below(weights, "fusion."), aside / FUSION_FILE)
+    parts = _export_blip(config.model, built, weights, aside)
+    second = built.objective.part("second_stream")
+    if "second_stream" not in dict(built.objective.frozen_parts()) and second is not None:
+        save_efficient_sam_encoder(_second_stream(second, weights), aside / SECOND_STREAM)
+        parts["second_stream"] = SECOND_STREAM
+    write_json(aside / EXPORT_FILE, {"parts": parts, "step": step, "metrics": dict(metrics)})
+    (aside / "README.md").write_text(_model_card(config, parts, step, metrics), encoding="utf-8")
+    _replace_directory(aside, directory)
+
+
+def read_export(directory: Path) -> dict[str, Any]:
+    """What `export.json` says.
+
+    Raises:
+        DataError: there is no export in the directory, or it is damaged.
+    """
+    try:
+        return json.loads((directory / EXPORT_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            f"{directory}: no export; it is written when the first validation, or the run, is done: "
+            "run the same `duoflow train` command again"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{directory / EXPORT_FILE}: not readable ({error})") from None
+
+
+def exported_model_config(config: ModelConfig, directory: Path) -> ModelConfig:
+    """The model section with the references of trained parts pointing into the export."""
+    parts = read_export(directory)["parts"]
+    references = {part: str((directory / parts[part]).resolve()) for part in ("vision", "match", "answer") if part in parts}
+    if "second_stream" in parts:
+        checkpoint = str((directory / parts["second_stream"]).resolve())
+        references["efficient_sam"] = EfficientSamConfig(checkpoint=checkpoint, variant="custom")
+    return config.model_copy(update=references)
+
+
+def load_fusion(objective: Objective, directory: Path) -> None:
+    """Read the exported fusion encoder into an objective.
+
+    Raises:
+        DataError: it is missing, damaged, or that of another recipe.
+    """
+    path = directory / FUSION_FILE
+    try:
+        objective.fusion.load_state_dict(load_file(path), strict=True)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: does not load into this recipe's fusion encoder ({reason})") from None
+
+
+def _all_names(objective: Objective, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under every name that the module has for them: shared and tied parameters have several."""
+    canonical = {parameter: name for name, parameter in objective.named_parameters()}
+    names = objective.named_parameters(remove_duplicate=False)
+    return {name: parameters[canonical[parameter]] for name, parameter in names}
+
+
+def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def _export_blip(model: ModelConfig, built: BuiltModel, weights: Mapping[str, Tensor], aside: Path) -> dict[str, str]:
+    """Write the BLIP checkpoints that hold trained parts; returns where each trained part lies."""
+    trained = {name for name in ("vision", "match", "answer") if f"{name}." in {f"{key.split('.')[0]}." for key in weights}}
+    parts: dict[str, str] = {}
+    if "answer" in trained or ("vision" in trained and built.objective.part("answer") is not None):
+        config = built.source.blip_config(model.answer)
+        _save_blip(BlipForQuestionAnswering, config, built, "answer", weights, aside / VQA)
+        built.source.tokenizer(model.answer).save_pretrained(aside / VQA)
+        parts |= dict.fromkeys(trained & {"vision", "answer"}, VQA)
+    if "match" in trained or ("vision" in trained and built.objective.part("match") is not None):
+        config = built.source.blip_config(model.match)
+        _save_blip(BlipForImageTextRetrieval, config, built, "match", weights, aside / ITM)
+        built.source.tokenizer(model.match).save_pretrained(aside / ITM)
+        parts |= {part: ITM for part in trained & {"vision", "match"} if part not in parts}
+    return parts
+
+
+def _save_blip(
+    architecture: type[PreTrainedModel],
+    config: BlipConfig,
+    built: BuiltModel,
+    tower: str,
+    weights: Mapping[str, Tensor],
+    directory: Path,
+) -> None:
+    """A whole BLIP model: trained parts from `weights`, frozen ones as they are; heads that we never use stay random."""
+    model = architecture(BlipConfig.from_dict(config.to_dict()))
+    _copy_into(model.vision_model, built.objective.part("vision"), _below(weights, "vision."))
+    for name, child in built.objective.part(tower).named_children():
+        _copy_into(getattr(model, name), child, _below(weights, f"{tower}.{name}."))
+    model.save_pretrained(directory)
+
+
+@torch.no_grad()
+def _copy_into(target: nn.Module, tower: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    state = weights or {name: value.float().cpu() for name, value in tower.state_dict().items()}
+    target.load_state_dict(state, strict=True)
+
+
+def _second_stream(second: nn.Module, weights: Mapping[str, Tensor]) -> EfficientSamEncoder:
+    encoder = EfficientSamEncoder(second.encoder.config)
+    encoder.load_state_dict(_below(weights, "second_stream.encoder."), strict=True)
+    return encoder
+
+
+def _replace_directory(aside: Path, directory: Path) -> None:
+    """Put a finished directory in the place of an old one. A crash between the renames leaves both, none half."""
+    for file in aside.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+    old = directory.with_name(f".{directory.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        directory.rename(old)
+    aside.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _model_card(config: RunConfig, parts: Iterable[str], step: int, metrics: Mapping[str, float]) -> str:
+    shown = [name for name in ("val/accuracy", "val/binary", "val/open", "val/loss", "val/itm_accuracy") if name in metrics]
+    rows = "\n".join(f"| {name} | {metrics[name]:.4f} |" for name in shown)
+    model = config.model
+    trained = ", ".join(["fusion", *parts])
+    return f"""---
+library_name: duoflow
+pipeline_tag: visual-question-answering
+---
+# {config.run.name}
+
+A {model.fusion.name} fusion encoder over {model.vision} and {model.second_stream}, trained with DuoFlow for {step:,}
+optimizer steps. Trained parts: {trained}. Matching: {model.match}; answers: {model.answer}.
+
+| metric of the validation at that step | value |
+|---|---|
+{rows}
+
+Evaluate it with `duoflow evaluate RUN --split testdev`; use `fusion_encoder.safetensors` and the directories beside it
+in another recipe (`model.vision`, `model.match`, `model.answer`, `model.efficient_sam.checkpoint`, `initialize_from`).
+"""

@@ -1,0 +1,103 @@
+"""Looks for a loss that cannot learn, early in a run, and says what the likely cause is."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+FIRST_STEPS = 100
+"""Optimizer steps that are watched: mistakes of a recipe show at once, and a converged loss may well be flat."""
+SAME_STEPS = 20
+"""Steps in a row over which a loss part must be the same to be reported."""
+RELATIVE_TOLERANCE = 1e-6
+"""About eight times the spacing of fp32: a sum that only differs in its rounding is the same."""
+
+_ZERO_CAUSES = {
+    "answer": "all answers were cut away, or the questions have no answers (see `duoflow shards info`)",
+    "itm": "no negatives exist for this data (losses.negatives names the kinds that are tried)",
+}
+_ANY_ZERO_CAUSE = "no question has weight in it, or its weight is 0 (losses)"
+
+
+class _Run(NamedTuple):
+    """Steps in a row with one value."""
+
+    value: float
+    length: int
+
+
+@dataclass
+class LossWatch:
+    """Watches the first steps of a run. Feed it values of the global step; each warning is given once."""
+
+    _runs: dict[str, _Run] = field(default_factory=dict, init=False)
+    _given: set[str] = field(default_factory=set, init=False)
+
+    def observe(
+        self,
+        step: int,
+        parts: Mapping[str, float],
+        *,
+        positives: int | None = None,
+        negatives: int | None = None,
+        learning_rate: float | None = None,
+        grad_norm: float | None = None,
+    ) -> list[str]:
+        """Warnings that this step gives cause for, each one line; usually none.
+
+        Args:
+            step: optimizer steps taken, this one included, over the whole run.
+            parts: each part of the loss by its short name (answer, itm).
+            positives, negatives: (image, text) pairs of the matching loss with weight, over all ranks; None without it.
+            learning_rate, grad_norm: of this step, if known; they tell causes apart.
+        """
+        if step > FIRST_STEPS:
+            return []
+        warnings = []
+        for part, value in parts.items():
+            if self._follow(part, value) >= SAME_STEPS and self._first_time(part):
+                warnings.append(_same_value(part, value, learning_rate, grad_norm))
+        only = _only_class(positives, negatives)
+        if only is not None and self._first_time("pairs"):
+            warnings.append(f"step {step}: {only}")
+        return warnings
+
+    def _follow(self, part: str, value: float) -> int:
+        run = self._runs.get(part)
+        if run is not None and math.isclose(value, run.value, rel_tol=RELATIVE_TOLERANCE):
+            run = _Run(run.value, run.length + 1)
+        else:
+            run = _Run(value, 1)
+        self._runs[part] = run
+        return run.length if math.isfinite(value) else 0
+
+    def _first_time(self, subject: str) -> bool:
+        first = subject not in self._given
+        self._given.add(subject)
+        return first
+
+
+def _same_value(part: str, value: float, learning_rate: float | None, grad_norm: float | None) -> str:
+    if value == 0.0:
+        return f"{part}_loss is 0 for {SAME_STEPS} steps: {_ZERO_CAUSES.get(part, _ANY_ZERO_CAUSE)}"
+    if learning_rate == 0.0:
+        cause = "the learning rate is 0 (optim.lr)"
+    elif grad_norm == 0.0:
+        cause = "no gradient reaches a trained parameter: everything is frozen, or what is trained does not feed it"
+    else:
+        cause = "the model gives the same output for every input, or every step has the same questions"
+    return f"{part}_loss is {value:.6g} for {SAME_STEPS} steps: {cause}"
+
+
+def _only_class(positives: int | None, negatives: int | None) -> str | None:
+    if positives is None or negatives is None or (positives == 0) == (negatives == 0):
+        return None
+    if negatives == 0:
+        return (
+            f"all {positives} texts of the matching loss belong to their image, so it learns to always say yes: "
+            "no negatives exist for this data (losses.negatives names the kinds that are tried)"
+        )
+    return (
+        f"none of the {negatives} texts of the matching loss belongs to its image, so it learns to always say no: "
+        "the questions have no answers"
+    )

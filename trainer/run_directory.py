@@ -1,0 +1,200 @@
+"""A run's directory: the names of its files, its status, and writing that leaves the old file or the new one."""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from shards.errors import UserError
+from trainer.config import RunConfig, dump_config, load_config
+
+State = Literal["running", "done", "stopped", "failed"]
+
+DONE, FAILED, USER_MISTAKE, STOPPED = 0, 1, 2, 75
+"""Exit codes. 75 is EX_TEMPFAIL: a signal stopped the run after saving, and the same command goes on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """How a run stands, as `status.json` says it: launchers lose exit codes, this file does not."""
+
+    state: State
+    exit_code: int | None = None
+    """What `duoflow train` returns; None while the run is running."""
+    message: str = ""
+    """One line for a person."""
+    global_step: int | None = None
+    """Optimizer steps taken; None before the first."""
+    epoch: int | None = None
+    """Epochs completed."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Where everything of one run lies."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "RunDirectory":
+        """The directory of a loaded configuration."""
+        assert config.run.name is not None, "load_config names every run"
+        return cls(Path(config.run.directory) / config.run.name)
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def status(self) -> Path:
+        return self.path / "status.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def export(self) -> Path:
+        return self.path / "export"
+
+    @property
+    def ranks(self) -> Path:
+        """Which processes train: one `rank*.pid` each, while a run is running."""
+        return self.path / "ranks"
+
+    def rank_log(self, rank: int) -> Path:
+        """What a rank has to say beyond the console."""
+        return self.logs / f"rank{rank}.log"
+
+    def predictions(self, split: str) -> Path:
+        """Answers for a split, in GQA's submission format."""
+        return self.path / "predictions" / f"{split}.json"
+
+    def create(self) -> None:
+        """Make the directories that every run has; what is there stays.
+
+        Raises:
+            UserError: the file system does not allow it.
+        """
+        try:
+            for directory in (self.logs, self.checkpoints, self.ranks):
+                directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot make the run's directory: {error.strerror}; set run.directory to a place that "
+                "you can write to"
+            ) from None
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep every other process that asks for the lock out, for as long as this one lives at most.
+
+        Raises:
+            UserError: another process has it.
+        """
+        descriptor = os.open(self.ranks, os.O_RDONLY)
+        try:
+            self._take(descriptor)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _take(self, descriptor: int) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise UserError(
+                    f"{self.path}: another `duoflow train` is running here; wait for it or give this run another "
+                    "run.name"
+                ) from None
+            # Some network file systems know no locks: then only the record of running ranks keeps two runs apart.
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+
+    def set_aside(self) -> Path:
+        """Rename the directory to the first free of NAME.1, NAME.2, ..., and return that."""
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
+            number += 1
+        self.path.rename(aside)
+        return aside
+
+    def write_config(self, config: RunConfig) -> None:
+        write_atomically(self.config, dump_config(config).encode())
+
+    def read_config(self) -> RunConfig | None:
+        """The configuration that the run was last started with; None if it never was."""
+        return load_config(self.config) if self.config.exists() else None
+
+    def write_status(self, status: Status) -> None:
+        write_json(self.status, dataclasses.asdict(status))
+
+    def read_status(self) -> Status | None:
+        """How the run stands; None if it never was started.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        try:
+            values = json.loads(self.status.read_bytes())
+            known = {field.name for field in dataclasses.fields(Status)}
+            return Status(**{name: value for name, value in values.items() if name in known})
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, AttributeError):
+            raise UserError(f"{self.status}: damaged; remove this file to go on from the last checkpoint") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON with a line per key, atomically."""
+    write_atomically(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a crash at any moment, finds the old content or the new, complete and on disk.
+
+    The directory is made if it is missing. Two writers of one file do not mix: the last one stands.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

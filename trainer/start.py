@@ -1,0 +1,139 @@
+"""What `duoflow train` does: check, resume or start over, launch the ranks, and return the code that they left."""
+
+import contextlib
+import os
+import sys
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.local import Outcome, free_port, launcher_command, launcher_environment, run_launcher
+from launch.ranks import live_ranks
+from shards.errors import UserError
+from shards.progress import say
+from trainer.config import REPOSITORY, RunConfig, load_config
+from trainer.preflight import Machine, preflight
+from trainer.resume_policy import Difference, check_resumable, config_diff
+from trainer.run_directory import DONE, FAILED, STOPPED, RunDirectory, Status
+
+TRAINING_MODULE = "trainer.train"
+
+
+def start_training(recipe: Path, overrides: Sequence[str], *, fresh: bool = False) -> int:
+    """Train a recipe to its end, or go on with the run of that name; returns the exit code.
+
+    Args:
+        fresh: set an existing run of that name aside and start over.
+
+    Raises:
+        UserError: the recipe, its data or an existing run does not allow it.
+    """
+    config = load_config(recipe, overrides)
+    run = RunDirectory.of(config)
+    logged: list[Difference] = []
+    if not fresh:
+        previous = run.read_config()
+        if previous is not None:
+            logged = check_resumable(previous, config, str(run.path))
+            if is_finished(run.read_status(), previous, config):
+                say(_finished_message(run))
+                return DONE
+    machine = preflight(config)
+    with contextlib.ExitStack() as locks:
+        _occupy(run, locks, fresh=fresh)
+        for difference in logged:
+            say(f"{run.path}: {difference}; the run goes on with the new value")
+        run.write_config(config)
+        _mark_running(run)
+        return settle(run, _launch(run, config, machine))
+
+
+def is_finished(status: Status | None, previous: RunConfig, config: RunConfig) -> bool:
+    """Whether a run has nothing left to do. New limits or another patience reopen a finished one."""
+    reopened = any(
+        difference.key.startswith(("limits.", "early_stopping.")) for difference in config_diff(previous, config)
+    )
+    return status is not None and status.state == "done" and not reopened
+
+
+def settle(run: RunDirectory, outcome: Outcome) -> int:
+    """The exit code of a run whose ranks are gone; if they left none behind, the status says what is known."""
+    status = run.read_status()
+    if status is not None and status.state != "running":
+        return FAILED if status.exit_code is None else status.exit_code
+    step = None if status is None else status.global_step
+    if outcome.stopped_early:
+        code, state, message = STOPPED, "stopped", "stopped before the ranks were up; run the same command again"
+    elif outcome.killed:
+        code, state, message = FAILED, "failed", "the ranks were killed; run the same command again"
+    else:
+        code, state = FAILED, "failed"
+        message = f"the ranks ended without a word (the launcher returned {outcome.returncode}); see {run.logs}"
+    run.write_status(Status(state=state, exit_code=code, message=message, global_step=step))
+    say(f"duoflow: {run.path}: {message}", error=True)
+    return code
+
+
+def _finished_message(run: RunDirectory) -> str:
+    status = run.read_status()
+    assert status is not None
+    how = f" ({status.message})" if status.message else ""
+    return (
+        f"{run.path} is finished at step {status.global_step}{how}; nothing to do. "
+        "A higher limits.epochs goes on, --fresh starts over."
+    )
+
+
+def _occupy(run: RunDirectory, locks: contextlib.ExitStack, *, fresh: bool) -> None:
+    """Make the directory this process's own; `fresh` sets an old one aside, unless somebody is training in it."""
+    existed = run.path.exists()
+    run.create()
+    locks.enter_context(run.lock())
+    running = live_ranks(run.ranks)
+    if running:
+        raise UserError(
+            f"{run.path}: processes {', '.join(map(str, running))} are training here; stop them (kill -TERM, and they "
+            "save) or give this run another run.name"
+        )
+    if fresh and existed:
+        say(f"{run.path}: the old run is now {run.set_aside()}")
+        run.create()
+        locks.enter_context(run.lock())
+
+
+def _mark_running(run: RunDirectory) -> None:
+    before = run.read_status()
+    step, epoch = (None, None) if before is None else (before.global_step, before.epoch)
+    run.write_status(Status(state="running", message="starting", global_step=step, epoch=epoch))
+
+
+def _launch(run: RunDirectory, config: RunConfig, machine: Machine) -> Outcome:
+    command = launcher_command(
+        TRAINING_MODULE,
+        [str(run.config.resolve())],
+        python=sys.executable,
+        processes=machine.processes,
+        port=free_port(),
+        gpus=machine.gpu_numbers,
+    )
+    environment = launcher_environment(
+        os.environ,
+        processes=machine.processes,
+        gpus=machine.gpus,
+        cores=len(os.sched_getaffinity(0)),
+        import_from=_import_from(),
+    )
+    return run_launcher(
+        command,
+        environment=environment,
+        ranks=run.ranks,
+        processes=machine.processes,
+        leave_seconds=config.engine.timeout_seconds,
+        say=lambda line: say(line, error=True),
+    )
+
+
+def _import_from() -> Path | None:
+    """The checkout, when the packages come from one: ranks do not look into the working directory."""
+    installed = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
+    return None if REPOSITORY in installed else REPOSITORY
