@@ -44,10 +44,8 @@ def count_gpus(environment: Mapping[str, str]) -> int:
     """GPUs that torch sees under these environment variables. Without a GPU driver, torch is not even asked."""
     if environment.get("DS_ACCELERATOR") == "cpu" or not any(os.path.exists(path) for path in _GPU_FILES):
         return 0
-    question = "import torch; print(torch.cuda.device_count())"
-    answer = subprocess.run(
-        [sys.executable, "-c", question], env=environment, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-P", "-c", "import torch; print(torch.cuda.device_count())"]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     return int(answer.stdout) if answer.returncode == 0 else 0
 
 

@@ -229,7 +229,7 @@ class EvaluationBatches(_MicroBatches):
         self.order = split.evaluation(share, max_images)
         self._shown = exchanged_images(self.order.visits.num_questions, split.order.seed) if shuffle_images else None
 
-    def keys(self) -> list[tuple[int]]:
+    def all_keys(self) -> list[tuple[int]]:
         """The keys of all micro-batches of this rank; every rank has as many."""
         return [(number,) for number in range(self.order.num_micro_batches)]
 

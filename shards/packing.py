@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -125,7 +126,8 @@ def map_in_order(function: Callable[[T], R], tasks: Iterable[T], workers: int) -
     pending: deque[Future[R]] = deque()
     try:
         for task in tasks:
-            pending.append(pool.submit(function, task))
+            with _no_interrupt():
+                pending.append(pool.submit(function, task))
             if len(pending) >= workers * AHEAD:
                 yield pending.popleft().result()
         while pending:
@@ -151,8 +153,17 @@ def _fingerprint(image_id: str, file: _File) -> str:
     return f"{image_id}\0{file.path.name if file.path else ''}\0{hashlib.sha256(file.data).hexdigest()}\n"
 
 
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Hold back Ctrl-C. A process started here inherits this for good: it is the parent that ends it."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def _begin_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its processes
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -133,7 +133,7 @@ class Checkpoints:
             self._sweep()
             free = shutil.disk_usage(self.directory).free
             if free < state.nbytes * SPACE_FACTOR:
-                raise OSError(f"{_gib(state.nbytes * SPACE_FACTOR)} needed and {_gib(free)} free")
+                raise OSError(f"{_mib(state.nbytes * SPACE_FACTOR)} needed and {_mib(free)} free")
             write_checkpoint(self.directory, name, state, progress)
         except (OSError, safetensors.SafetensorError) as error:
             raise UserError(
@@ -228,8 +228,8 @@ def _by_number(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _gib(count: float) -> str:
-    return f"{count / 2**30:.2f} GiB"
+def _mib(count: float) -> str:
+    return f"{count / 2**20:.1f} MiB"
 
 
 def _broadcast(

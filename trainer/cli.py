@@ -2,9 +2,10 @@
 
 import argparse
 import contextlib
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -110,11 +111,11 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _dry_run(recipe: Path, overrides: Sequence[str]) -> int:
     from trainer.config import load_config
-    from trainer.dry_run import dry_run
-    from trainer.preflight import preflight
 
     config = load_config(recipe, overrides)
-    preflight(config)
+
+    from trainer.dry_run import dry_run  # after the recipe was read: it imports torch
+
     say(dry_run(config))
     return 0
 
@@ -139,14 +140,23 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             f"{arguments.run}: no run here (no config.yaml); name the directory of a run, such as runs/NAME"
         )
 
-    from trainer.evaluate import evaluate_run
+    from trainer.evaluate import evaluate_run  # after the run was found: it imports torch
 
-    scores = evaluate_run(arguments.run, arguments.split)
-    for name, value in scores.items():
-        say(f"{name:<32} {value:.6g}")
+    metrics, counts = evaluate_run(arguments.run, arguments.split)
+    for line in _score_lines(metrics, counts):
+        say(line)
     if arguments.json is not None:
-        write_json(arguments.json, dict(scores))
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        write_json(arguments.json, {"split": arguments.split, "metrics": finite, "counts": counts})
     return 0
+
+
+def _score_lines(metrics: Mapping[str, float], counts: Mapping[str, int]) -> Iterator[str]:
+    """`testdev/accuracy  0.7500  of 12,578`: every metric, with the questions behind it where they were counted."""
+    width = max(map(len, metrics), default=0)
+    for name, value in metrics.items():
+        count = counts.get(f"{name}/count", counts.get(name.replace("/accuracy", "/count")))
+        yield f"{name:<{width}}  {value:.4f}" + (f"  of {count:,}" if count is not None else "")
 
 
 def _flush_output() -> None:

@@ -230,12 +230,17 @@ def _choose_gloo_interface(master_address: str) -> None:
         return
     if not own.startswith("127.") or master.startswith("127."):
         return
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((master, 9))  # a datagram socket: this looks up the route and sends nothing
-        interface = interface_with_address(probe.getsockname()[0])
+    interface = interface_with_address(address_towards(master))
     if interface is not None:
         os.environ["GLOO_SOCKET_IFNAME"] = interface
         logger.info("this host's name resolves to %s; gloo uses %s, the way to %s", own, interface, master_address)
+
+
+def address_towards(address: str) -> str:
+    """This host's IPv4 address on the way to another."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((address, 9))  # on a datagram socket this looks up the route and sends nothing
+        return probe.getsockname()[0]
 
 
 def interface_with_address(address: str) -> str | None:

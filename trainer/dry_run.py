@@ -38,7 +38,10 @@ def dry_run(config: RunConfig) -> str:
         ("visits per step", f"{config.batch.visits} = {_batch_arithmetic(config, machine.processes)}"),
         ("parameters trained", f"{total:,} ({_list(trained)})"),
         ("parameters frozen", _list(frozen) or "0"),
-        ("disk", f"{_megabytes(checkpoint)} per checkpoint, at most {_megabytes(_KEPT_CHECKPOINTS * checkpoint)} at once"),
+        (
+            "disk",
+            f"{_megabytes(checkpoint)} per checkpoint, at most {_megabytes(_KEPT_CHECKPOINTS * checkpoint)} at once",
+        ),
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

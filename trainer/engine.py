@@ -210,12 +210,11 @@ class Engine:
         if not self._deepspeed.was_step_applied():
             return None
         norm = float(self._optimizer._global_grad_norm)
-        if self._scaler is None:
-            return norm
-        # Stage 0 keeps the norm of the scaled gradients; stage 3 divides by a scale that may just have grown.
-        return (
-            norm / scale if self.zero_stage == 0 else norm * (self._loss_scale() / scale if self.zero_stage == 3 else 1)
-        )
+        if self._scaler is not None and self.zero_stage == 0:
+            return norm / scale  # it is that of the scaled gradients
+        if self._scaler is not None and self.zero_stage == 3:
+            return norm * self._loss_scale() / scale  # it was divided by a scale that may just have grown
+        return norm
 
     def _loss_scale(self) -> float:
         return 1.0 if self._scaler is None else float(self._scaler.cur_scale)

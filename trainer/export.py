@@ -1,10 +1,10 @@
 """The export of a run: its trained parts as files that load without DuoFlow's checkpoints, and the way back.
 
-    fusion_encoder.safetensors   grid token, adapters and fusion encoder
-    blip_vqa/, blip_itm/         BLIP in Hugging Face format with its tokenizer, where any of its parts was trained
-    efficient_sam.safetensors    the second vision tower, if it was trained, under its official key names
-    export.json                  which part lies where, and the step and metrics that the weights belong to
-    README.md                    model card
+fusion_encoder.safetensors   grid token, adapters and fusion encoder
+blip_vqa/, blip_itm/         BLIP in Hugging Face format with its tokenizer, where any of its parts was trained
+efficient_sam.safetensors    the second vision tower, if it was trained, under its official key names
+export.json                  which part lies where, and the step and metrics that the weights belong to
+README.md                    model card
 """
 
 import json
@@ -88,7 +88,9 @@ def read_export(directory: Path) -> dict[str, Any]:
 def exported_model_config(config: ModelConfig, directory: Path) -> ModelConfig:
     """The model section with the references of trained parts pointing into the export."""
     parts = read_export(directory)["parts"]
-    references = {part: str((directory / parts[part]).resolve()) for part in ("vision", "match", "answer") if part in parts}
+    references = {
+        part: str((directory / parts[part]).resolve()) for part in ("vision", "match", "answer") if part in parts
+    }
     if "second_stream" in parts:
         checkpoint = str((directory / parts["second_stream"]).resolve())
         references["efficient_sam"] = EfficientSamConfig(checkpoint=checkpoint, variant="custom")
@@ -122,7 +124,9 @@ def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _export_blip(model: ModelConfig, built: BuiltModel, weights: Mapping[str, Tensor], aside: Path) -> dict[str, str]:
     """Write the BLIP checkpoints that hold trained parts; returns where each trained part lies."""
-    trained = {name for name in ("vision", "match", "answer") if f"{name}." in {f"{key.split('.')[0]}." for key in weights}}
+    trained = {
+        name for name in ("vision", "match", "answer") if f"{name}." in {f"{key.split('.')[0]}." for key in weights}
+    }
     parts: dict[str, str] = {}
     if "answer" in trained or ("vision" in trained and built.objective.part("answer") is not None):
         config = built.source.blip_config(model.answer)
@@ -180,7 +184,9 @@ def _replace_directory(aside: Path, directory: Path) -> None:
 
 
 def _model_card(config: RunConfig, parts: Iterable[str], step: int, metrics: Mapping[str, float]) -> str:
-    shown = [name for name in ("val/accuracy", "val/binary", "val/open", "val/loss", "val/itm_accuracy") if name in metrics]
+    shown = [
+        name for name in ("val/accuracy", "val/binary", "val/open", "val/loss", "val/itm_accuracy") if name in metrics
+    ]
     rows = "\n".join(f"| {name} | {metrics[name]:.4f} |" for name in shown)
     model = config.model
     trained = ", ".join(["fusion", *parts])

@@ -9,7 +9,6 @@ from shards.errors import ConfigError
 from trainer.yaml_text import parse_yaml
 
 _KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
-_SHELL_SAFE = re.compile(r"[\w@%+=:,./-]*", re.ASCII)
 
 
 class Override(NamedTuple):
@@ -58,18 +57,3 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[Override]) -> dict
                 )
         node[name] = override.value
     return changed
-
-
-def check_shell_safe(overrides: Sequence[str]) -> None:
-    """Refuse overrides that a launcher's remote shell could change on their way to other nodes.
-
-    Raises:
-        ConfigError: a character outside `[\\w@%+=:,./-]`.
-    """
-    for text in overrides:
-        if not _SHELL_SAFE.fullmatch(text):
-            found = "".join(sorted({character for character in text if not _SHELL_SAFE.fullmatch(character)}))
-            raise ConfigError(
-                f"{text}: {found!r} does not survive the remote shell of a launcher; write the value into the recipe, "
-                "or let `duoflow train` resolve it"
-            )

@@ -77,7 +77,7 @@ def gather(shelf: Shelf, kind: str) -> Iterator[tuple[str, Tensor]]:
         return
     for slot in shelf.slots:
         pieces = [parts[piece.rank].narrow(0, piece.offset, piece.numel) for piece in slot.pieces]
-        yield slot.name, torch.cat(pieces).to(device="cpu", dtype=torch.float32, copy=True).view(slot.shape)
+        yield slot.name, torch.cat(pieces).to(device="cpu", dtype=torch.float32).view(slot.shape)
 
 
 def scatter(shelf: Shelf, kind: str, full: Mapping[str, Tensor]) -> None:

@@ -180,8 +180,7 @@ def read_checkpoint(checkpoint: Path) -> tuple[EngineState, dict[str, Any]]:
         DataError: naming the file that is missing or damaged.
     """
     record = verify_checkpoint(checkpoint)
-    parameters = safetensors.torch.load_file(checkpoint / MODEL)
-    moments = safetensors.torch.load_file(checkpoint / OPTIMIZER)
+    parameters, moments = _read_tensors(checkpoint / MODEL), _read_tensors(checkpoint / OPTIMIZER)
     if moments.keys() != {f"{kind}.{name}" for kind in ("exp_avg", "exp_avg_sq") for name in parameters}:
         _damaged(checkpoint / OPTIMIZER, f"its tensors are not those of {MODEL}")
     state = EngineState(
@@ -221,6 +220,13 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
     with open(path, "rb") as file:
         os.fsync(file.fileno())
     return FileRecord(bytes=path.stat().st_size, sha256=_digest_file(path))
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        _damaged(path, str(error))
 
 
 def _write_synced(path: Path, content: bytes) -> None:

@@ -1,7 +1,7 @@
 """One rank of a training run: what the deepspeed launcher starts once per GPU, and what runs alone without it.
 
-    deepspeed --module trainer.train runs/NAME/config.yaml
-    python -m trainer.train recipes/easyvqa.yaml optim.lr=3e-4
+deepspeed --module trainer.train runs/NAME/config.yaml
+python -m trainer.train recipes/easyvqa.yaml optim.lr=3e-4
 """
 
 import argparse
@@ -33,11 +33,12 @@ from trainer.distributed import LostRankError, World, initialize
 from trainer.early_stopping import EarlyStopping
 from trainer.engine import Engine
 from trainer.environment import collect_environment
-from trainer.loop import Outcome, Run, TrainState, fit
+from trainer.loop import Outcome, fit
 from trainer.milestones import Milestones
 from trainer.progress import Console, ConsoleHandler, Progress
 from trainer.recorders import JsonlRecorder, Recorders, TensorBoardRecorder
 from trainer.resume_policy import check_resumable
+from trainer.run import Run, TrainState
 from trainer.run_directory import DONE, FAILED, STOPPED, USER_MISTAKE, RunDirectory, Status, write_json
 from trainer.signals import StopRequest
 
@@ -285,9 +286,7 @@ def _leave_status(directory: RunDirectory, code: int, message: str) -> None:
         if status is not None and status.state == "failed":
             return
         step, epoch = (None, None) if status is None else (status.global_step, status.epoch)
-        directory.write_status(
-            Status(state="failed", exit_code=code, message=message, global_step=step, epoch=epoch)
-        )
+        directory.write_status(Status(state="failed", exit_code=code, message=message, global_step=step, epoch=epoch))
     except (OSError, UserError) as error:
         logger.error("%s: cannot be written (%s)", directory.status, error)
 

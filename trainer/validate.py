@@ -43,7 +43,9 @@ def total_loss(metrics: dict[str, float], losses: LossConfig, prefix: str) -> di
     """`prefix/loss`, the parts of `metrics` weighted as the recipe says; empty without any part."""
     weights = {"answer": losses.answer, "itm": losses.itm}
     present = [part for part in LOSS_PARTS if f"{prefix}/{part}_loss" in metrics]
-    return {f"{prefix}/loss": sum(weights[part] * metrics[f"{prefix}/{part}_loss"] for part in present)} if present else {}
+    return (
+        {f"{prefix}/loss": sum(weights[part] * metrics[f"{prefix}/{part}_loss"] for part in present)} if present else {}
+    )
 
 
 def evaluate(
@@ -73,7 +75,7 @@ def evaluate(
     """
     sums = torch.zeros(len(SUM_NAMES), dtype=torch.float64)
     answers, predictions = AnswerScores.empty(), {}
-    keys = batches.keys()
+    keys = batches.all_keys()
     for number, item in enumerate(loader.batches(keys), start=1):
         output = objective.evaluate(item.batch.to(world.device))
         sums += output.sums.double().cpu()

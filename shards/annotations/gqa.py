@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -133,6 +134,7 @@ def _boxes(image_id: str, objects: _Objects, scenes: SceneGraphs) -> Boxes:
     )
 
 
+@lru_cache(maxsize=4096)  # a few hundred relations make up all of GQA
 def _without_shared_ends(options: tuple[str, ...]) -> tuple[str, ...]:
     words = [option.split() for option in options]
     while all(words) and len({text[0] for text in words}) == 1:

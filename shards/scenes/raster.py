@@ -17,22 +17,16 @@ def shape_mask(shape: str, size: str) -> NDArray[np.bool_]:
     half = SIZES[size]
     y, x = np.mgrid[-half : half + 1, -half : half + 1]
     wide, high = np.abs(x), np.abs(y)
-    round_squared = x * x + y * y
-    if shape == "circle":
-        return round_squared <= half * (half + 1)
-    if shape == "ring":
-        return (round_squared <= half * (half + 1)) & (3 * round_squared >= half * half)
-    if shape == "square":
-        return 8 * np.maximum(wide, high) <= 7 * half
-    if shape == "triangle":
-        return (2 * wide <= y + half) & (5 * y <= 4 * half)
-    if shape == "cross":
-        return 10 * np.minimum(wide, high) <= 3 * half
-    if shape == "moon":
-        bite = (2 * x - half) ** 2 + (2 * y) ** 2 <= 3 * half * half
-        return (round_squared <= half * (half + 1)) & ~bite
-    assert shape == "diamond", shape
-    return wide + high <= half
+    disk = x * x + y * y <= half * (half + 1)
+    masks = {
+        "circle": disk,
+        "square": 8 * np.maximum(wide, high) <= 7 * half,
+        "triangle": (2 * wide <= y + half) & (5 * y <= 4 * half),
+        "cross": 10 * np.minimum(wide, high) <= 3 * half,
+        "ring": disk & (3 * (x * x + y * y) >= half * half),
+        "moon": disk & ((2 * x - half) ** 2 + 4 * y * y > 3 * half * half),
+    }
+    return masks[shape]
 
 
 def bounding_box(thing: Thing) -> Box:

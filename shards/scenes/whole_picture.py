@@ -75,7 +75,7 @@ def logical(scene: Scene, dice: Dice) -> Iterator[Asked]:
     missing = dice.shuffle([shape for shape in SHAPES if shape not in there], "logical missing")
     both = len(there) > 1 and dice.pick((True, False), "both")
     if both:
-        shapes = (list(there)[:2]) if holds else [next(iter(there)), missing[0]]
+        shapes = list(there) if holds else [next(iter(there)), missing[0]]
     else:
         shapes = [next(iter(there)), missing[0]] if holds else missing[:2]
     first, second = dice.shuffle(shapes, "logical order")
@@ -107,13 +107,12 @@ def _logical_facts(shapes: list[str], both: bool, holds: bool) -> frozenset[Fact
 
 
 def ask_relation(scene: Scene, dice: Dice) -> Iterator[Asked]:
-    """What stands somewhere, if that is one thing; and whether, or where, something stands."""
+    """What stands somewhere; and whether, or where, something stands."""
     pairs = [(a, name, b) for a in scene.things for b in scene.things for name in relations(a, b)]
     if not pairs:
         return
     first, name, second = dice.pick(pairs, "what stands")
-    if sum(name in relations(other, second) for other in scene.things) == 1:
-        yield _what_stands(first, name, second)
+    yield _what_stands(first, name, second)
     first, name, second = dice.pick(pairs, "where it stands")
     if dice.pick((True, False), "relation verified"):
         yield _verify_relation(first, name, second, dice.pick((True, False), "relation holds"))
@@ -177,10 +176,10 @@ def _choose_relation(first: Thing, name: str, second: Thing, options: tuple[str,
 
 
 def compare(scene: Scene, dice: Dice) -> Iterator[Asked]:
-    """The color or the size of the first two things, either of which is the same half of the time."""
+    """The color or the size of two things, either of which is the same half of the time."""
     if len(scene.things) < 2:
         return
-    first, second = dice.shuffle(scene.things[:2], "compared")
+    first, second = dice.shuffle(scene.things, "compared")
     attribute = dice.pick(("color", "size"), "compared attribute")
     different = dice.pick((True, False), "different")
     values = getattr(first, attribute), getattr(second, attribute)

@@ -22,11 +22,18 @@ MICRO_VISITS = 2
 
 
 def build(
-    world: World, stage: int, precision: str = "fp32", *, patience: int = 1, clip: float | None = 1.0, **toy: Any
+    world: World, stage: int, precision: str = "fp32", *, patience: int = 1, shipped: bool = False, **toy: Any
 ) -> Engine:
+    """An engine around a toy, by a policy of ds_configs/.
+
+    Args:
+        shipped: take the policy as it is; otherwise its buckets shrink to the size of the toy, so that there are
+            several of them and, at stage 3, parameters that are kept whole beside others that are not.
+    """
     policy = read_policy(ROOT / "ds_configs" / f"zero{stage}.json")
-    if stage == 3:
-        # So that some parameters of the toy are persistent at stage 3 and others are not.
+    if not shipped and stage > 0:
+        policy["zero_optimization"]["reduce_bucket_size"] = 100
+    if not shipped and stage == 3:
         policy["zero_optimization"]["stage3_param_persistence_threshold"] = 20
     config = resolve(
         policy,
@@ -35,7 +42,7 @@ def build(
         micro_visits=MICRO_VISITS,
         accumulation=VISITS // (MICRO_VISITS * world.world_size),
         world_size=world.world_size,
-        max_grad_norm=clip,
+        max_grad_norm=1.0,
     )
     if precision == "fp16":
         # The toy's gradients fit below this scale, and it grows within the few steps of a test.
@@ -86,7 +93,7 @@ def losses(world: World, _: Path) -> Any:
     results = {}
     for precision in PRECISIONS:
         for stage in STAGES:
-            engine = build(world, stage, precision)
+            engine = build(world, stage, precision, shipped=True)
             steps = [train_step(engine, world, step) for step in range(4)]
             state = engine.export_state()
             results[f"{precision} stage {stage}"] = {

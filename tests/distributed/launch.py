@@ -16,7 +16,7 @@ def launch_ranks(
     *args: str,
     processes: int = 2,
     env: Mapping[str, str] | None = None,
-    timeout_seconds: float = 180.0,
+    timeout_seconds: float = 300.0,
 ) -> subprocess.CompletedProcess[str]:
     """Run `deepspeed --module MODULE ARGS` on the CPU from the root of the project.
 
@@ -45,7 +45,7 @@ def launch_ranks(
 
 
 def launch_alone(
-    module: str, *args: str, env: Mapping[str, str] | None = None, timeout_seconds: float = 180.0
+    module: str, *args: str, env: Mapping[str, str] | None = None, timeout_seconds: float = 300.0
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m MODULE ARGS` without any launcher; otherwise as `launch_ranks`."""
     return run([sys.executable, "-m", module, *args], env=env, timeout_seconds=timeout_seconds)

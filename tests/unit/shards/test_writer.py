@@ -321,28 +321,46 @@ class TestOutputDirectory:
 
     def test_a_build_killed_while_packing_leaves_no_process_and_is_mended(self, tmp_path):
         corpus = write_corpus(tmp_path / "corpus", num_images=40)
-        script = (
-            "import time, sys; from pathlib import Path; from shards import writer\n"
-            "def slow(*_): print('packing', flush=True); time.sleep(60)\n"
-            "if __name__ == '__main__':\n"
-            "    writer._skip = writer.TarShards.add = slow\n"
-            f"    writer.build_shards(format='gqa', questions=[Path({str(corpus.questions)!r})], workers=2,\n"
-            f"        images=Path({str(corpus.images)!r}), out=Path({str(tmp_path / 'out')!r}))\n"
-        )
-        program = tmp_path / "slow_build.py"
-        program.write_text(script)
-        child = subprocess.Popen(
-            [sys.executable, program], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
-        )
-        assert child.stdout.readline() == b"packing\n"
-        children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
-        assert len(children) >= 2
+        child, workers = start_slow_build(corpus, tmp_path)
         child.send_signal(signal.SIGKILL)
-        child.wait()
+        child.communicate()
         assert [path.name for path in (tmp_path / "out").iterdir()] == [STAGING_NAME]
-        wait_until_gone(children)
+        wait_until_gone(workers)
         index = build_shards(**arguments(corpus, tmp_path / "out"))
         assert contents(tmp_path / "out").keys() == {"index.json", *(shard.name for shard in index.shards)}
+
+    def test_ctrl_c_reaches_the_parent_alone_and_leaves_nothing(self, tmp_path):
+        corpus = write_corpus(tmp_path / "corpus", num_images=40)
+        child, workers = start_slow_build(corpus, tmp_path)
+        os.killpg(child.pid, signal.SIGINT)
+        _, errors = child.communicate()
+        assert errors.count(b"Traceback") == 1, errors.decode()
+        assert not (tmp_path / "out").exists()
+        wait_until_gone(workers)
+
+
+def start_slow_build(corpus: Corpus, directory: Path) -> tuple[subprocess.Popen, list[str]]:
+    """A build with two workers that is stuck in packing, and the process ids of its children."""
+    program = directory / "slow_build.py"
+    program.write_text(
+        "import time; from pathlib import Path; from shards import writer\n"
+        "def slow(*_): print('packing', flush=True); time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    writer.TarShards.add = slow\n"
+        f"    writer.build_shards(format='gqa', questions=[Path({str(corpus.questions)!r})], workers=2,\n"
+        f"        images=Path({str(corpus.images)!r}), out=Path({str(directory / 'out')!r}))\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
+    assert child.stdout.readline() == b"packing\n"
+    children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+    assert len(children) >= 2
+    return child, children
 
 
 def wait_until_gone(processes: list[str]) -> None:

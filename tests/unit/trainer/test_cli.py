@@ -175,15 +175,12 @@ class TestTrain:
             os.close(writing)
         assert (done.returncode, done.stderr) == (0, "")
 
-    def test_a_dry_run_checks_and_says_what_would_happen(self, recipe: Path, started, capsys, monkeypatch):
-        checked = []
-        for name, function in (("dry_run", lambda _: "12 steps"), ("preflight", checked.append)):
-            fake = types.ModuleType(f"trainer.{name}")
-            setattr(fake, name, function)
-            monkeypatch.setitem(sys.modules, f"trainer.{name}", fake)
-        assert cli.main(["train", str(recipe), "--dry-run"]) == 0
-        assert checked == [load_config(recipe)]
-        assert (capsys.readouterr().out, started) == ("12 steps\n", [])
+    def test_a_dry_run_says_what_would_happen_and_starts_nothing(self, recipe: Path, started, capsys, monkeypatch):
+        fake = types.ModuleType("trainer.dry_run")
+        fake.dry_run = lambda config: f"{config.limits.epochs} epochs"
+        monkeypatch.setitem(sys.modules, "trainer.dry_run", fake)
+        assert cli.main(["train", str(recipe), "--dry-run", "limits.epochs=3"]) == 0
+        assert (capsys.readouterr().out, started) == ("3 epochs\n", [])
 
 
 class TestEvaluate:
@@ -191,10 +188,20 @@ class TestEvaluate:
         run = RunDirectory(tmp_path / "runs" / "tiny")
         run.create()
         run.write_config(load_config(recipe))
+        metrics = {"testdev/accuracy": 0.75, "testdev/structural/verify": 0.5, "testdev/answer_loss": float("nan")}
+        counts = {"testdev/count": 1200, "testdev/structural/verify/count": 4}
         fake = types.ModuleType("trainer.evaluate")
-        fake.evaluate_run = lambda path, split: {f"{split}/accuracy": 0.75} if path == run.path else {}
+        fake.evaluate_run = lambda path, split: (metrics, counts) if (path, split) == (run.path, "testdev") else None
         monkeypatch.setitem(sys.modules, "trainer.evaluate", fake)
         scores = tmp_path / "scores.json"
         assert cli.main(["evaluate", str(run.path), "--split", "testdev", "--json", str(scores)]) == 0
-        assert capsys.readouterr().out.split() == ["testdev/accuracy", "0.75"]
-        assert json.loads(scores.read_text()) == {"testdev/accuracy": 0.75}
+        assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+            ["testdev/accuracy", "0.7500", "of", "1,200"],
+            ["testdev/structural/verify", "0.5000", "of", "4"],
+            ["testdev/answer_loss", "nan"],
+        ]
+        assert json.loads(scores.read_text()) == {
+            "split": "testdev",
+            "metrics": {**metrics, "testdev/answer_loss": None},
+            "counts": counts,
+        }

@@ -12,10 +12,9 @@ from pydantic import ValidationError
 from model.config import hub_reference, local_directory
 from shards.errors import ConfigError
 from trainer import config_reference
-from trainer.config import RunConfig, check_world_size, dump_config, load_config, policy_path
+from trainer.config import REPOSITORY, RunConfig, check_world_size, dump_config, load_config, policy_path
 from trainer.config_checks import recorded_metrics
 from trainer.config_faults import leaf_keys
-from trainer.overrides import check_shell_safe
 from trainer.resume_policy import check_resumable, config_diff, resume_policy
 from trainer.yaml_text import format_yaml, parse_yaml
 
@@ -342,11 +341,9 @@ def test_a_hub_reference_may_be_pinned():
     assert hub_reference("org/name") == ("org/name", None)
 
 
-def test_overrides_that_a_remote_shell_would_change_are_refused():
-    check_shell_safe(["data.train=/a/b-c_d", "optim.lr=3e-5", "model.match=org/name@main"])
-    for text in ("data.train=$(hostname)", "data.train=a b", "model.freeze=[match]", "run.name=`id`", "data.train=a;b"):
-        with pytest.raises(ConfigError, match="does not survive the remote shell"):
-            check_shell_safe([text])
+@pytest.mark.parametrize("recipe", sorted((REPOSITORY / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_recipe_of_the_repository_loads_and_names_a_policy_that_is_there(recipe: Path):
+    assert policy_path(load_config(recipe)).is_file()
 
 
 _leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=12)

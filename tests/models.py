@@ -1,0 +1,127 @@
+"""Tiny models made from config, and batches of random tokens for them."""
+
+import torch
+from transformers import (
+    BlipConfig,
+    BlipForImageTextRetrieval,
+    BlipForQuestionAnswering,
+    BlipTextConfig,
+    BlipVisionConfig,
+)
+
+from model.build import BuiltModel, build_model
+from model.config import LossConfig, ModelConfig
+from model.tokenizer import build_tokenizer
+from shards.collate import IGNORED_LABEL, Batch
+
+IMAGE_SIZE = 32
+WORDS = ("what color is the big circle", "is there a red square", "yes", "no", "red", "blue", "to the left of")
+SCRATCH = {
+    "image_size": IMAGE_SIZE,
+    "patch_size": 8,
+    "vision_width": 24,
+    "vision_layers": 2,
+    "vision_heads": 3,
+    "text_width": 24,
+    "text_layers": 2,
+    "decoder_layers": 2,
+    "text_heads": 3,
+    "vocab_size": 60,
+}
+EFFICIENT_SAM = {
+    "variant": "custom",
+    "image_size": IMAGE_SIZE,
+    "patch_size": 8,
+    "width": 12,
+    "depth": 1,
+    "heads": 2,
+    "neck_width": 10,
+}
+FUSION = {"layers": 2, "separate_layers": 1, "repeats": 1, "heads": 3, "dropout": 0.0}
+
+
+def model_config(**changes: object) -> ModelConfig:
+    """A model section of a few ten thousand parameters, nothing frozen."""
+    base = {"scratch": SCRATCH, "efficient_sam": EFFICIENT_SAM, "fusion": FUSION, "freeze": ()}
+    return ModelConfig.model_validate({**base, **changes})
+
+
+def tiny_model(*, losses: LossConfig | None = None, seed: int = 0, **changes: object) -> BuiltModel:
+    """That model, built."""
+    return build_model(
+        model_config(**changes),
+        losses or LossConfig(),
+        seed=seed,
+        max_question_tokens=16,
+        max_answer_tokens=6,
+        scratch_tokenizer=lambda: build_tokenizer(WORDS, vocab_size=60),
+    )
+
+
+def tiny_blip(
+    kind: type = BlipForQuestionAnswering, *, seed: int = 0
+) -> BlipForQuestionAnswering | BlipForImageTextRetrieval:
+    """A plain transformers model with larger weights than training starts from, so that differences show."""
+    torch.manual_seed(seed)
+    text = BlipTextConfig(
+        vocab_size=60,
+        hidden_size=24,
+        encoder_hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        max_position_embeddings=32,
+        bos_token_id=5,
+        eos_token_id=3,
+        sep_token_id=3,
+        pad_token_id=0,
+        initializer_range=0.3,
+    )
+    vision = BlipVisionConfig(
+        hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        image_size=IMAGE_SIZE,
+        patch_size=8,
+        initializer_range=0.3,
+    )
+    return kind(BlipConfig(text_config=text, vision_config=vision, image_text_hidden_size=24)).eval()
+
+
+def random_batch(rows_per_image: tuple[int, ...], *, vocabulary: int = 40, seed: int = 0, length: int = 8) -> Batch:
+    """A batch with so many questions of each image, each with one wrong pair; every text has its own length."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def integers(low: int, high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(low, high, shape, generator=generator)
+
+    questions = sum(rows_per_image)
+    image = torch.repeat_interleave(torch.arange(len(rows_per_image)), torch.tensor(rows_per_image))
+    mask = torch.arange(length) < integers(2, length + 1, questions)[:, None]
+    ids = integers(7, vocabulary, questions, length) * mask
+    pair_mask = mask.repeat_interleave(2, dim=0)
+    answer = integers(7, vocabulary, questions, 2)
+    longer = torch.rand(questions, generator=generator) < 0.5
+    answer_ids = torch.cat([torch.full((questions, 1), 5), answer], dim=1)
+    labels = torch.cat([answer, torch.full((questions, 1), 3)], dim=1)
+    labels[~longer] = torch.stack(
+        [answer[:, 0], torch.full((questions,), 3), torch.full((questions,), IGNORED_LABEL)], 1
+    )[~longer]
+    return Batch(
+        pixels=integers(0, 256, len(rows_per_image), 3, IMAGE_SIZE, IMAGE_SIZE).to(torch.uint8),
+        question_ids=ids,
+        question_mask=mask,
+        question_image=image,
+        answer_ids=answer_ids,
+        answer_labels=labels,
+        answer_weight=torch.ones(questions),
+        match_ids=integers(7, vocabulary, 2 * questions, length) * pair_mask,
+        match_mask=pair_mask,
+        match_image=image.repeat_interleave(2),
+        match_labels=torch.tensor([1, 0]).repeat(questions),
+        match_weight=torch.full((2 * questions,), 0.5),
+        loss_scale=torch.tensor(1.0 / questions),
+        questions_per_image=max(rows_per_image),
+        pairs_per_image=2 * max(rows_per_image),
+    )

@@ -1,0 +1,129 @@
+"""Grouped BLIP against the plain transformers modules, one question per row: the same outputs and gradients."""
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import BlipForImageTextRetrieval, BlipForQuestionAnswering
+
+from model.blip import Grouping, decode_text, encode_image, encode_text, generate_greedily
+from tests.models import IMAGE_SIZE, random_batch, tiny_blip
+
+ROWS = (3, 1, 4)
+
+
+def grouping_of(batch) -> Grouping:
+    return Grouping.of(batch.question_image, num_images=len(ROWS), rows_per_image=max(ROWS))
+
+
+def plain_rows(model: BlipForQuestionAnswering, tokens: Tensor, batch) -> list[Tensor]:
+    """Last hidden states of each question alone, without padding, as the model's own forward gives them."""
+    states = []
+    for ids, mask, image in zip(batch.question_ids, batch.question_mask, batch.question_image, strict=True):
+        read = tokens[int(image)][None]
+        row = model.text_encoder(ids[mask][None], encoder_hidden_states=read).last_hidden_state
+        states.append(row[0])
+    return states
+
+
+def test_packing_keeps_every_row_and_unpacking_returns_it() -> None:
+    image = torch.tensor([0, 0, 1, 2, 2, 2])
+    grouping = Grouping.of(image, num_images=3, rows_per_image=3)
+    rows = torch.randn(6, 4, 5)
+    packed = grouping.pack(rows)
+    assert packed.shape == (3, 12, 5)
+    assert torch.equal(grouping.unpack(packed, 4), rows)
+    assert torch.equal(packed[1, :4], rows[2])
+    assert not packed[1, 4:].any()
+
+
+def test_the_vision_transformer_equals_the_plain_one() -> None:
+    model, pixels = tiny_blip(), torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE)
+    torch.testing.assert_close(
+        encode_image(model.vision_model, pixels), model.vision_model(pixels).last_hidden_state, atol=1e-5, rtol=1e-5
+    )
+
+
+def test_grouped_questions_equal_one_question_per_row_in_output_and_gradient() -> None:
+    model, batch = tiny_blip(), random_batch(ROWS)
+    shared = torch.randn(len(ROWS), 17, 24, requires_grad=True)
+    alone = shared.detach().clone().requires_grad_()
+    grouped = encode_text(model.text_encoder, batch.question_ids, batch.question_mask, shared, grouping_of(batch))
+    plain = plain_rows(model, alone, batch)
+    weights = [torch.randn_like(row) for row in plain]
+    for states, mask, row in zip(grouped, batch.question_mask, plain, strict=True):
+        torch.testing.assert_close(states[mask], row, atol=1e-5, rtol=1e-5)
+    sum((s[m] * w).sum() for s, m, w in zip(grouped, batch.question_mask, weights, strict=True)).backward()
+    own = [parameter.grad.clone() for parameter in model.text_encoder.parameters()]
+    model.zero_grad()
+    sum((row * w).sum() for row, w in zip(plain, weights, strict=True)).backward()
+    torch.testing.assert_close(shared.grad, alone.grad, atol=1e-4, rtol=1e-5)
+    for mine, parameter in zip(own, model.text_encoder.parameters(), strict=True):
+        torch.testing.assert_close(mine, parameter.grad, atol=1e-3, rtol=1e-4)
+
+
+def test_the_decoder_equals_the_plain_one_and_does_not_read_padding() -> None:
+    model, batch = tiny_blip(), random_batch(ROWS)
+    tokens = torch.randn(len(ROWS), 17, 24)
+    states = encode_text(model.text_encoder, batch.question_ids, batch.question_mask, tokens, grouping_of(batch))
+    logits = decode_text(model.text_decoder, batch.answer_ids, states, batch.question_mask)
+    for row, (ids, plain) in enumerate(zip(batch.answer_ids, plain_rows(model, tokens, batch), strict=True)):
+        expected = model.text_decoder(ids[None], encoder_hidden_states=plain[None]).logits
+        torch.testing.assert_close(logits[row], expected[0], atol=1e-4, rtol=1e-4)
+
+
+def test_generation_equals_transformers_greedy_search_question_by_question() -> None:
+    model, batch = tiny_blip(), random_batch(ROWS, seed=4)
+    tokens = torch.randn(len(ROWS), 17, 24)
+    states = encode_text(model.text_encoder, batch.question_ids, batch.question_mask, tokens, grouping_of(batch))
+    ids = {"start_id": 5, "end_id": 3, "pad_id": 0}
+    generated = generate_greedily(model.text_decoder, states, batch.question_mask, **ids, max_tokens=7)
+    assert len(generated.unique(dim=0)) > 1, "a model that always says the same proves nothing"
+    for row, plain in zip(generated, plain_rows(model, tokens, batch), strict=True):
+        expected = model.text_decoder.generate(
+            input_ids=torch.tensor([[5]]),
+            encoder_hidden_states=plain[None],
+            eos_token_id=3,
+            pad_token_id=0,
+            do_sample=False,
+            max_new_tokens=7,
+        )[0, 1:]
+        assert row[: len(expected)].tolist() == expected.tolist()
+        assert not row[len(expected) :].any()
+
+
+def test_generation_stops_when_every_answer_has_ended() -> None:
+    model, batch = tiny_blip(), random_batch(ROWS)
+    with torch.no_grad():
+        model.text_decoder.cls.predictions.bias[3] = 100.0  # tied to the decoder's bias: [SEP] always wins
+    states = torch.randn(sum(ROWS), 8, 24)
+    ids = {"start_id": 5, "end_id": 3, "pad_id": 0}
+    assert generate_greedily(model.text_decoder, states, batch.question_mask, **ids, max_tokens=9).tolist() == [
+        [3]
+    ] * sum(ROWS)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_checkpointing_changes_neither_output_nor_gradient_also_in_evaluation_mode(training: bool) -> None:
+    model, batch = tiny_blip(), random_batch(ROWS)
+    model.train(training)
+    results = []
+    for checkpointing in (False, True):
+        tokens = torch.randn(len(ROWS), 17, 24, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        args = (batch.question_ids, batch.question_mask, tokens, grouping_of(batch))
+        states = encode_text(model.text_encoder, *args, checkpointing=checkpointing)
+        logits = decode_text(
+            model.text_decoder, batch.answer_ids, states, batch.question_mask, checkpointing=checkpointing
+        )
+        logits.square().sum().backward()
+        results.append((logits.detach(), tokens.grad))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
+def test_state_dicts_keep_the_names_of_transformers() -> None:
+    for kind in (BlipForQuestionAnswering, BlipForImageTextRetrieval):
+        model = tiny_blip(kind)
+        tokens, batch = torch.randn(len(ROWS), 17, 24), random_batch(ROWS)
+        before = set(model.state_dict())
+        encode_text(model.text_encoder, batch.question_ids, batch.question_mask, tokens, grouping_of(batch))
+        assert set(model.state_dict()) == before

@@ -1,0 +1,1 @@
+"""What `duoflow bench` measures: one table and one JSON each."""

@@ -1,0 +1,65 @@
+"""The paths on which a training step is measured: the grouped one, and it with less and less of what makes it fast."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from model.blip import Grouping, decode_text, encode_text
+from model.losses import answer_loss, matching_loss
+from trainer.bench.reference import PlainPath
+from trainer.bench.workload import Workload
+
+Losses = Callable[[], Iterator[Tensor]]
+"""Gives the parts of the loss of a step one by one; the gradients of each are taken before the next is computed."""
+
+GROUPED, PLAIN = "grouped", "plain"
+KEYS_PER_ROW, IMAGES_ONCE, IMAGE_PER_QUESTION = "keys_values_per_row", "images_encoded_once", "image_per_question"
+
+DESCRIPTIONS = {
+    GROUPED: "image encoded, fused and projected to keys and values once",
+    KEYS_PER_ROW: "the same, but keys and values projected per row of text",
+    IMAGES_ONCE: "plain, but the vision transformer runs once per image",
+    IMAGE_PER_QUESTION: "plain, but the pairs of a question share its fused image",
+    PLAIN: "image encoded and fused for every row of text",
+}
+
+
+def paths(workload: Workload, *, with_reference: bool) -> Mapping[str, Losses]:
+    """The grouped path, and with the reference all others, by name and in the order of a table."""
+    grouped: dict[str, Losses] = {GROUPED: partial(_grouped, workload)}
+    if not with_reference:
+        return grouped
+    plain = PlainPath(workload)
+    return {
+        **grouped,
+        KEYS_PER_ROW: partial(_keys_per_row, workload),
+        IMAGES_ONCE: plain.images_once,
+        IMAGE_PER_QUESTION: plain.image_per_question,
+        PLAIN: plain.plain,
+    }
+
+
+def _grouped(workload: Workload) -> Iterator[Tensor]:
+    yield workload.objective(workload.batch).loss
+
+
+def _keys_per_row(workload: Workload) -> Iterator[Tensor]:
+    objective, batch, _ = workload
+    fused = objective.fuse(batch.pixels)
+    tower = objective.part("answer")
+    states = _encode_alone(tower.text_encoder, batch.question_ids, batch.question_mask, fused[batch.question_image])
+    logits = decode_text(tower.text_decoder, batch.answer_ids, states, batch.question_mask)
+    answering = (answer_loss(logits, batch.answer_labels) * batch.answer_weight).sum()
+    tower = objective.part("match")
+    states = _encode_alone(tower.text_encoder, batch.match_ids, batch.match_mask, fused[batch.match_image])
+    matching = (matching_loss(tower.itm_head(states[:, 0]), batch.match_labels) * batch.match_weight).sum()
+    yield (answering + matching) * batch.loss_scale
+
+
+def _encode_alone(encoder: torch.nn.Module, ids: Tensor, mask: Tensor, fused: Tensor) -> Tensor:
+    """Every row reads image tokens of its own: (R, L) ids and (R, N, D) tokens to (R, L, D)."""
+    rows = len(ids)
+    alone = Grouping(torch.arange(rows, device=ids.device), num_images=rows, rows_per_image=1)
+    return encode_text(encoder, ids, mask, fused, alone)

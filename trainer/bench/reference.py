@@ -1,0 +1,124 @@
+"""The plain path: a row of text has an image of its own, and `transformers` modules run their own forward.
+
+This is how the public trainers of BLIP do it (LAVIS' `blip_vqa`): every row's image goes through the vision transformer
+and the fusion encoder, keys and values of its tokens are projected per row, and rows are padded to the longest. The
+text modules of BLIP are eager only; what is trained, DIFNet, is the same module as in the grouped path.
+
+Shapes: B images, R rows of text, L tokens of a row, N image tokens, D width.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
+
+from model.losses import answer_loss, matching_loss
+from model.pixels import blip_pixels
+from shards.collate import IGNORED_LABEL, Batch
+from trainer.bench.workload import Workload
+
+
+class Rows(NamedTuple):
+    """Rows of text as a loader without grouping gives them."""
+
+    pixels: Tensor
+    """(R, 3, S, S) uint8: the image of each row, as often as it has rows"""
+    image: Tensor
+    """(R,) int64 place of that image in the grouped batch"""
+    ids: Tensor
+    """(R, L) int64, L the longest"""
+    mask: Tensor
+    """(R, L) bool"""
+
+    @classmethod
+    def of(cls, batch: Batch, image: Tensor, ids: Tensor, mask: Tensor) -> "Rows":
+        """Rows of a grouped batch, cut to the longest."""
+        longest = int(mask.sum(dim=1).max())
+        return cls(batch.pixels[image], image, ids[:, :longest].contiguous(), mask[:, :longest].contiguous())
+
+
+class PlainPath:
+    """Losses of a workload, one question per row. Its rows are made here once: a loader would deliver them."""
+
+    def __init__(self, workload: Workload) -> None:
+        self._objective, self._batch, self._pair_question = workload
+        batch = self._batch
+        self.questions = Rows.of(batch, batch.question_image, batch.question_ids, batch.question_mask)
+        self.pairs = Rows.of(batch, batch.match_image, batch.match_ids, batch.match_mask)
+        self._answer_mask = batch.answer_labels != IGNORED_LABEL
+        attend_to_question_tokens_alone(self._objective.part("answer").text_decoder)
+
+    def plain(self) -> Iterator[Tensor]:
+        """Every row, of questions and of pairs, has its image encoded and fused."""
+        yield self._answer_loss(self._fuse_each(self.questions))
+        yield self._match_loss(self._fuse_each(self.pairs))
+
+    def image_per_question(self) -> Iterator[Tensor]:
+        """An image is encoded and fused once per question, and the pairs of the question read the result."""
+        fused = self._fuse_each(self.questions)
+        yield self._answer_loss(fused) + self._match_loss(fused[self._pair_question])
+
+    def images_once(self) -> Iterator[Tensor]:
+        """The vision transformer runs once per image; from there on everything is per row."""
+        tokens = self._encode(self._batch.pixels)
+        yield self._answer_loss(self._fuse(tokens[self.questions.image], self.questions))
+        yield self._match_loss(self._fuse(tokens[self.pairs.image], self.pairs))
+
+    def _fuse_each(self, rows: Rows) -> Tensor:
+        return self._fuse(self._encode(rows.pixels), rows)
+
+    def _fuse(self, tokens: Tensor, rows: Rows) -> Tensor:
+        maps = self._objective.part("second_stream").maps
+        return self._objective.fusion(tokens, maps[rows.image])
+
+    @torch.no_grad()
+    def _encode(self, pixels: Tensor) -> Tensor:
+        vision = self._objective.part("vision")
+        dtype = vision.embeddings.patch_embedding.weight.dtype
+        return vision(pixel_values=blip_pixels(pixels, vision.config.image_size, dtype)).last_hidden_state
+
+    def _answer_loss(self, fused: Tensor) -> Tensor:
+        tower, batch = self._objective.part("answer"), self._batch
+        states = _encode_text(tower.text_encoder, self.questions, fused)
+        logits = tower.text_decoder(
+            input_ids=batch.answer_ids,
+            attention_mask=self._answer_mask,
+            encoder_hidden_states=states,
+            encoder_attention_mask=self.questions.mask,
+            use_cache=False,
+        ).logits
+        return (answer_loss(logits, batch.answer_labels) * batch.answer_weight).sum() * batch.loss_scale
+
+    def _match_loss(self, fused: Tensor) -> Tensor:
+        tower, batch = self._objective.part("match"), self._batch
+        states = _encode_text(tower.text_encoder, self.pairs, fused)
+        losses = matching_loss(tower.itm_head(states[:, 0]), batch.match_labels)
+        return (losses * batch.match_weight).sum() * batch.loss_scale
+
+
+def _encode_text(encoder: nn.Module, rows: Rows, fused: Tensor) -> Tensor:
+    return encoder(
+        input_ids=rows.ids,
+        attention_mask=rows.mask,
+        encoder_hidden_states=fused,
+        encoder_attention_mask=torch.ones(fused.shape[:2], dtype=torch.bool, device=fused.device),
+    ).last_hidden_state
+
+
+def attend_to_question_tokens_alone(decoder: BlipTextLMHeadModel) -> None:
+    """Make the decoder's own forward heed `encoder_attention_mask`, as the original BLIP does.
+
+    In transformers 5.17 to 5.23 a layer hands it to its cross-attention under the name `attention_mask`, which
+    cross-attention does not look at: the decoder would read the padding of the questions, and the gradients would
+    differ from those of any implementation that does not.
+    """
+    for layer in decoder.bert.encoder.layer:
+        layer.crossattention.self.register_forward_pre_hook(_hand_over_the_mask, with_kwargs=True)
+
+
+def _hand_over_the_mask(_: nn.Module, inputs: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    if named.get("encoder_attention_mask") is None:
+        named = {**named, "encoder_attention_mask": named.get("attention_mask")}
+    return inputs, named

@@ -1,0 +1,135 @@
+"""At a milestone: validate, judge, save and export, in an order that a crash at any moment leaves resumable."""
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from shards.errors import DataError, UserError
+from trainer.export import export_model, read_export
+from trainer.report import mean_losses, report_validation
+from trainer.run import Run, TrainState
+from trainer.run_directory import Status, write_atomically
+from trainer.state_file import EngineState, read_checkpoint
+from trainer.validate import Evaluation, evaluate, gather_predictions
+
+
+class Saved(NamedTuple):
+    """A checkpoint that was written and that no pointer names yet."""
+
+    name: str
+    state: EngineState | None
+    """What it holds, on rank 0."""
+
+
+def validate_if_due(run: Run, state: TrainState) -> bool:
+    """Validate and save if this step asks for it and has not been; False if a signal came first, with the state saved.
+
+    Raises:
+        UserError: on all ranks, if the metric of early stopping is not recorded or the disk is full.
+    """
+    if not run.milestones.validates_at(state.global_step) or state.validated_step == state.global_step:
+        return True
+    started = time.monotonic()
+    evaluation = _validate(run)
+    if evaluation is None:
+        save(run, state)
+        return False
+    seconds = time.monotonic() - started
+    run.progress.validation_done(seconds)
+    trained = mean_losses(state.take_window("since_validation"), run.config, "train")
+    improved = _judge(run, state, {**trained, **evaluation.metrics})
+    _keep(run, state, evaluation, improved=improved)
+    report_validation(run, state, evaluation, trained, improved=improved, seconds=seconds)
+    return True
+
+
+def save(run: Run, state: TrainState) -> None:
+    """Save, and resume from here next time; every rank must call this."""
+    run.checkpoints.publish("last", _write(run, state).name)
+
+
+def export_last(run: Run, state: TrainState) -> None:
+    """Export the weights as they are: what a run without validation ends with; every rank must call this."""
+    last = run.engine.export_state()
+    _on_main(run, lambda: _export(run, last, state))
+
+
+def repair_export(run: Run, state: TrainState) -> None:
+    """Export the best checkpoint again if a process died between publishing and exporting it. Not collective."""
+    best = run.directory.checkpoints / "best"
+    if not run.is_main or not best.is_file():
+        return
+    with contextlib.suppress(DataError):
+        if read_export(run.directory.export)["step"] == state.best_step:
+            return
+    saved, progress = read_checkpoint(run.checkpoints.path(best.read_text(encoding="utf-8").strip()))
+    metrics, step = progress["metrics"], progress["global_step"]
+    export_model(run.config, run.built, saved.parameters, run.directory.export, step=step, metrics=metrics)
+
+
+def _validate(run: Run) -> Evaluation | None:
+    assert run.validation is not None, "milestones plan validations only where there is data for them"
+    batches, loader = run.validation
+    with run.engine.evaluation_module() as objective:
+        return evaluate(
+            objective,
+            run.built,
+            batches,
+            loader,
+            run.world,
+            losses=run.config.losses,
+            stop_requested=lambda: run.stop.requested,
+        )
+
+
+def _judge(run: Run, state: TrainState, watched: dict[str, float]) -> bool:
+    """Whether this validation is the best so far."""
+    metric = run.config.early_stopping.metric
+    if metric not in watched:
+        known = ", ".join(sorted(watched))
+        raise UserError(f"early_stopping.metric: this validation did not record {metric}; it recorded {known}")
+    improved = state.early_stopping.observe(watched[metric]).improved
+    state.validated_step = state.global_step
+    state.metrics = {name: value for name, value in watched.items() if name.startswith("val/")}
+    if improved:
+        state.best_step = state.global_step
+    return improved
+
+
+def _keep(run: Run, state: TrainState, evaluation: Evaluation, *, improved: bool) -> None:
+    """Save; a best one is published and exported before anything else can go wrong."""
+    predictions = gather_predictions(evaluation.predictions, run.world) if improved else None
+    saved = _write(run, state)
+    if improved:
+        run.checkpoints.publish("best", saved.name)
+        _on_main(run, lambda: _export(run, saved.state, state))
+        _on_main(run, lambda: write_atomically(run.directory.predictions("val"), predictions))
+    run.checkpoints.publish("last", saved.name)
+
+
+def _write(run: Run, state: TrainState) -> Saved:
+    state.saved_step = state.global_step
+    exported = run.engine.export_state()
+    progress = {**state.as_dict(), "identity": run.identity, "world_size": run.world.world_size}
+    name = run.checkpoints.save(f"step{state.global_step:08d}", exported, progress)
+    if run.is_main:
+        epoch = state.global_step // run.milestones.steps_per_epoch
+        run.directory.write_status(Status(state="running", global_step=state.global_step, epoch=epoch))
+    return Saved(name, exported)
+
+
+def _export(run: Run, saved: EngineState, state: TrainState) -> None:
+    step, metrics = state.global_step, state.metrics
+    export_model(run.config, run.built, saved.parameters, run.directory.export, step=step, metrics=metrics)
+
+
+def _on_main(run: Run, write: Callable[[], None]) -> None:
+    """Let rank 0 write; where it cannot, every rank raises the same error."""
+    error = None
+    if run.is_main:
+        try:
+            write()
+        except OSError as failed:
+            error = UserError(f"{run.directory.path}: cannot be written ({failed}); free some space on this disk")
+    run.world.agree_or_raise(error)
