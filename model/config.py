@@ -62,20 +62,14 @@ class ScratchConfig(Section):
     """Side of the input in pixels."""
     patch_size: int = Field(default=8, ge=1)
     """Side of a patch in pixels; divides `image_size`."""
-    vision_width: int = Field(default=128, ge=1)
-    """Width of the vision transformer."""
+    width: int = Field(default=128, ge=1)
+    """Width of the vision transformer, the text encoders and the decoder (BLIP's decoder wants one for all)."""
+    heads: int = Field(default=4, ge=1)
+    """Attention heads of all of them; divides `width`."""
     vision_layers: int = Field(default=3, ge=1)
     """Layers of the vision transformer."""
-    vision_heads: int = Field(default=4, ge=1)
-    """Attention heads of the vision transformer."""
-    text_width: int = Field(default=128, ge=1)
-    """Width of the text encoders and of the decoder."""
     text_layers: int = Field(default=2, ge=1)
-    """Layers of each text encoder."""
-    decoder_layers: int = Field(default=1, ge=1)
-    """Layers of the answer decoder."""
-    text_heads: int = Field(default=4, ge=1)
-    """Attention heads of the text encoders and of the decoder."""
+    """Layers of each text encoder, and of the answer decoder."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of activations dropped while training."""
     vocab_size: int = Field(default=1000, ge=16)

@@ -117,7 +117,7 @@ class TowerSource:
         return part
 
     def _scratch_itm_head(self) -> nn.Module:
-        width = self.config.scratch.text_width
+        width = self.config.scratch.width
         head = nn.Linear(width, 2)
         nn.init.normal_(head.weight, std=SCRATCH_INITIALIZER_RANGE)
         nn.init.zeros_(head.bias)
@@ -137,12 +137,12 @@ def scratch_blip_config(sizes: ScratchConfig, tokenizer: PreTrainedTokenizerBase
     """
     text = BlipTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=sizes.text_width,
-        encoder_hidden_size=sizes.vision_width,
-        intermediate_size=4 * sizes.text_width,
-        projection_dim=sizes.text_width,
+        hidden_size=sizes.width,
+        encoder_hidden_size=sizes.width,
+        intermediate_size=4 * sizes.width,
+        projection_dim=sizes.width,
         num_hidden_layers=sizes.text_layers,
-        num_attention_heads=sizes.text_heads,
+        num_attention_heads=sizes.heads,
         max_position_embeddings=128,
         hidden_dropout_prob=sizes.dropout,
         attention_probs_dropout_prob=sizes.dropout,
@@ -152,17 +152,17 @@ def scratch_blip_config(sizes: ScratchConfig, tokenizer: PreTrainedTokenizerBase
         pad_token_id=tokenizer.pad_token_id,
     )
     vision = BlipVisionConfig(
-        hidden_size=sizes.vision_width,
-        intermediate_size=4 * sizes.vision_width,
-        projection_dim=sizes.vision_width,
+        hidden_size=sizes.width,
+        intermediate_size=4 * sizes.width,
+        projection_dim=sizes.width,
         num_hidden_layers=sizes.vision_layers,
-        num_attention_heads=sizes.vision_heads,
+        num_attention_heads=sizes.heads,
         image_size=sizes.image_size,
         patch_size=sizes.patch_size,
         attention_dropout=sizes.dropout,
         initializer_range=SCRATCH_INITIALIZER_RANGE,
     )
-    return BlipConfig(text_config=text, vision_config=vision, image_text_hidden_size=sizes.text_width)
+    return BlipConfig(text_config=text, vision_config=vision, image_text_hidden_size=sizes.width)
 
 
 def load_blip(reference: str) -> Checkpoint:

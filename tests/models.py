@@ -19,13 +19,10 @@ WORDS = ("what color is the big circle", "is there a red square", "yes", "no", "
 SCRATCH = {
     "image_size": IMAGE_SIZE,
     "patch_size": 8,
-    "vision_width": 24,
+    "width": 24,
+    "heads": 3,
     "vision_layers": 2,
-    "vision_heads": 3,
-    "text_width": 24,
     "text_layers": 2,
-    "decoder_layers": 2,
-    "text_heads": 3,
     "vocab_size": 60,
 }
 EFFICIENT_SAM = {

@@ -99,7 +99,7 @@ def _fusion(config: "RunConfig") -> Iterator[Fault]:
             f"{fusion.separate_layers} leaves no layer behind the sum; expected less than model.fusion.layers "
             f"{fusion.layers}",
         )
-    width = model.scratch.vision_width if fusion.width is None and model.vision == SCRATCH else fusion.width
+    width = model.scratch.width if fusion.width is None and model.vision == SCRATCH else fusion.width
     if width is not None and width % fusion.heads:
         yield _heads_fault("model.fusion.heads", fusion.heads, width)
 
@@ -108,10 +108,8 @@ def _scratch(config: "RunConfig") -> Iterator[Fault]:
     scratch = config.model.scratch
     if scratch.image_size % scratch.patch_size:
         yield _patch_fault("model.scratch.patch_size", scratch.patch_size, scratch.image_size)
-    if scratch.vision_width % scratch.vision_heads:
-        yield _heads_fault("model.scratch.vision_heads", scratch.vision_heads, scratch.vision_width)
-    if scratch.text_width % scratch.text_heads:
-        yield _heads_fault("model.scratch.text_heads", scratch.text_heads, scratch.text_width)
+    if scratch.width % scratch.heads:
+        yield _heads_fault("model.scratch.heads", scratch.heads, scratch.width)
 
 
 def _efficient_sam(config: "RunConfig") -> Iterator[Fault]:

@@ -152,6 +152,12 @@ class RunDirectory:
     def write_status(self, status: Status) -> None:
         write_json(self.status, dataclasses.asdict(status))
 
+    def change_status(self, state: State, *, exit_code: int | None = None, message: str = "") -> None:
+        """Another state; how far the run is stays as it was."""
+        before = self.read_status()
+        step, epoch = (None, None) if before is None else (before.global_step, before.epoch)
+        self.write_status(Status(state=state, exit_code=exit_code, message=message, global_step=step, epoch=epoch))
+
     def read_status(self) -> Status | None:
         """How the run stands; None if it never was started.
 

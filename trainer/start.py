@@ -44,7 +44,7 @@ def start_training(recipe: Path, overrides: Sequence[str], *, fresh: bool = Fals
         for difference in logged:
             say(f"{run.path}: {difference}; the run goes on with the new value")
         run.write_config(config)
-        _mark_running(run)
+        run.change_status("running", message="starting")
         return settle(run, _launch(run, config, machine))
 
 
@@ -61,7 +61,6 @@ def settle(run: RunDirectory, outcome: Outcome) -> int:
     status = run.read_status()
     if status is not None and status.state != "running":
         return FAILED if status.exit_code is None else status.exit_code
-    step = None if status is None else status.global_step
     if outcome.stopped_early:
         code, state, message = STOPPED, "stopped", "stopped before the ranks were up; run the same command again"
     elif outcome.killed:
@@ -69,7 +68,7 @@ def settle(run: RunDirectory, outcome: Outcome) -> int:
     else:
         code, state = FAILED, "failed"
         message = f"the ranks ended without a word (the launcher returned {outcome.returncode}); see {run.logs}"
-    run.write_status(Status(state=state, exit_code=code, message=message, global_step=step))
+    run.change_status(state, exit_code=code, message=message)
     say(f"duoflow: {run.path}: {message}", error=True)
     return code
 
@@ -99,12 +98,6 @@ def _occupy(run: RunDirectory, locks: contextlib.ExitStack, *, fresh: bool) -> N
         say(f"{run.path}: the old run is now {run.set_aside()}")
         run.create()
         locks.enter_context(run.lock())
-
-
-def _mark_running(run: RunDirectory) -> None:
-    before = run.read_status()
-    step, epoch = (None, None) if before is None else (before.global_step, before.epoch)
-    run.write_status(Status(state="running", message="starting", global_step=step, epoch=epoch))
 
 
 def _launch(run: RunDirectory, config: RunConfig, machine: Machine) -> Outcome:

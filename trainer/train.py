@@ -39,7 +39,7 @@ from trainer.progress import Console, ConsoleHandler, Progress
 from trainer.recorders import JsonlRecorder, Recorders, TensorBoardRecorder
 from trainer.resume_policy import check_resumable
 from trainer.run import Run, TrainState
-from trainer.run_directory import DONE, FAILED, STOPPED, USER_MISTAKE, RunDirectory, Status, write_json
+from trainer.run_directory import DONE, FAILED, STOPPED, USER_MISTAKE, RunDirectory, write_json
 from trainer.signals import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -61,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         directory.create()
         _log_to(directory, rank)
         record_rank(directory.ranks, rank)
+        if rank == 0:
+            directory.change_status("running", message="starting")
         try:
             world = initialize(config.engine.timeout_seconds)
             code = _settle(directory, world, _train(config, directory, world, stop))
@@ -265,16 +267,8 @@ def _introduce(run: Run, state: TrainState, num_questions: int) -> None:
 def _settle(directory: RunDirectory, world: World, outcome: Outcome) -> int:
     code = DONE if outcome.finished else STOPPED
     if world.rank == 0:
-        status = directory.read_status()
-        directory.write_status(
-            Status(
-                state="done" if outcome.finished else "stopped",
-                exit_code=code,
-                message=outcome.message,
-                global_step=None if status is None else status.global_step,
-                epoch=None if status is None else status.epoch,
-            )
-        )
+        state = "done" if outcome.finished else "stopped"
+        directory.change_status(state, exit_code=code, message=outcome.message)
         logger.info("%s", outcome.message)
     return code
 
@@ -283,10 +277,8 @@ def _leave_status(directory: RunDirectory, code: int, message: str) -> None:
     """The first rank that fails says why; ranks that lost it do not write over that."""
     try:
         status = directory.read_status()
-        if status is not None and status.state == "failed":
-            return
-        step, epoch = (None, None) if status is None else (status.global_step, status.epoch)
-        directory.write_status(Status(state="failed", exit_code=code, message=message, global_step=step, epoch=epoch))
+        if status is None or status.state != "failed":
+            directory.change_status("failed", exit_code=code, message=message)
     except (OSError, UserError) as error:
         logger.error("%s: cannot be written (%s)", directory.status, error)
 

@@ -94,9 +94,11 @@ def losses(world: World, _: Path) -> Any:
     for precision in PRECISIONS:
         for stage in STAGES:
             engine = build(world, stage, precision, shipped=True)
+            start = dump(engine.export_state())
             steps = [train_step(engine, world, step) for step in range(4)]
             state = engine.export_state()
             results[f"{precision} stage {stage}"] = {
+                "start": start,
                 "losses": [loss for loss, _ in steps],
                 "norms": [update.grad_norm for _, update in steps],
                 "scales": [update.loss_scale for _, update in steps],

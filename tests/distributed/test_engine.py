@@ -1,6 +1,7 @@
 """The engine under the real launcher: every ZeRO stage computes the same, resumes exactly and fails on all ranks."""
 
 import pytest
+import torch
 
 from tests.distributed.toy import PRECISIONS, STAGES, Toy
 
@@ -38,6 +39,17 @@ def test_the_parameters_of_the_engine_are_the_trainable_parameters_and_all_of_th
     assert sorted(final) == sorted(TRAINABLE)
     assert all(final[name] != start[name] for name in TRAINABLE)
     assert all(len(final[name]) == len(start[name]) for name in TRAINABLE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_engine_starts_from_the_modules_own_values_without_any_moments(two_ranks, kind):
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[kind.split()[0]]
+    start = two_ranks["losses"][0][kind]["start"]
+    for name, parameter in Toy(seed=1).named_parameters():
+        rounded = parameter.detach().to(dtype).float()
+        assert start[f"parameters.{name}"] == rounded.numpy().tobytes().hex()
+        assert set(start[f"exp_avg.{name}"]) == set(start[f"exp_avg_sq.{name}"]) == {"0"}
+    assert start["step"] == start["skipped"] == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
