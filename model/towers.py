@@ -26,6 +26,7 @@ from model.efficient_sam_weights import load_efficient_sam_encoder
 from model.objective import AnswerTower, MatchTower
 from model.second_stream import EfficientSamStream
 from model.tokenizer import BlipCodec, load_tokenizer
+from model.untrained import initialize_untrained
 from shards.errors import ConfigError, DataError
 
 BLIP_ARCHITECTURES = ("BlipForQuestionAnswering", "BlipForImageTextRetrieval", "BlipForConditionalGeneration")
@@ -117,16 +118,14 @@ class TowerSource:
         return part
 
     def _scratch_itm_head(self) -> nn.Module:
-        width = self.config.scratch.width
-        head = nn.Linear(width, 2)
-        nn.init.normal_(head.weight, std=SCRATCH_INITIALIZER_RANGE)
-        nn.init.zeros_(head.bias)
-        return head
+        return nn.Linear(self.config.scratch.width, 2)
 
     def _load_once(self, reference: str) -> Checkpoint:
         if reference == SCRATCH:
             tokenizer = self._scratch_tokenizer()
-            return Checkpoint(BlipForQuestionAnswering(scratch_blip_config(self.config.scratch, tokenizer)), tokenizer)
+            model = BlipForQuestionAnswering(scratch_blip_config(self.config.scratch, tokenizer))
+            initialize_untrained(model, model.vision_model.embeddings.position_embedding)
+            return Checkpoint(model, tokenizer)
         return load_blip(reference)
 
 
@@ -214,7 +213,9 @@ def build_efficient_sam(config: EfficientSamConfig, checkpointing: bool) -> Effi
     sizes = efficient_sam_sizes(config)
     if config.checkpoint is None:
         assert sizes is not None, "custom sizes without a checkpoint are checked with the recipe"
-        return EfficientSamEncoder(sizes, gradient_checkpointing=checkpointing)
+        encoder = EfficientSamEncoder(sizes, gradient_checkpointing=checkpointing)
+        initialize_untrained(encoder, encoder.pos_embed)
+        return encoder
     encoder = load_efficient_sam_encoder(config.checkpoint, sizes)
     encoder.gradient_checkpointing = checkpointing
     return encoder

@@ -129,6 +129,12 @@ def _add_evaluate(verbs: Any) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/NAME")
     parser.add_argument("--split", required=True, choices=SPLITS, help="which of the recipe's splits")
     parser.add_argument("--json", metavar="F", type=Path, help="write the scores to this file as well")
+    parser.add_argument(
+        "--images", choices=("own", "shuffled"), default="own", help="shuffled: each question sees another image"
+    )
+    parser.add_argument(
+        "--weights", choices=("trained", "initial"), default="trained", help="initial: the fusion as training found it"
+    )
     parser.set_defaults(handler=_evaluate)
 
 
@@ -142,7 +148,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     from trainer.evaluate import evaluate_run  # after the run was found: it imports torch
 
-    metrics, counts = evaluate_run(arguments.run, arguments.split)
+    metrics, counts = evaluate_run(arguments.run, arguments.split, images=arguments.images, weights=arguments.weights)
     for line in _score_lines(metrics, counts):
         say(line)
     if arguments.json is not None:

@@ -1,6 +1,5 @@
 """`duoflow evaluate`: a split through the exported model of a run, in a process of its own."""
 
-import logging
 from pathlib import Path
 from typing import Literal
 
@@ -8,16 +7,14 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from shards.errors import ConfigError, DataError
+from shards.progress import Progress
 from trainer.build import assemble_model, evaluation_loader, open_split
 from trainer.config import RunConfig
 from trainer.deepspeed_config import resolve_precision
 from trainer.distributed import World, device_type
 from trainer.export import exported_model_config, load_fusion
-from trainer.progress import render_duration
 from trainer.run_directory import RunDirectory, write_atomically
 from trainer.validate import Evaluation, evaluate, gather_predictions
-
-logger = logging.getLogger(__name__)
 
 Images = Literal["own", "shuffled"]
 Weights = Literal["trained", "initial"]
@@ -70,28 +67,13 @@ def _evaluate(
     objective.to(device=device, dtype=dtype).eval()
     objective.place_frozen(device, dtype)
     batches, loader = evaluation_loader(config, opened, built, world, shuffle_images=images == "shuffled")
-    evaluation = evaluate(
-        objective, built, batches, loader, world, losses=config.losses, prefix=split, progress=_log_progress()
-    )
+    with Progress(f"evaluating {split}", len(batches.order.visits), "images") as progress:
+        evaluation = evaluate(
+            objective, built, batches, loader, world, losses=config.losses, prefix=split, progress=progress.advance
+        )
     assert evaluation is not None, "nobody asks this evaluation to stop"
     return evaluation
 
 
 def _no_scratch_left() -> None:
     raise DataError("export: a part of the recipe is `scratch` and was not exported; train the run again")
-
-
-def _log_progress():
-    import time
-
-    started = last = time.monotonic()
-
-    def show(done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last > 10 or done == total:
-            last = now
-            left = (now - started) / done * (total - done)
-            logger.info("evaluated %d of %d micro-batches, left %s", done, total, render_duration(left))
-
-    return show

@@ -59,9 +59,10 @@ def export_model(
     weights = _all_names(built.objective, parameters)
     save_file(_below(weights, "fusion."), aside / FUSION_FILE)
     parts = _export_blip(config.model, built, weights, aside)
-    second = built.objective.part("second_stream")
-    if "second_stream" not in dict(built.objective.frozen_parts()) and second is not None:
-        save_efficient_sam_encoder(_second_stream(second, weights), aside / SECOND_STREAM)
+    if _below(weights, "second_stream."):
+        save_efficient_sam_encoder(
+            _second_stream(built.objective.part("second_stream"), weights), aside / SECOND_STREAM
+        )
         parts["second_stream"] = SECOND_STREAM
     write_json(aside / EXPORT_FILE, {"parts": parts, "step": step, "metrics": dict(metrics)})
     (aside / "README.md").write_text(_model_card(config, parts, step, metrics), encoding="utf-8")
@@ -149,7 +150,7 @@ def _save_blip(
     weights: Mapping[str, Tensor],
     directory: Path,
 ) -> None:
-    """A whole BLIP model: trained parts from `weights`, frozen ones as they are; heads that we never use stay random."""
+    """A whole BLIP model: trained parts from `weights`, frozen ones as they are; heads without use stay random."""
     model = architecture(BlipConfig.from_dict(config.to_dict()))
     _copy_into(model.vision_model, built.objective.part("vision"), _below(weights, "vision."))
     for name, child in built.objective.part(tower).named_children():

@@ -43,7 +43,7 @@ class Milestones:
         return step % self.validate_every == 0 or step == self.total_steps
 
     def saves_at(self, step: int) -> bool:
-        """Whether the run saves when this step is done: after validations, at epoch ends, at the interval, at the end."""
+        """Whether the run saves when this step is done: validated, at an epoch's end, at the interval or at the end."""
         at_interval = self.save_every is not None and step % self.save_every == 0
         at_end = step % self.steps_per_epoch == 0 or step == self.total_steps
         return self.validates_at(step) or at_interval or at_end

@@ -58,14 +58,14 @@ def evaluate(
     losses: LossConfig,
     prefix: str = "val",
     stop_requested: Callable[[], bool] = lambda: False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Evaluation | None:
     """Evaluate this rank's part of a split; every rank must call this.
 
     Args:
         objective: in evaluation mode, with whole weights.
         stop_requested: asked after every micro-batch, and agreed on by all ranks.
-        progress: told (micro-batches done, of how many).
+        progress: told the number of visits of each micro-batch.
 
     Returns:
         None when a stop was requested before the end.
@@ -75,8 +75,7 @@ def evaluate(
     """
     sums = torch.zeros(len(SUM_NAMES), dtype=torch.float64)
     answers, predictions = AnswerScores.empty(), {}
-    keys = batches.all_keys()
-    for number, item in enumerate(loader.batches(keys), start=1):
+    for item in loader.batches(batches.all_keys()):
         output = objective.evaluate(item.batch.to(world.device))
         sums += output.sums.double().cpu()
         if output.answer_ids is not None:
@@ -86,7 +85,7 @@ def evaluate(
                 if question.answer is not None:
                     types = question.types
                     answers.add(text, question.answer, structural=types.structural, semantic=types.semantic)
-        progress(number, len(keys))
+        progress(len(item.image_numbers))
         if world.any_rank(stop_requested()):
             return None
     named = dict(zip(SUM_NAMES, sums.tolist(), strict=True))

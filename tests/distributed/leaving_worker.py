@@ -11,7 +11,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from tests.distributed.engine_worker import build, train_step
 from trainer.distributed import LostRankError, World, initialize
+from trainer.engine import Engine
 
 TIMEOUT_SECONDS = 2.0
 
@@ -30,9 +32,12 @@ def main() -> None:
         timeout_seconds=TIMEOUT_SECONDS,
         _group=dist.new_group(backend="gloo", timeout=timedelta(seconds=TIMEOUT_SECONDS)),
     )
+    engine = build(hasty, stage=1)
     told = {}
-    if world.rank == 1:
-        time.sleep(2 * TIMEOUT_SECONDS)
+    if world.rank == 0:
+        told["step"] = what_a_step_raises(engine, hasty)
+    else:
+        time.sleep(3 * TIMEOUT_SECONDS)
     told["late"] = what_is_said(hasty, "finish the epoch")
     patient.barrier("write what was said")
     (out / f"rank{world.rank}.json").write_text(json.dumps(told))
@@ -40,6 +45,14 @@ def main() -> None:
         os._exit(7)
     told["gone"] = what_is_said(patient, "save step 3")
     (out / f"rank{world.rank}.json").write_text(json.dumps(told))
+
+
+def what_a_step_raises(engine: Engine, world: World) -> str | None:
+    try:
+        train_step(engine, world, 0)
+    except RuntimeError as error:
+        return str(error)
+    return None
 
 
 def what_is_said(world: World, what: str) -> str | None:

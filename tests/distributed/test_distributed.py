@@ -36,6 +36,7 @@ def test_a_rank_that_is_late_or_gone_makes_the_others_leave_saying_what_they_wai
     done = launch_ranks("tests.distributed.leaving_worker", str(tmp_path))
     assert done.returncode != 0
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
+    assert "Timed out waiting 2000ms" in first["step"], "DeepSpeed's collectives should know the timeout too"
     assert "lost the other ranks while waiting for every rank to finish the epoch (timeout 2 s)" in first["late"]
     assert "Ranks 1 failed" in first["late"]
     assert "finish the epoch" in second["late"]

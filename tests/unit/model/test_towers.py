@@ -10,7 +10,8 @@ from model.config import LossConfig
 from model.efficient_sam import EfficientSamEncoder, EfficientSamEncoderConfig
 from model.efficient_sam_weights import save_efficient_sam_encoder
 from model.tokenizer import build_tokenizer
-from model.towers import SCRATCH_INITIALIZER_RANGE, load_blip, scratch_blip_config
+from model.towers import load_blip, scratch_blip_config
+from model.untrained import POSITION_STD
 from shards.errors import ConfigError, DataError
 from tests.models import WORDS, model_config, random_batch, tiny_blip, tiny_model
 
@@ -103,8 +104,9 @@ def test_scratch_models_set_every_special_id_and_start_from_weights_that_can_lea
     assert all(identifier < len(tokenizer) for identifier in ids)
     assert ids[0] == tokenizer.convert_tokens_to_ids("[DEC]")
     vision = tiny_model().objective.part("vision")
-    spread = vision.encoder.layers[0].self_attn.qkv.weight.std().item()
-    assert spread == pytest.approx(SCRATCH_INITIALIZER_RANGE, rel=0.2)
+    attention = vision.encoder.layers[0].self_attn
+    assert attention.qkv.weight.std().item() == pytest.approx(attention.embed_dim**-0.5, rel=0.2)
+    assert vision.embeddings.position_embedding.std().item() == pytest.approx(POSITION_STD, rel=0.2)
 
 
 def test_too_many_tokens_for_the_positions_of_a_checkpoint_are_refused(checkpoints: dict[str, str]) -> None:

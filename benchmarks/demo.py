@@ -1,0 +1,128 @@
+"""The whole job on scenes that are rendered here: `make demo`.
+
+Renders scenes, packs shards, trains small vision encoders on one part of them, freezes these, trains the fusion encoder
+on the other part, and evaluates the exports in new processes. Every stage is a command that a user would type; it is
+printed before it runs. Ends with a table, and the same as demo/results.json.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from shards.index import read_index
+from shards.records import Question
+from shards.tar_reader import ShardReader
+from trainer.baselines import question_only_accuracy
+
+HOME = Path("demo")
+SPLITS = ("backbone", "train", "val", "testdev")
+FUSION = HOME / "runs" / "demo_fusion"
+SINGLE = HOME / "runs" / "demo_single_stream"
+
+BUDGET_SECONDS = {"scenes": 10, "shards": 20, "backbone": 150, "fusion": 90, "single stream": 50, "evaluation": 40}
+"""What each stage takes at the most on two CPU cores; all of it is 6 minutes."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, default=1, help="of scenes and training (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=2000, help="scenes to render (default: %(default)s)")
+    options = parser.parse_args()
+    demo = Demo(options.seed, options.images)
+    demo.prepare()
+    demo.train()
+    rows = demo.evaluate()
+    demo.show(rows)
+    return 0
+
+
+class Demo:
+    """The stages, in order; each prints what it runs, and what it took of its budget."""
+
+    def __init__(self, seed: int, num_images: int) -> None:
+        self.seed, self.num_images = seed, num_images
+        self.started = time.monotonic()
+        self.seconds: dict[str, float] = {}
+
+    def prepare(self) -> None:
+        """Render the scenes and pack a split of shards for each part of them."""
+        scenes = HOME / f"scenes-{self.num_images}-{self.seed}"
+        self._stage("scenes", ["scenes", str(scenes), "--images", str(self.num_images), "--seed", str(self.seed)])
+        for split in SPLITS:
+            questions, graphs = scenes / f"{split}_balanced_questions.json", scenes / f"{split}_sceneGraphs.json"
+            arguments = ["--format", "gqa", "--questions", str(questions), "--scene-graphs", str(graphs)]
+            arguments += ["--images", str(scenes / "images"), "--out", str(HOME / "shards" / split)]
+            self._stage("shards", ["shards", "build", *arguments])
+
+    def train(self) -> None:
+        """Train encoders from scratch, then the fusion between them, then the same with the first stream alone."""
+        seed = f"run.seed={self.seed}"
+        self._stage("backbone", ["train", "recipes/demo_backbone.yaml", seed])
+        self._stage("fusion", ["train", "recipes/demo_fusion.yaml", seed])
+        single = ["run.name=demo_single_stream", "model.second_stream=none"]
+        self._stage("single stream", ["train", "recipes/demo_fusion.yaml", seed, *single])
+
+    def evaluate(self) -> list[tuple[str, float]]:
+        """Testdev accuracies in percent, each from the exported files in a process of its own."""
+        train, testdev = (read_questions(HOME / "shards" / split) for split in ("train", "testdev"))
+        return [
+            ("question only", question_only_accuracy(train, testdev).percent),
+            ("single stream", self._accuracy(SINGLE)),
+            ("fusion at initialisation", self._accuracy(FUSION, "--weights", "initial")),
+            ("fusion trained", self._accuracy(FUSION)),
+            ("fusion trained, images shuffled", self._accuracy(FUSION, "--images", "shuffled")),
+        ]
+
+    def show(self, rows: list[tuple[str, float]]) -> None:
+        """Print the tables, and write them to demo/results.json."""
+        total = time.monotonic() - self.started
+        print(f"\n{'stage':<34}{'seconds':>8}{'budget':>8}")
+        for stage, budget in BUDGET_SECONDS.items():
+            print(f"{stage:<34}{self.seconds[stage]:>8.0f}{budget:>8}")
+        print(f"{'all':<34}{total:>8.0f}{sum(BUDGET_SECONDS.values()):>8}")
+        print(f"\n{'testdev':<34}accuracy")
+        for name, percent in rows:
+            print(f"{name:<34}{percent:>6.1f} %")
+        result = {"seed": self.seed, "accuracy": dict(rows), "seconds": {**self.seconds, "all": total}}
+        (HOME / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(
+            f"\nWhere to look next:\n"
+            f"  tensorboard --logdir {HOME / 'runs'}     losses, accuracies per question type, speed\n"
+            f"  {FUSION / 'export'}/       the trained fusion encoder, with its model card\n"
+            f"  {FUSION / 'predictions' / 'testdev.json'}   answers in GQA's submission format\n"
+            f"  recipes/demo_fusion.yaml     the recipe: change a line, or add key=value to the command\n"
+            f"  docs/data.md                 the same with your own images and questions"
+        )
+
+    def _accuracy(self, run: Path, *options: str) -> float:
+        scores = HOME / "scores.json"
+        self._stage(
+            "evaluation", ["evaluate", str(run), "--split", "testdev", "--json", str(scores), *options], quiet=True
+        )
+        return 100.0 * json.loads(scores.read_text(encoding="utf-8"))["metrics"]["testdev/accuracy"]
+
+    def _stage(self, name: str, arguments: list[str], *, quiet: bool = False) -> None:
+        """Run a `duoflow` command; the demo ends with its exit code if it fails."""
+        print(f"\n$ duoflow {shlex.join(arguments)}", flush=True)
+        started = time.monotonic()
+        command = [sys.executable, "-m", "trainer.cli", *arguments]
+        code = subprocess.run(command, stdout=subprocess.DEVNULL if quiet else None, check=False).returncode
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+        print(f"[{name}: {self.seconds[name]:.0f} of {BUDGET_SECONDS[name]} s]", flush=True)
+        if code:
+            raise SystemExit(code)
+
+
+def read_questions(shards: Path) -> list[Question]:
+    """Every question of a split of shards."""
+    index = read_index(shards)
+    reader = ShardReader(shards, index)
+    return [question for image in range(index.num_images) for question in reader.sample(image).questions]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
