@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 # Lower bounds follow known vulnerabilities (torch, transformers, pillow) and the oldest versions the tests ran with.
 # docs/dependencies.md gives the reason for each.
 REQUIREMENTS = [
-    "deepspeed>=0.19.5",
+    "deepspeed>=0.19.8",
     "msgspec>=0.20",
     "numpy>=1.26",
     "peft>=0.18",

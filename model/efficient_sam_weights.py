@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from model.efficient_sam import EFFICIENT_SAM_CONFIGS, EfficientSamEncoder, EfficientSamEncoderConfig
+from shards.atomic import write_atomically
 from shards.errors import ConfigError, DataError, UserError
 
 PREFIX = "image_encoder."
@@ -56,15 +57,7 @@ def save_efficient_sam_encoder(encoder: EfficientSamEncoder, path: str | os.Path
         raise UserError(f"{path}: an image encoder is written as .safetensors; give the file that ending")
     state = {PREFIX + name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
     content = save(state, metadata=_metadata(encoder.config))
-    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(staged, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staged, path)
-    finally:
-        staged.unlink(missing_ok=True)
+    write_atomically(path, content)
 
 
 def _metadata(config: EfficientSamEncoderConfig) -> dict[str, str]:

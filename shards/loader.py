@@ -1,6 +1,5 @@
 """Micro-batches in the planned order: workers read, decode and tokenise, and cannot change the order."""
 
-import io
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,12 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from shards.collate import Batch, TextCodec, VisitTexts, collate
 from shards.errors import DataError, UserError
+from shards.images import UnreadableImage, decode_image
 from shards.index import SplitIndex, read_index
 from shards.negatives import answer_draw, answer_negative, question_negative
 from shards.plan import (
@@ -32,9 +32,6 @@ from shards.plan import (
 )
 from shards.records import Question
 from shards.tar_reader import ShardReader
-
-MAX_IMAGE_PIXELS = 25_000_000
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 
 
 class MicroBatch(NamedTuple):
@@ -180,12 +177,13 @@ class _MicroBatches(Dataset):
         return image
 
     def _pixels(self, image: int) -> Tensor:
+        reader = self.split.reader
         try:
-            return decode_image(self.split.reader.image_bytes(image), self.image_size)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow's plugins raise
+            return square_pixels(reader.image_bytes(image), self.image_size, reader.describe(image))
+        except UnreadableImage as error:
             raise DataError(
-                f"{self.split.reader.describe(image)}: cannot be decoded ({error}); list every fault with "
-                f"`duoflow shards verify {self.split.directory}` and build the shards again"
+                f"{error}; list every fault with `duoflow shards verify {self.split.directory}` and build the shards "
+                "again"
             ) from None
 
 
@@ -301,21 +299,21 @@ def training_keys(epoch: int, first_step: int, last_step: int, accumulation: int
     return [(epoch, step, micro) for step in range(first_step, last_step) for micro in range(accumulation)]
 
 
-def decode_image(data: bytes, size: int) -> Tensor:
+def square_pixels(data: bytes, size: int, where: str) -> Tensor:
     """An encoded image as (3, size, size) uint8: upright, RGB, resized bicubically without keeping the aspect ratio.
 
     That is BLIP's evaluation transform (Resize((s, s), BICUBIC)); the towers normalise on the device.
 
+    Args:
+        where: what to call the image in a message.
+
     Raises:
-        OSError, ValueError: not a readable JPEG, PNG or WebP image, or one of more than 25 million pixels.
+        UnreadableImage: not a JPEG, PNG or WebP image of a sane size, or damaged.
     """
-    with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
-        if image.width * image.height > MAX_IMAGE_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_IMAGE_PIXELS:,} are read")
-        upright = ImageOps.exif_transpose(image).convert("RGB")
-    if upright.size != (size, size):
-        upright = upright.resize((size, size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(upright)).permute(2, 0, 1).contiguous()
+    image = decode_image(data, where).image.convert("RGB")
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def alone(micro_visits: int) -> Share:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from shards.atomic import sync_directory
 from shards.errors import DataError
 from shards.index import INDEX_NAME, SplitIndex, encode_index, read_index
 
@@ -85,13 +86,13 @@ def publish(directory: Path, index: SplitIndex) -> None:
         file.flush()
         os.fsync(file.fileno())
     (directory / INDEX_NAME).unlink(missing_ok=True)
-    _sync(directory)
+    sync_directory(directory)
     _remove_shards(directory)
     for shard in index.shards:
         os.replace(staging / shard.name, directory / shard.name)
-    _sync(directory)
+    sync_directory(directory)
     os.replace(staged_index, directory / INDEX_NAME)
-    _sync(directory)
+    sync_directory(directory)
 
 
 def _discard(directory: Path, staging: Path) -> None:
@@ -115,11 +116,3 @@ def _lock(descriptor: int, directory: Path) -> None:
         raise DataError(f"{directory}: another build is writing here; wait for it, or choose another --out") from None
     except OSError:
         return  # some network file systems lock no directories; the build works, only unguarded
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,7 +18,7 @@ from shards.plan import Share
 from trainer.config import RunConfig, plan_order
 from trainer.distributed import World
 from trainer.run_directory import RunDirectory
-from trainer.state_file import MODEL
+from trainer.state_file import MODEL, STATE, verify_checkpoint
 
 FUSION_FILE = "fusion_encoder.safetensors"
 
@@ -137,7 +137,11 @@ def initialize_from(objective: Objective, source: str) -> str:
     """
     path = _weights_file(Path(source).expanduser())
     try:
+        if (path.parent / STATE).is_file():
+            verify_checkpoint(path.parent)
         weights = load_file(path)
+    except DataError as error:
+        raise DataError(f"initialize_from: {error}") from None
     except (OSError, SafetensorError) as error:
         raise DataError(f"initialize_from: {path}: not readable ({error})") from None
     if path.name == FUSION_FILE:

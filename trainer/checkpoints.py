@@ -18,13 +18,13 @@ from typing import Any, Literal
 import safetensors
 import torch
 
+from shards.atomic import write_atomically
 from shards.errors import DataError, UserError
 from trainer.distributed import World
 from trainer.state_file import (
     STATE,
     EngineState,
     read_checkpoint,
-    replace_text,
     verify_checkpoint,
     write_checkpoint,
 )
@@ -145,7 +145,7 @@ class Checkpoints:
     def _point(self, pointer: Pointer, name: str) -> None:
         assert self.path(name).is_dir(), name
         try:
-            replace_text(self.directory / pointer, f"{name}\n")
+            write_atomically(self.directory / pointer, f"{name}\n".encode())
         except OSError as error:
             raise UserError(
                 f"{self.directory / pointer}: not written ({error}); free some space on this disk"

@@ -8,11 +8,11 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from shards.atomic import write_atomically
 from shards.config_base import Section
 from trainer.config import REPOSITORY, RunConfig
 from trainer.config_faults import is_section
 from trainer.resume_policy import resume_policy
-from trainer.run_directory import write_atomically
 from trainer.yaml_text import format_value
 
 REFERENCE = REPOSITORY / "docs" / "config.md"

@@ -39,7 +39,7 @@ class Update(NamedTuple):
 
 
 class Engine:
-    """Trains the parameters of one module with AdamW under a ZeRO stage. Every method is collective.
+    """Trains the parameters of one module with AdamW under a ZeRO stage. All ranks call all methods in the same order.
 
     Args:
         module: its forward takes a batch and returns a NamedTuple with a scalar `loss`. All its parameters are
@@ -113,7 +113,7 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of one micro-step; call `step` after each."""
         if self._scaler is not None and self.zero_stage == 0:
-            # DeepSpeed (0.19.5 to 0.19.8) divides by the loss scale here, and multiplies only at stages 1 to 3.
+            # DeepSpeed 0.19 divides gradients by the loss scale at every stage, but multiplies only at 1 to 3.
             loss = loss.float() * self._scaler.cur_scale
         self._deepspeed.backward(loss)
 
@@ -248,7 +248,7 @@ def _initialize(
         vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     engine, *_ = deepspeed.initialize(model=module, optimizer=adamw, config=config)
     # DeepSpeed clones the world group with torch's default timeout of up to half an hour.
-    set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # before torch 2.12
+    set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # older torch
     set_timeout(timedelta(seconds=world.timeout_seconds), deepspeed.utils.groups._get_data_parallel_group())
     return engine
 

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from transformers.utils import logging as transformers_logging
 
+from shards.atomic import write_atomically
 from shards.errors import ConfigError, DataError
 from shards.progress import Progress
 from trainer.build import assemble_model, evaluation_loader, open_split
@@ -13,7 +14,7 @@ from trainer.config import RunConfig
 from trainer.deepspeed_config import resolve_precision
 from trainer.distributed import World, device_type
 from trainer.export import exported_model_config, load_fusion
-from trainer.run_directory import RunDirectory, write_atomically
+from trainer.run_directory import RunDirectory
 from trainer.validate import Evaluation, evaluate, gather_predictions
 
 Images = Literal["own", "shuffled"]

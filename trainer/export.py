@@ -8,6 +8,7 @@ README.md                    model card
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -64,7 +65,8 @@ def export_model(
             _second_stream(built.objective.part("second_stream"), weights), aside / SECOND_STREAM
         )
         parts["second_stream"] = SECOND_STREAM
-    write_json(aside / EXPORT_FILE, {"parts": parts, "step": step, "metrics": dict(metrics)})
+    known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
+    write_json(aside / EXPORT_FILE, {"parts": parts, "step": step, "metrics": known})
     (aside / "README.md").write_text(_model_card(config, parts, step, metrics), encoding="utf-8")
     _replace_directory(aside, directory)
 

@@ -35,6 +35,8 @@ class Outcome(NamedTuple):
 
 def fit(run: Run, state: TrainState) -> Outcome:
     """Train from `state` to the end of the run, to an early stop, or to a signal. Every rank takes the same way."""
+    if state.saved_step is None:
+        save(run, state)  # a disk that is full says so now, and `last` names a checkpoint whatever is interrupted
     if not validate_if_due(run, state):  # a process that was stopped while it validated
         return _stopped(run, state)
     watch = LossWatch()
@@ -126,14 +128,17 @@ def _stopped(run: Run, state: TrainState) -> Outcome:
 
 def _finished(run: Run, state: TrainState) -> Outcome:
     run.console.close()
-    if run.validation is None:
+    if state.best_step is None:
         export_last(run, state)
+    else:
+        repair_export(run, state)
+    if run.validation is None:
         return Outcome(True, f"trained {state.global_step} steps")
-    repair_export(run, state)
     early = run.config.early_stopping
     why = "trained to the end"
     if state.early_stopping.stopped:
         why = f"stopped early after {early.patience} validations without progress"
     best = state.early_stopping.best
-    found = "no finite value" if best is None else f"{best:.4g} at step {state.best_step} of {state.global_step}"
-    return Outcome(True, f"{why}; best {early.metric}: {found}")
+    found = "no finite value, so the last weights are exported" if best is None else f"{best:.4g}"
+    where = "" if best is None else f" at step {state.best_step} of {state.global_step}"
+    return Outcome(True, f"{why}; best {early.metric}: {found}{where}")

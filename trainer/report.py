@@ -94,7 +94,6 @@ def report_validation(
     metrics = evaluation.metrics
     shown = [("accuracy", "val/accuracy"), ("binary", "val/binary"), ("open", "val/open"), ("ITM", "val/itm_accuracy")]
     rates = ", ".join(f"{label} {100 * metrics[name]:.2f} %" for label, name in shown if name in metrics)
-    best = state.early_stopping.best
     logger.info(
         "validation at step %d, epoch %.4g: %s; loss %.4g, in training %.4g; %s; %s",
         state.global_step,
@@ -103,5 +102,10 @@ def report_validation(
         metrics.get("val/loss", float("nan")),
         trained.get("train/loss", float("nan")),
         render_duration(seconds),
-        "best so far, saved" if improved or best is None else f"best {best:.4g} at step {state.best_step}",
+        "best so far, saved" if improved else _best_before(state),
     )
+
+
+def _best_before(state: TrainState) -> str:
+    best = state.early_stopping.best
+    return "none was finite so far" if best is None else f"best {best:.4g} at step {state.best_step}"

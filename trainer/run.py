@@ -42,8 +42,8 @@ class TrainState:
     early_stopping: EarlyStopping
     global_step: int = 0
     """Optimizer steps taken, whether or not their gradients were finite."""
-    saved_step: int = 0
-    """The step of the checkpoint that was written last."""
+    saved_step: int | None = None
+    """The step of the checkpoint that was written last; None before the first."""
     validated_step: int = 0
     """The step of the last validation that came to its end."""
     best_step: int | None = None

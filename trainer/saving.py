@@ -5,11 +5,14 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from safetensors import SafetensorError
+
+from shards.atomic import write_atomically
 from shards.errors import DataError, UserError
 from trainer.export import export_model, read_export
 from trainer.report import mean_losses, report_validation
 from trainer.run import Run, TrainState
-from trainer.run_directory import Status, write_atomically
+from trainer.run_directory import Status
 from trainer.state_file import EngineState, read_checkpoint
 from trainer.validate import Evaluation, evaluate, gather_predictions
 
@@ -39,8 +42,9 @@ def validate_if_due(run: Run, state: TrainState) -> bool:
     run.progress.validation_done(seconds)
     trained = mean_losses(state.take_window("since_validation"), run.config, "train")
     improved = _judge(run, state, {**trained, **evaluation.metrics})
-    _keep(run, state, evaluation, improved=improved)
+    saved = _keep(run, state, evaluation, improved=improved)
     report_validation(run, state, evaluation, trained, improved=improved, seconds=seconds)
+    run.checkpoints.publish("last", saved.name)  # only now: whoever dies before it validates this step again
     return True
 
 
@@ -50,22 +54,18 @@ def save(run: Run, state: TrainState) -> None:
 
 
 def export_last(run: Run, state: TrainState) -> None:
-    """Export the weights as they are: what a run without validation ends with; every rank must call this."""
+    """Export the weights as they are: what a run without a best validation ends with; every rank must call this."""
     last = run.engine.export_state()
     _on_main(run, lambda: _export(run, last, state))
 
 
 def repair_export(run: Run, state: TrainState) -> None:
-    """Export the best checkpoint again if a process died between publishing and exporting it. Not collective."""
-    best = run.directory.checkpoints / "best"
-    if not run.is_main or not best.is_file():
-        return
-    with contextlib.suppress(DataError):
-        if read_export(run.directory.export)["step"] == state.best_step:
-            return
-    saved, progress = read_checkpoint(run.checkpoints.path(best.read_text(encoding="utf-8").strip()))
-    metrics, step = progress["metrics"], progress["global_step"]
-    export_model(run.config, run.built, saved.parameters, run.directory.export, step=step, metrics=metrics)
+    """Export the best checkpoint again if its export is missing or is that of another step; every rank must call this.
+
+    Raises:
+        UserError: on all ranks, if the best checkpoint is damaged or the export cannot be written.
+    """
+    _on_main(run, lambda: _repair(run, state))
 
 
 def _validate(run: Run) -> Evaluation | None:
@@ -97,7 +97,7 @@ def _judge(run: Run, state: TrainState, watched: dict[str, float]) -> bool:
     return improved
 
 
-def _keep(run: Run, state: TrainState, evaluation: Evaluation, *, improved: bool) -> None:
+def _keep(run: Run, state: TrainState, evaluation: Evaluation, *, improved: bool) -> Saved:
     """Save; a best one is published and exported before anything else can go wrong."""
     predictions = gather_predictions(evaluation.predictions, run.world) if improved else None
     saved = _write(run, state)
@@ -105,7 +105,7 @@ def _keep(run: Run, state: TrainState, evaluation: Evaluation, *, improved: bool
         run.checkpoints.publish("best", saved.name)
         _on_main(run, lambda: _export(run, saved.state, state))
         _on_main(run, lambda: write_atomically(run.directory.predictions("val"), predictions))
-    run.checkpoints.publish("last", saved.name)
+    return saved
 
 
 def _write(run: Run, state: TrainState) -> Saved:
@@ -124,12 +124,24 @@ def _export(run: Run, saved: EngineState, state: TrainState) -> None:
     export_model(run.config, run.built, saved.parameters, run.directory.export, step=step, metrics=metrics)
 
 
+def _repair(run: Run, state: TrainState) -> None:
+    with contextlib.suppress(DataError):
+        if read_export(run.directory.export)["step"] == state.best_step:
+            return
+    best = (run.directory.checkpoints / "best").read_text(encoding="utf-8").strip()
+    saved, progress = read_checkpoint(run.checkpoints.path(best))
+    metrics, step = progress["metrics"], progress["global_step"]
+    export_model(run.config, run.built, saved.parameters, run.directory.export, step=step, metrics=metrics)
+
+
 def _on_main(run: Run, write: Callable[[], None]) -> None:
     """Let rank 0 write; where it cannot, every rank raises the same error."""
     error = None
     if run.is_main:
         try:
             write()
-        except OSError as failed:
+        except UserError as failed:
+            error = failed
+        except (OSError, SafetensorError) as failed:
             error = UserError(f"{run.directory.path}: cannot be written ({failed}); free some space on this disk")
     run.world.agree_or_raise(error)

@@ -22,6 +22,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from shards.atomic import sync_directory
 from shards.config_base import Section
 from shards.errors import DataError
 
@@ -192,27 +193,6 @@ def read_checkpoint(checkpoint: Path) -> tuple[EngineState, dict[str, Any]]:
         loss_scaler=record.loss_scaler,
     )
     return state, record.progress
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Replace a small file: a reader sees the old text or the new one, whatever happens meanwhile."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        _write_synced(staged, text.encode())
-        os.replace(staged, path)
-    except BaseException:
-        staged.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make renames inside a directory survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:

@@ -138,6 +138,7 @@ def _build(config: RunConfig, directory: RunDirectory, world: World, stop: StopR
     if config.initialize_from is not None:
         said = initialize_from(built.objective, config.initialize_from)
         logger.info("initialize_from: %s", said)
+    trained = sum(parameter.numel() for parameter in built.objective.parameters())  # under ZeRO-3 empty from now on
     batches, loader = training_loader(config, train, built, world)
     validation = None
     if config.data.val is not None:
@@ -151,9 +152,9 @@ def _build(config: RunConfig, directory: RunDirectory, world: World, stop: StopR
     state = TrainState(
         early_stopping=EarlyStopping(mode=early.mode, patience=early.patience, min_delta=early.min_delta)
     )
-    identity = {"train": index_digest(train.directory)}
+    identity = {name: index_digest(path) for name in ("train", "val") if (path := getattr(config.data, name))}
     resumed = _resume(checkpoints, engine, state, identity)
-    questions = int(validation[0].order.visits.sizes.sum()) * world.world_size if validation is not None else 0
+    questions = int(validation[0].order.visits.sizes.sum()) if validation is not None else 0
     run = Run(
         config=config,
         directory=directory,
@@ -178,7 +179,7 @@ def _build(config: RunConfig, directory: RunDirectory, world: World, stop: StopR
         ),
         stop=stop,
     )
-    _introduce(run, state, train.visits.num_questions.sum())
+    _introduce(run, state, num_questions=int(train.visits.num_questions.sum()), num_trained=trained)
     return run, state
 
 
@@ -233,26 +234,24 @@ def _recorder(config: RunConfig, directory: RunDirectory, world: World, resumed_
     return recorder
 
 
-def _introduce(run: Run, state: TrainState, num_questions: int) -> None:
+def _introduce(run: Run, state: TrainState, *, num_questions: int, num_trained: int) -> None:
     """Say what is about to be trained, and on what."""
     hosts = run.world.gather_text(os.uname().nodename)
     devices = run.world.gather_text(str(run.world.device))
     if run.world.rank != 0:
         return
     write_json(run.directory.environment, collect_environment(hosts=hosts, devices=devices))
-    objective = run.built.objective
-    trained = sum(parameter.numel() for parameter in objective.parameters())
-    frozen = {name: sum(p.numel() for p in tower.parameters()) for name, tower in objective.frozen_parts()}
+    frozen = {name: sum(p.numel() for p in tower.parameters()) for name, tower in run.built.objective.frozen_parts()}
     milestones = run.milestones
     logger.info("%s", run.directory.path)
     logger.info(
         "training %s parameters; frozen: %s",
-        f"{trained:,}",
+        f"{num_trained:,}",
         ", ".join(f"{name} {count:,}" for name, count in frozen.items()) or "nothing",
     )
     logger.info(
         "%s questions in %s visits: %d steps per epoch, %d in all, from step %d; %d rank(s) on %s, ZeRO-%d, %s",
-        f"{int(num_questions):,}",
+        f"{num_questions:,}",
         f"{len(run.train_batches.split.visits):,}",
         milestones.steps_per_epoch,
         milestones.total_steps,

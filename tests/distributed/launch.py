@@ -65,16 +65,12 @@ def run(
         text=True,
         start_new_session=True,
     )
-    output = ""
     try:
         output, _ = process.communicate(timeout=timeout_seconds)
-    except subprocess.TimeoutExpired as expired:
-        print((expired.output or b"").decode(errors="replace"))
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        print(process.communicate()[0])
         raise
-    finally:
-        if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
     if process.returncode != 0:
         print(output)
     return subprocess.CompletedProcess(command, process.returncode, output)

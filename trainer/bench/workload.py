@@ -20,7 +20,6 @@ from model.difnet import DifnetEncoder
 from model.fusion import FusionEncoder
 from model.objective import AnswerTower, MatchTower, Objective, Towers
 from model.second_stream import GridTokens
-from model.towers import SCRATCH_INITIALIZER_RANGE
 from shards.collate import IGNORED_LABEL, Batch, TokenIds, pad
 
 GQA_QUESTION_TOKENS: Mapping[int, int] = {
@@ -49,6 +48,9 @@ ANSWER_TOKENS: Mapping[int, int] = {1: 9, 2: 1}
 
 PAIRS_PER_QUESTION = 2
 """The question with its answer, and with a wrong one (`losses.negatives: [answer]`)."""
+
+_VISION_STD = 0.02
+"""BlipVisionConfig's own default, 1e-10, leaves nothing to tell one image from another."""
 
 _PAD, _CLASS, _END = 0, 101, 102
 _FIRST_WORD = 103
@@ -207,7 +209,7 @@ def _blip_config(sizes: Sizes) -> BlipConfig:
         num_attention_heads=sizes.vision_heads,
         image_size=sizes.image_size,
         patch_size=sizes.patch_size,
-        initializer_range=SCRATCH_INITIALIZER_RANGE,
+        initializer_range=_VISION_STD,
     )
     return BlipConfig(text_config=text, vision_config=vision)
 

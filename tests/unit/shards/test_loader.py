@@ -21,7 +21,7 @@ from shards.loader import (
     Texts,
     TrainingBatches,
     alone,
-    decode_image,
+    square_pixels,
     training_keys,
 )
 from shards.plan import Order, Share
@@ -214,7 +214,7 @@ def test_images_of_any_mode_become_three_channels(mode: str) -> None:
         image = Image.fromarray(np.full((20, 40), 3000, dtype=np.uint16))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG" if mode == "CMYK" else "PNG")
-    pixels = decode_image(buffer.getvalue(), SIZE)
+    pixels = square_pixels(buffer.getvalue(), SIZE, "an image")
     assert pixels.shape == (3, SIZE, SIZE)
     assert pixels.dtype == torch.uint8
 
@@ -226,7 +226,7 @@ def test_an_image_that_lies_on_its_side_is_turned_upright() -> None:
     exif[0x0112] = 6  # shown after a quarter turn clockwise
     buffer = io.BytesIO()
     image.save(buffer, "PNG", exif=exif)
-    pixels = decode_image(buffer.getvalue(), SIZE)
+    pixels = square_pixels(buffer.getvalue(), SIZE, "an image")
     assert pixels[:, :, SIZE // 2 + 1 :].float().mean() > 200
     assert pixels[:, :, : SIZE // 2 - 1].float().mean() < 50
 
@@ -241,7 +241,9 @@ def test_a_damaged_shard_is_named_with_its_image(shards: Path, tmp_path: Path, w
         file.seek(shard.image_offsets[0])
         file.write(bytes(shard.image_bytes[0]))
     dataset = TrainingBatches(split, TEXTS, SIZE, alone(4))
-    with pytest.raises(DataError, match=rf"{shard.name}: image '{shard.image_ids[0]}': cannot be decoded .*verify"):
+    with pytest.raises(
+        DataError, match=rf"{shard.name}: image '{shard.image_ids[0]}': not a JPEG, PNG or WebP .*verify"
+    ):
         all_batches(dataset, 0, workers)
 
 

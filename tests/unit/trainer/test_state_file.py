@@ -10,6 +10,7 @@ import shutil
 import pytest
 import safetensors
 
+from shards.atomic import write_atomically
 from shards.errors import DataError
 from tests.unit.trainer.checkpoint_states import bits, engine_state, full_disk, kill_at_each_touch_of_the_disk
 from trainer.state_file import (
@@ -18,7 +19,6 @@ from trainer.state_file import (
     STATE,
     read_checkpoint,
     read_record,
-    replace_text,
     verify_checkpoint,
     write_checkpoint,
 )
@@ -129,11 +129,11 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint_or_none(tmp_pat
 
 def test_a_small_file_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "last"
-    replace_text(path, "old\n")
+    write_atomically(path, b"old\n")
     with full_disk(1), pytest.raises(OSError, match="File too large"):
-        replace_text(path, "new and longer\n")
+        write_atomically(path, b"new and longer\n")
     assert path.read_text() == "old\n"
     assert list(tmp_path.iterdir()) == [path]
-    for _ in kill_at_each_touch_of_the_disk(lambda: replace_text(path, "new\n")):
+    for _ in kill_at_each_touch_of_the_disk(lambda: write_atomically(path, b"new\n")):
         assert path.read_text() in ("old\n", "new\n")
     assert path.read_text() == "new\n"

@@ -1,0 +1,372 @@
+"""A run as a whole: the same losses however it is spread, the same bits however it is interrupted, a word for each fault.
+
+Three launches serve all tests: a process alone and two ranks, which train many tiny runs each, and two ranks that meet
+a damaged image.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from launch.ranks import live_ranks
+from shards.loader import Split
+from shards.plan import PADDING, Share
+from shards.writer import build_shards
+from tests.corpora import write_corpus
+from tests.distributed.launch import free_port, launch_alone, launch_ranks
+from tests.distributed.training_worker import Case, Fault, read_codes, write_cases
+from tests.models import FUSION
+from tests.runs import (
+    NO_COMPILER,
+    STEPS_PER_EPOCH,
+    TOTAL_STEPS,
+    LeftOver,
+    write_recipe,
+    write_shards,
+)
+from trainer.config import load_config, plan_order
+from trainer.early_stopping import EarlyStopping
+from trainer.evaluate import evaluate_run
+from trainer.loop import MAX_UNAPPLIED_STEPS
+from trainer.state_file import MODEL, verify_checkpoint
+
+pytestmark = pytest.mark.distributed
+
+WORKER = "tests.distributed.training_worker"
+STAGES = (0, 1, 2, 3)
+DONE, MISTAKE, STOPPED, KILLED = 0, 2, 75, -9
+DROPOUT = ("model.fusion.dropout=0.1", "model.scratch.dropout=0.1")
+EARLY = ("early_stopping.metric=val/loss", "early_stopping.mode=min", "early_stopping.patience=2")
+
+IN_SECOND_EPOCH = Fault(function="trainer.loop:train_step", call=8, signal="SIGKILL")
+AT_FIRST_EXPORT = Fault(function="trainer.saving:export_model", call=1, signal="SIGKILL")
+AT_FIRST_VALIDATION = Fault(function="model.objective:Objective.evaluate", call=2, signal="SIGTERM")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What a launch left behind."""
+
+    directory: Path
+    output: str
+    codes: dict[str, list[int]]
+    """Exit codes of each case by rank."""
+
+    def __getitem__(self, name: str) -> LeftOver:
+        return LeftOver(self.directory / "runs" / name)
+
+    def said(self, case: str) -> str:
+        """What the processes of a case wrote to the console."""
+        return "".join(part for part in self.output.split("=== ") if part.startswith(f"{case}, rank "))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return write_shards(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str]) -> Runs:
+    """Runs of one process."""
+    out = tmp_path_factory.mktemp("alone")
+    recipe, runs = write_recipe(out / "tiny.yaml", data), out / "runs"
+    killed = _case(recipe, "killed", *DROPOUT, "checkpoint.every_steps=3", fault=IN_SECOND_EPOCH)
+    exporting = _case(recipe, "exporting", *DROPOUT, fault=AT_FIRST_EXPORT)
+    copied = [str(runs / "validating"), str(runs / "validated")]
+    cases = [
+        *(_case(recipe, f"zero{stage}", f"engine.policy=ds_configs/zero{stage}.json") for stage in STAGES),
+        _case(_frozen_recipe(out, runs / "zero1", data), "frozen"),
+        _case(recipe, "dropout", *DROPOUT),
+        *(killed, _again(killed)),
+        *(exporting, _again(exporting)),
+        _case(recipe, "validating", *DROPOUT, fault=AT_FIRST_VALIDATION),
+        _case(recipe, "validated", *DROPOUT, copy=copied),
+        _case(recipe, "bf16", "precision=bf16"),
+        _case(recipe, "early", *EARLY, "optim.lr=0.03", "limits.epochs=20"),
+        _case(recipe, "without_val", "data.val=null"),
+        _case(recipe, "initialized", f"initialize_from={runs / 'zero1'}", "optim.lr=1e-30", "limits.max_steps=1"),
+        _case(recipe, "initialized_wrongly", f"initialize_from={runs / 'zero1'}", "model.fusion.layers=3"),
+        _case(_recipe_without_negatives(out), "always_true"),
+        _case(recipe, "diverged", "optim.lr=1e25", "limits.epochs=20"),
+    ]
+    return _train(out, cases, processes=1)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str], alone: Runs) -> Runs:
+    """Runs of two ranks; some go on from what the process alone has left."""
+    out = tmp_path_factory.mktemp("together")
+    recipe = write_recipe(out / "tiny.yaml", data)
+    frozen = _frozen_recipe(out, alone["zero1"].path, data)
+    on_rank_1 = replace(IN_SECOND_EPOCH, signal="SIGTERM", rank=1)
+    stopped = _case(recipe, "stopped", *DROPOUT, "data.workers=1", fault=on_rank_1)
+    validating = _case(recipe, "validating", fault=replace(AT_FIRST_VALIDATION, rank=1))
+    elsewhere = [str(alone["validating"].path), str(out / "runs" / "elsewhere")]
+    cases = [
+        *(_case(recipe, f"zero{stage}", f"engine.policy=ds_configs/zero{stage}.json") for stage in STAGES),
+        *(_case(frozen, f"frozen{stage}", f"engine.policy=ds_configs/zero{stage}.json") for stage in (1, 3)),
+        _case(recipe, "dropout", *DROPOUT),
+        *(stopped, _again(stopped)),
+        *(validating, _again(validating)),
+        _case(recipe, "elsewhere", *DROPOUT, f"limits.max_steps={STEPS_PER_EPOCH}", copy=elsewhere),
+        _case(recipe, "one_lane", "batch.lanes=1"),
+    ]
+    return _train(out, [replace(case, port=free_port()) for case in cases], processes=2)
+
+
+def _case(recipe: Path, name: str, *overrides: str, **more: object) -> Case:
+    return Case(name=name, recipe=str(recipe), overrides=[f"run.name={name}", *overrides], **more)
+
+
+def _again(case: Case) -> Case:
+    """The same command once more, in another process and without the fault."""
+    return replace(case, name=f"{case.name}_again", fault=None)
+
+
+def _train(out: Path, cases: Sequence[Case], *, processes: int) -> Runs:
+    write_cases(out, cases)
+    launch = launch_alone if processes == 1 else launch_ranks
+    done = launch(WORKER, str(out), env=NO_COMPILER, timeout_seconds=600)
+    assert done.returncode == 0, done.stdout[-3000:]
+    return Runs(out, done.stdout, read_codes(out, processes))
+
+
+def _frozen_recipe(out: Path, trained: Path, data: dict[str, str]) -> Path:
+    """A new fusion encoder between the exported towers of another run, which are frozen."""
+    export = trained / "export"
+    model = {
+        "vision": str(export / "blip_vqa"),
+        "match": str(export / "blip_itm"),
+        "answer": str(export / "blip_vqa"),
+        "efficient_sam": {"variant": "custom", "checkpoint": str(export / "efficient_sam.safetensors")},
+        "fusion": FUSION,
+    }
+    return write_recipe(out / "frozen.yaml", data, model=model)
+
+
+def _recipe_without_negatives(out: Path) -> Path:
+    """Matching alone, over questions without GQA's types and groups: no other answer is known to be wrong."""
+    corpus = write_corpus(out / "rows", num_images=8)
+    rows = [
+        {"image": next(corpus.images.glob(f"{record['imageId']}.*")).name, **record}
+        for record in json.loads(corpus.questions.read_text()).values()
+    ]
+    (out / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    build_shards(format="jsonl", questions=[out / "rows.jsonl"], images=corpus.images, out=out / "rows_shards")
+    return write_recipe(
+        out / "always_true.yaml",
+        {"train": str(out / "rows_shards")},
+        losses={"itm": 1.0, "answer": 0.0, "negatives": ["answer"]},
+        early_stopping={"metric": "val/itm_accuracy"},
+    )
+
+
+def test_in_the_last_step_of_an_epoch_one_rank_has_only_padding(data: dict[str, str], tmp_path: Path):
+    """The ground on which the tests below stand: their ranks are as unlike as they can be."""
+    order = plan_order(load_config(write_recipe(tmp_path / "tiny.yaml", data)))
+    epoch = Split(data["train"], order).epoch(0)
+    assert epoch.num_steps == STEPS_PER_EPOCH
+    of_ranks = [
+        [
+            epoch.micro_batch(STEPS_PER_EPOCH - 1, micro, Share(rank=rank, world_size=2, micro_visits=2))
+            for micro in (0, 1)
+        ]
+        for rank in (0, 1)
+    ]
+    idle = [all((visits == PADDING).all() for visits in micro_batches) for micro_batches in of_ranks]
+    assert sorted(idle) == [False, True]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("launch", ["alone", "together"])
+def test_losses_are_the_same_at_every_stage_and_world_size(launch: str, stage: int, alone: Runs, request):
+    runs: Runs = request.getfixturevalue(launch)
+    assert set(runs.codes[f"zero{stage}"]) == {DONE}
+    _assert_same_losses(runs[f"zero{stage}"], alone["zero1"])
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_losses_between_frozen_towers_are_the_same_too(stage: int, alone: Runs, together: Runs):
+    _assert_same_losses(together[f"frozen{stage}"], alone["frozen"])
+    weights = load_file(together[f"frozen{stage}"].checkpoint("last") / MODEL)
+    assert {name.split(".")[0] for name in weights} == {"fusion"}
+
+
+def _assert_same_losses(run: LeftOver, expected: LeftOver) -> None:
+    assert list(run.losses) == list(range(1, TOTAL_STEPS + 1))
+    for step, losses in run.losses.items():
+        assert set(losses) == {"train/loss", "train/answer_loss", "train/itm_loss"}
+        assert losses == pytest.approx(expected.losses[step], rel=1e-5), step
+
+
+@pytest.mark.parametrize(
+    ("launch", "run", "uninterrupted"),
+    [
+        ("alone", "killed", "dropout"),
+        ("alone", "exporting", "dropout"),
+        ("alone", "validated", "dropout"),
+        ("together", "stopped", "dropout"),
+        ("together", "validating", "zero1"),
+    ],
+)
+def test_an_interrupted_run_ends_in_the_same_bits(launch: str, run: str, uninterrupted: str, request):
+    runs: Runs = request.getfixturevalue(launch)
+    resumed, expected = runs[run], runs[uninterrupted]
+    assert resumed.status["state"] == expected.status["state"] == "done"
+    for pointer in ("last", "best"):
+        assert resumed.bits(pointer) == expected.bits(pointer)
+        assert resumed.progress(pointer) == expected.progress(pointer)
+    assert resumed.records == expected.records
+    assert resumed.predictions == expected.predictions
+    assert resumed.exported == expected.exported
+
+
+def test_interruptions_came_when_they_were_meant_to(alone: Runs, together: Runs):
+    assert [alone.codes[name] for name in ("killed", "exporting", "validating")] == [[KILLED], [KILLED], [STOPPED]]
+    assert [together.codes[name] for name in ("stopped", "validating")] == [[STOPPED] * 2] * 2
+    assert "at step 6" in alone.said("killed_again"), "the newest checkpoint lies between the epochs' ends"
+    assert "at step 8" in together.said("stopped_again"), "the signal reached one rank in the middle of an epoch"
+    assert "SIGTERM on another rank" not in together.output
+
+
+def test_a_stop_in_a_validation_is_saved_before_it(alone: Runs):
+    stopped = alone["validating"]
+    assert (stopped.status["state"], stopped.status["exit_code"]) == ("stopped", STOPPED)
+    assert "SIGTERM" in stopped.status["message"]
+    assert stopped.status["global_step"] == STEPS_PER_EPOCH
+    assert (stopped.progress("last")["global_step"], stopped.progress("last")["validated_step"]) == (STEPS_PER_EPOCH, 0)
+    assert not stopped.validations
+    assert list(alone["validated"].validations) == [STEPS_PER_EPOCH, TOTAL_STEPS]
+
+
+def test_validation_does_not_depend_on_the_world_size(alone: Runs, together: Runs):
+    one, two = (run.validations[STEPS_PER_EPOCH] for run in (alone["validated"], together["elsewhere"]))
+    losses = {name for name in one if name.endswith("loss")}
+    assert {name: one[name] for name in one.keys() - losses} == {name: two[name] for name in two.keys() - losses}
+    assert {name: one[name] for name in losses} == pytest.approx({name: two[name] for name in losses}, rel=1e-6)
+    assert one["val/count"] == 25
+    assert one["val/itm_accuracy/count"] > one["val/count"]
+
+
+@pytest.mark.parametrize(
+    ("launch", "run"), [("alone", "zero1"), ("alone", "frozen"), ("alone", "bf16"), ("together", "zero3")]
+)
+def test_the_export_gives_the_predictions_of_its_validation(launch: str, run: str, request, monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    trained: LeftOver = request.getfixturevalue(launch)[run]
+    validated = trained.validations[trained.exported["step"]]
+    predictions = trained.predictions
+    metrics, counts = evaluate_run(trained.path, "val")
+    assert trained.predictions == predictions
+    assert len(json.loads(predictions)) == counts["val/count"] == 25
+    assert metrics | counts == pytest.approx(validated, rel=1e-5)
+    for name in metrics.keys() - {"val/loss", "val/answer_loss", "val/itm_loss"}:
+        assert metrics[name] == validated[name], name
+
+
+def test_early_stopping_stops_and_the_best_is_exported(alone: Runs):
+    run = alone["early"]
+    judge, best = EarlyStopping(mode="min", patience=2), None
+    for step, metrics in run.validations.items():
+        assert not judge.stopped, f"validated at step {step} after the verdict to stop"
+        best = step if judge.observe(metrics["val/loss"]).improved else best
+    assert judge.stopped
+    assert run.status["exit_code"] == DONE
+    assert "stopped early after 2 validations" in run.status["message"]
+    assert best != max(run.validations), "the last validation was the best, so nothing stopped"
+    assert run.progress("best")["global_step"] == run.exported["step"] == best
+    assert run.exported["metrics"] == run.validations[best].items() & run.exported["metrics"].items()
+
+
+def test_without_validation_data_the_last_weights_are_exported(alone: Runs):
+    run = alone["without_val"]
+    assert alone.codes["without_val"] == [DONE]
+    assert run.exported == {**run.exported, "step": TOTAL_STEPS, "metrics": {}}
+    assert not run.validations
+    assert not (run.directory.checkpoints / "best").exists()
+    _assert_same_losses(run, alone["zero1"])
+    trained = load_file(run.checkpoint("last") / MODEL)
+    exported = load_file(run.directory.export / "fusion_encoder.safetensors")
+    assert exported
+    assert all(tensor.equal(trained[f"fusion.{name}"]) for name, tensor in exported.items())
+
+
+def test_a_run_is_initialized_with_weights_and_nothing_else(alone: Runs):
+    run, source = alone["initialized"], alone["zero1"]
+    assert alone.codes["initialized"] == [DONE]
+    assert run.bits("last")[0] == source.bits("best")[0], "a step of size 1e-30 changes no weight"
+    assert run.bits("last")[1] != source.bits("best")[1]
+    assert verify_checkpoint(run.checkpoint("last")).optimizer_step == 1
+    assert run.progress("last")["early_stopping"]["best"] == run.validations[1]["val/accuracy"]
+
+
+def test_weights_of_another_model_are_refused_by_name(alone: Runs):
+    assert alone.codes["initialized_wrongly"] == [MISTAKE]
+    message = alone["initialized_wrongly"].status["message"]
+    assert "initialize_from" in message
+    assert "fusion.encoder" in message
+    assert "is missing" in message
+
+
+def test_half_precision_computes_nearly_the_same_and_keeps_fp32_weights(alone: Runs):
+    run = alone["bf16"]
+    losses, expected = ([step["train/loss"] for step in r.losses.values()] for r in (run, alone["zero1"]))
+    assert losses == pytest.approx(expected, rel=0.05)
+    assert losses != expected
+    assert {str(tensor.dtype) for tensor in load_file(run.checkpoint("last") / MODEL).values()} == {"torch.float32"}
+
+
+def test_matching_without_negatives_is_warned_of(alone: Runs):
+    assert alone.codes["always_true"] == [DONE]
+    assert "no negatives exist for this data (losses.negatives" in alone.said("always_true")
+
+
+def test_a_run_that_diverges_says_so_and_leaves_an_intact_checkpoint(alone: Runs):
+    run = alone["diverged"]
+    assert alone.codes["diverged"] == [MISTAKE]
+    assert f"not finite for {MAX_UNAPPLIED_STEPS} steps in a row" in run.status["message"]
+    assert "optim.lr" in run.status["message"]
+    applied = verify_checkpoint(run.checkpoint("last")).optimizer_step
+    assert applied < STEPS_PER_EPOCH
+    assert max(run.losses) == applied + MAX_UNAPPLIED_STEPS - 1
+    assert all(tensor.isfinite().all() for tensor in load_file(run.checkpoint("last") / MODEL).values())
+    assert not math.isfinite(run.losses[max(run.losses)]["train/loss"] or math.nan)
+
+
+def test_a_world_size_that_does_not_divide_the_lanes_is_refused_by_all_ranks(together: Runs):
+    assert together.codes["one_lane"] == [MISTAKE] * 2
+    assert "1 lanes cannot be shared by 2 ranks; world sizes that fit: 1" in together["one_lane"].status["message"]
+    assert together.said("one_lane").count("world sizes that fit") == 1, "one rank says it"
+
+
+def test_a_damaged_image_ends_all_ranks_with_its_name(tmp_path: Path):
+    data = write_shards(tmp_path)
+    recipe = write_recipe(tmp_path / "damaged.yaml", data)
+    shard, image_id = _damage(Split(data["train"], plan_order(load_config(recipe))), step=2, rank=1)
+    done = launch_ranks("trainer.train", str(recipe), "optim.lr=1e-4", env=NO_COMPILER)
+    assert done.returncode != 0
+    run = LeftOver(tmp_path / "runs" / "damaged")
+    assert run.status["exit_code"] == MISTAKE
+    assert shard in run.status["message"]
+    assert repr(image_id) in run.status["message"]
+    assert run.status["message"] in done.stdout
+    assert list(run.losses) == [1, 2]
+    assert not live_ranks(run.directory.ranks)
+
+
+def _damage(split: Split, *, step: int, rank: int) -> tuple[str, str]:
+    """Overwrite an image that a rank needs in this step of the first epoch, and no rank before."""
+    epoch, share = split.epoch(0), Share(rank=rank, world_size=2, micro_visits=2)
+    images = epoch.visits.image[epoch.micro_batch(step, 0, share)]
+    image = next(int(image) for image in images if epoch.visits.parts[image] == 1)
+    number, position = split.index.locate(image)
+    shard = split.index.shards[number]
+    with open(Path(split.directory) / shard.name, "r+b") as file:
+        file.seek(shard.image_offsets[position])
+        file.write(bytes(shard.image_bytes[position]))
+    return shard.name, shard.image_ids[position]
