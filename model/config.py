@@ -14,10 +14,13 @@ Part = Literal["vision", "second_stream", "match", "answer"]
 
 
 class EfficientSamConfig(Section):
-    """The second vision tower. The sizes are for `variant: custom` alone; the official variants have fixed ones."""
+    """The second vision tower. The sizes are for `variant: custom` alone; the official variants have fixed ones.
+
+    With `custom`, a checkpoint that DuoFlow exported brings its sizes along: then none is given.
+    """
 
     checkpoint: str | None = None
-    """File with the official weights (`efficient_sam_vitt.pt`, `efficient_sam_vits.pt`); null starts from scratch."""
+    """The official weights (`efficient_sam_vitt.pt`, `efficient_sam_vits.pt`) or an export; null starts from scratch."""
     variant: Literal["vitt", "vits", "custom"] = "vitt"
     """The official tiny or small encoder, or one of the sizes below."""
     image_size: int | None = Field(default=None, ge=1)
