@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch.distributed as dist
 from transformers.utils import logging as transformers_logging
 
 from launch.ranks import record_rank
@@ -110,8 +111,21 @@ def _train(config: RunConfig, directory: RunDirectory, world: World, stop: StopR
     run, state = _build(config, directory, world, stop)
     try:
         return fit(run, state)
+    except RuntimeError as error:
+        if not _is_lost_connection(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise LostRankError(
+            f"rank {world.rank} of {world.world_size} lost the other ranks while training: {reason}; the rank that "
+            "failed first has the cause in its log"
+        ) from error
     finally:
         run.recorder.close()
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    """Whether a collective of DeepSpeed's has failed; NCCL's errors have a class, gloo's only their text."""
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 
 def _fault(config: RunConfig, directory: RunDirectory, world: World) -> UserError | None:

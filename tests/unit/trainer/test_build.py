@@ -1,0 +1,207 @@
+"""Names in a recipe become parts: splits by key, one tokenizer for all starts of a run, weights taken or refused."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.build import BuiltModel
+from model.objective import Objective
+from shards.errors import ConfigError, DataError
+from tests.runs import write_recipe, write_shards
+from trainer.build import (
+    FUSION_FILE,
+    assemble_model,
+    evaluation_loader,
+    image_size,
+    initialize_from,
+    make_texts,
+    open_split,
+    shared_tokenizer,
+    training_loader,
+    training_tokenizer,
+)
+from trainer.checkpoints import Checkpoints
+from trainer.config import RunConfig, load_config
+from trainer.distributed import World
+from trainer.export import export_model
+from trainer.run_directory import RunDirectory
+from trainer.state_file import MODEL, EngineState
+
+
+@dataclass(frozen=True)
+class Project:
+    """A recipe over shards."""
+
+    recipe: Path
+
+    def config(self, *overrides: str) -> RunConfig:
+        return load_config(self.recipe, overrides)
+
+    def model(self, *overrides: str, seed: int = 3) -> BuiltModel:
+        config = self.config(f"run.seed={seed}", *overrides)
+        train = open_split(config, "train")
+        return assemble_model(config, scratch_tokenizer=lambda: training_tokenizer(config, train))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    directory = tmp_path_factory.mktemp("project")
+    return Project(write_recipe(directory / "tiny.yaml", write_shards(directory)))
+
+
+def weights(objective: Objective) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in objective.named_parameters()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    assert one.keys() == other.keys()
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def source(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory whose `best` has weights of seed 11 and `last` those of seed 12; its export is of seed 13."""
+    run = tmp_path_factory.mktemp("source")
+    checkpoints = Checkpoints(run / "checkpoints", World())
+    for pointer, seed in (("best", 11), ("last", 12)):
+        parameters, moments = (weights(project.model(seed=seed).objective) for _ in range(2))
+        second_moments = {name: tensor.clone() for name, tensor in moments.items()}
+        state = EngineState(parameters=parameters, exp_avg=moments, exp_avg_sq=second_moments, optimizer_step=1)
+        checkpoints.publish(pointer, checkpoints.save(f"step{seed}", state, {}))
+    built = project.model(seed=13)
+    export_model(project.config(), built, weights(built.objective), run / "export", step=1, metrics={})
+    return run
+
+
+def test_a_split_that_the_recipe_does_not_name_is_refused_by_its_key(project: Project):
+    with pytest.raises(ConfigError, match=r"data\.testdev: is not set"):
+        open_split(project.config(), "testdev")
+
+
+def test_the_order_of_a_split_is_that_of_the_recipe(project: Project):
+    config = project.config("data.limit=3", "run.seed=8")
+    split = open_split(config, "train")
+    assert (split.visits.num_questions > 0).sum() == 3
+    assert (split.order.seed, split.order.visits_per_step, split.order.lanes) == (8, 8, 8)
+
+
+def test_the_vocabulary_covers_every_question_and_answer_of_the_training_split(project: Project):
+    config = project.config("model.scratch.vocab_size=500")
+    train = open_split(config, "train")
+    tokenizer = training_tokenizer(config, train)
+    samples = [train.reader.sample(image) for image in range(train.index.num_images)]
+    words = {
+        word for s in samples for q in s.questions for word in f"{q.question} {q.answer}".lower().strip("?").split()
+    }
+    words = {word.strip("?,") for word in words}
+    assert len(words) > 20
+    assert words <= tokenizer.get_vocab().keys()
+
+
+def test_the_tokenizer_is_built_once_for_all_starts_of_a_run(project: Project, tmp_path: Path, monkeypatch):
+    config = project.config()
+    train, directory = open_split(config, "train"), RunDirectory(tmp_path)
+    first = shared_tokenizer(config, train, directory, World())()
+    monkeypatch.setattr("trainer.build.training_tokenizer", lambda *_: pytest.fail("built a second time"))
+    second = shared_tokenizer(config, train, directory, World())()
+    assert first.get_vocab() == second.get_vocab()
+
+
+def test_untrained_weights_depend_on_the_seed_alone(project: Project):
+    first = weights(project.model(seed=5).objective)
+    assert same(first, weights(project.model(seed=5).objective))
+    assert not same(first, weights(project.model(seed=6).objective))
+
+
+@pytest.mark.parametrize(("place", "seed"), [(".", 11), ("checkpoints/step11", 11), ("checkpoints/step12", 12)])
+def test_a_run_starts_from_the_best_of_another_or_from_a_checkpoint_by_name(
+    project: Project, source: Path, place: str, seed: int
+):
+    objective = project.model().objective
+    said = initialize_from(objective, str(source / place))
+    assert same(weights(objective), weights(project.model(seed=seed).objective))
+    count = len(weights(objective))
+    assert f"weights of {count} of {count} trained tensors" in said
+
+
+def test_an_export_gives_the_fusion_encoder_and_leaves_the_rest(project: Project, source: Path):
+    objective = project.model().objective
+    before = weights(objective)
+    initialize_from(objective, str(source / "export"))
+    expected = weights(project.model(seed=13).objective)
+    assert same(
+        weights(objective), {name: (expected if name.startswith("fusion.") else before)[name] for name in before}
+    )
+
+
+def test_more_weights_than_the_recipe_trains_are_no_fault(project: Project, source: Path):
+    objective = project.model("losses.answer=0", "early_stopping.metric=val/itm_accuracy").objective
+    initialize_from(objective, str(source))
+    everything = weights(project.model(seed=11).objective)
+    assert len(weights(objective)) < len(everything)
+    assert same(weights(objective), {name: everything[name] for name in weights(objective)})
+
+
+@pytest.mark.parametrize(
+    ("override", "fault"),
+    [
+        ("model.fusion.layers=3", r"fusion\.encoder\.\S+ is missing"),
+        ("model.fusion.ffn_width=20", r"fusion\.encoder\.\S+ is \(96, 24\), expected \(20, 24\)"),
+    ],
+)
+def test_weights_of_another_model_are_refused_by_name_and_shape(
+    project: Project, source: Path, override: str, fault: str
+):
+    objective = project.model(override).objective
+    before = weights(objective)
+    for place in (source, source / "export"):
+        with pytest.raises(ConfigError, match=rf"initialize_from: \S+: .*{fault}"):
+            initialize_from(objective, str(place))
+    assert same(weights(objective), before), "a refused start changes nothing"
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_refused(project: Project, source: Path, tmp_path: Path):
+    checkpoint = tmp_path / "damaged"
+    checkpoint.mkdir()
+    for file in (source / "checkpoints" / "step11").iterdir():
+        (checkpoint / file.name).write_bytes(file.read_bytes())
+    content = bytearray((checkpoint / MODEL).read_bytes())
+    content[-100] ^= 1
+    (checkpoint / MODEL).write_bytes(content)
+    with pytest.raises(DataError, match=r"initialize_from: \S+model.safetensors: damaged checkpoint"):
+        initialize_from(project.model().objective, str(checkpoint))
+
+
+def test_a_file_that_holds_no_tensors_is_refused(project: Project, tmp_path: Path):
+    (tmp_path / FUSION_FILE).write_bytes(b"not tensors")
+    with pytest.raises(DataError, match=r"initialize_from: \S+fusion_encoder.safetensors: not readable"):
+        initialize_from(project.model().objective, str(tmp_path))
+
+
+def test_a_place_without_weights_is_refused(project: Project, tmp_path: Path):
+    with pytest.raises(ConfigError, match="no weights in it; expected a run directory with a checkpoint, a checkpoint"):
+        initialize_from(project.model().objective, str(tmp_path))
+
+
+def test_the_loader_makes_what_the_model_reads(project: Project):
+    config = project.config("losses.negatives=[answer]")
+    built = project.model()
+    assert image_size(config, built) == built.image_size == 32
+    assert image_size(project.config("data.image_size=48"), built) == 48
+    texts = make_texts(config, built)
+    assert texts.negatives == ("answer",)
+    batches, loader = training_loader(config, open_split(config, "train"), built, World())
+    item = next(loader.batches([(0, 0, 0)]))
+    assert batches.accumulation == 4
+    assert item.batch.pixels.shape == (2, 3, 32, 32)
+    assert torch.isfinite(built.objective(item.batch).loss)
+
+
+def test_an_evaluation_can_be_limited_to_some_images(project: Project):
+    config, built = project.config(), project.model()
+    batches, loader = evaluation_loader(config, open_split(config, "val"), built, World(), max_images=4)
+    seen = [image for item in loader.batches(batches.all_keys()) for image in item.image_numbers]
+    assert len(set(seen)) == 4
