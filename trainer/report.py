@@ -41,9 +41,9 @@ def report_step(run: Run, state: TrainState, step: Step, watch: LossWatch) -> No
         "optim/skipped_steps": step.update.skipped_steps,
         "speed/questions_per_second": report.questions_per_second,
         "speed/left_seconds": report.eta_seconds,
-        "data/epoch": state.global_step / run.milestones.steps_per_epoch,
-        "data/questions_cut": window["questions_cut"],
-        "data/negatives_missing": window["negatives_missing"],
+        "progress/epoch": state.global_step / run.milestones.steps_per_epoch,
+        "progress/questions_cut": window["questions_cut"],
+        "progress/negatives_missing": window["negatives_missing"],
         "memory/gib": _memory_gib(run.world.device),
     }
     run.recorder.record(state.global_step, losses | {k: float(v) for k, v in values.items() if v is not None})
@@ -109,3 +109,21 @@ def report_validation(
 def _best_before(state: TrainState) -> str:
     best = state.early_stopping.best
     return "none was finite so far" if best is None else f"best {best:.4g} at step {state.best_step}"
+
+
+def report_data(run: Run, window: dict[str, float]) -> None:
+    """Say how many questions were cut, and which negatives the data did not offer, since the last validation."""
+    questions = round(window["questions"])
+    if run.is_main and window["questions_cut"]:
+        limit = run.config.data.max_question_tokens
+        logger.info(
+            "%d of %d questions were cut at data.max_question_tokens=%d",
+            round(window["questions_cut"]),
+            questions,
+            limit,
+        )
+    if run.is_main and window["negatives_missing"]:
+        wanted = questions * len(run.config.losses.negatives)
+        logger.info(
+            "%d of %d negatives have weight 0: the data offers none", round(window["negatives_missing"]), wanted
+        )

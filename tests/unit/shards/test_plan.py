@@ -85,7 +85,7 @@ def test_every_world_size_and_micro_batch_computes_the_same_global_batches(case:
 
 @given(epochs())
 @settings(max_examples=75, deadline=None)
-def test_a_step_counts_its_questions_and_an_epoch_pads_less_than_one_batch_per_lane(
+def test_a_step_counts_its_questions_and_an_epoch_pads_less_than_one_batch(
     case: tuple[EpochOrder, dict],
 ) -> None:
     epoch, parts = case
@@ -94,7 +94,7 @@ def test_a_step_counts_its_questions_and_an_epoch_pads_less_than_one_batch_per_l
     order = parts["order"]
     padding = sum(int((step == PADDING).sum()) for step in steps)
     assert padding == epoch.num_steps * order.visits_per_step - len(epoch.visits)
-    assert padding < order.visits_per_step + order.lanes
+    assert padding < order.visits_per_step
 
 
 @given(epochs())
