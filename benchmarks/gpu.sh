@@ -85,7 +85,7 @@ for stage in 1 2 3; do
         "run.name=zero$stage" "data.train=$out/shards/train" "data.val=$out/shards/val" \
         "engine.policy=ds_configs/zero$stage.json"
 done
-for images in 2 16; do
+for images in 2 8; do
     part "step.$images" 120 "${duoflow[@]}" bench step --reference --device cuda --images "$images" \
         --json "$out/step.$images.json"
 done

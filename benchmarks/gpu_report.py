@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 STAGES = (1, 2, 3)
-BATCHES = (2, 16)
+BATCHES = (2, 8)
 """Images of a step."""
 
 LARGEST_SPREAD = 1e-3
@@ -100,7 +100,7 @@ def report(out: Path) -> dict[str, Any]:
     same = apart is not None and apart <= LARGEST_SPREAD
     parts = [tests, *runs.values(), *steps.values()]
     return {
-        "devices": environment.get("devices", []),
+        "device": next((step["device"] for step in steps.values() if "device" in step), "unknown"),
         "versions": environment.get("versions", {}),
         "tests": tests,
         "training": runs,
@@ -113,34 +113,38 @@ def report(out: Path) -> dict[str, Any]:
 def table(found: dict[str, Any]) -> str:
     """The report for a person."""
     tests = found["tests"]
-    lines = [f"device: {', '.join(found['devices']) or 'unknown'}"]
-    lines += [line("GPU tests", tests, f"{tests.get('passed', 0)} of {tests.get('tests', 0)} passed")]
-    for name, run in found["training"].items():
-        shown = (
-            ""
-            if "steps" not in run
-            else (
-                f"{run['steps']} steps, loss {number(run['first_loss'])} to {number(run['last_loss'])}, "
-                f"scale {number(run['loss_scale'])}, {number(run['skipped_steps'])} skipped, "
-                f"{number(run['questions_per_second'])} questions/s"
-            )
-        )
-        lines.append(line(f"fp16 {name}", run, shown))
-    for images, step in found["bench_step"].items():
-        shown = (
-            ""
-            if "ratio" not in step
-            else (
-                f"{number(step['paths']['grouped']['questions_per_second'])} questions/s, {step['ratio']:.2f}x plain; "
-                f"without shared keys and values {step['ratio_without_shared_keys_values']:.2f}x, "
-                f"images encoded once {step['ratio_with_image_deduplication_only']:.2f}x"
-            )
-        )
-        lines.append(line(f"step, {images} images", step, shown))
+    lines = [
+        f"device: {found['device']}",
+        line("GPU tests", tests, f"{tests.get('passed', 0)} of {tests.get('tests', 0)} passed"),
+    ]
+    lines += [line(f"fp16 {name}", run, describe_run(run)) for name, run in found["training"].items()]
+    lines += [line(f"step, {images} images", step, describe_step(step)) for images, step in found["bench_step"].items()]
     apart = found["stages_differ_by"]
     shown = "unknown" if apart is None else f"{apart:.2e}, at most {LARGEST_SPREAD:g}"
     lines += [f"first losses of the stages differ by {shown}", "all is well" if found["ok"] else "something FAILED"]
     return "\n".join(lines)
+
+
+def describe_run(run: dict[str, Any]) -> str:
+    """The figures of a training run; nothing if there are none."""
+    if "steps" not in run:
+        return ""
+    return (
+        f"{run['steps']} steps, loss {number(run['first_loss'])} to {number(run['last_loss'])}, "
+        f"scale {number(run['loss_scale'])}, {number(run['skipped_steps'])} skipped, "
+        f"{number(run['questions_per_second'])} questions/s"
+    )
+
+
+def describe_step(step: dict[str, Any]) -> str:
+    """The figures of a step benchmark; nothing if there are none."""
+    if "ratio" not in step:
+        return ""
+    return (
+        f"{number(step['paths']['grouped']['questions_per_second'])} questions/s, {step['ratio']:.2f}x plain; "
+        f"without shared keys and values {step['ratio_without_shared_keys_values']:.2f}x, "
+        f"images encoded once {step['ratio_with_image_deduplication_only']:.2f}x"
+    )
 
 
 def line(name: str, part: dict[str, Any], shown: str) -> str:

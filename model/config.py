@@ -20,7 +20,7 @@ class EfficientSamConfig(Section):
     """
 
     checkpoint: str | None = None
-    """The official weights (`efficient_sam_vitt.pt`, `efficient_sam_vits.pt`) or an export; null starts from scratch."""
+    """Official weights (`efficient_sam_vitt.pt`, `efficient_sam_vits.pt`) or an export; null starts from scratch."""
     variant: Literal["vitt", "vits", "custom"] = "vitt"
     """The official tiny or small encoder, or one of the sizes below."""
     image_size: int | None = Field(default=None, ge=1)

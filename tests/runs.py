@@ -1,14 +1,21 @@
 """Tiny runs: a recipe over a corpus drawn by code, seconds to train, and what is left of a run when it has ended."""
 
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
+from model.build import BuiltModel
 from tests.corpora import build_corpus
 from tests.models import EFFICIENT_SAM, FUSION, SCRATCH
+from trainer.build import assemble_model, open_split, training_tokenizer
+from trainer.config import RunConfig, load_config
 from trainer.run_directory import RunDirectory
-from trainer.state_file import MODEL, OPTIMIZER
+from trainer.state_file import MODEL, OPTIMIZER, EngineState
 
 VISITS, QUESTIONS_PER_VISIT = 8, 3
 STEPS_PER_EPOCH, EPOCHS = 5, 2
@@ -18,8 +25,8 @@ NO_COMPILER = {"CXX": "/nonexistent", "CC": "/nonexistent"}
 """Nothing may need a compiler: DeepSpeed would build an operator for its CPU collectives."""
 
 _SCRATCH = SCRATCH | {"vision_layers": 1, "text_layers": 1}
-_TIMED = ("time", "speed/", "memory/")
-"""Beginnings of the keys in metrics.jsonl that differ from one execution to the next."""
+_MEASURED = re.compile(r"time|speed/.*|memory/.*|.*_seconds")
+"""Keys in metrics.jsonl whose values differ from one execution to the next."""
 
 
 def write_shards(directory: Path) -> dict[str, str]:
@@ -59,6 +66,38 @@ def write_recipe(path: Path, data: Mapping[str, Any], **sections: Any) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Project:
+    """A recipe over shards, for tests that build its parts in their own process."""
+
+    recipe: Path
+
+    @classmethod
+    def write(cls, directory: Path) -> "Project":
+        return cls(write_recipe(directory / "tiny.yaml", write_shards(directory)))
+
+    def config(self, *overrides: str) -> RunConfig:
+        return load_config(self.recipe, overrides)
+
+    def model(self, *overrides: str, seed: int = 3) -> BuiltModel:
+        """The model of the recipe with the weights that a seed gives it."""
+        config = self.config(f"run.seed={seed}", *overrides)
+        train = open_split(config, "train")
+        return assemble_model(config, scratch_tokenizer=lambda: training_tokenizer(config, train))
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of a module's parameters, by name."""
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+def engine_state(module: nn.Module, *, step: int = 1) -> EngineState:
+    """What an engine that trains this module might save."""
+    return EngineState(
+        parameters=weights(module), exp_avg=weights(module), exp_avg_sq=weights(module), optimizer_step=step
+    )
+
+
 class LeftOver:
     """The directory of a run, read as its user would."""
 
@@ -73,7 +112,7 @@ class LeftOver:
     def records(self) -> list[dict[str, Any]]:
         """metrics.jsonl without the values that differ from one execution to the next."""
         lines = map(json.loads, self.directory.metrics.read_text().splitlines())
-        return [{name: value for name, value in line.items() if not name.startswith(_TIMED)} for line in lines]
+        return [{name: value for name, value in line.items() if not _MEASURED.fullmatch(name)} for line in lines]
 
     @property
     def losses(self) -> dict[int, dict[str, float]]:
@@ -83,6 +122,11 @@ class LeftOver:
             for record in self.records
             if "optim/lr" in record
         }
+
+    @property
+    def grad_norms(self) -> dict[int, float]:
+        """The norm of the gradients of each step before they are clipped."""
+        return {record["step"]: record["optim/grad_norm"] for record in self.records if "optim/grad_norm" in record}
 
     @property
     def validations(self) -> dict[int, dict[str, float]]:

@@ -142,15 +142,13 @@ def _custom_sizes(tower: EfficientSamConfig) -> Iterator[Fault]:
 
 
 def _frozen(config: "RunConfig") -> Iterator[Fault]:
-    if config.initialize_from is not None:
-        return
     untrained = untrained_parts(config.model, config.losses)
     for part in [part for part in config.model.freeze if part in untrained]:
         reference = "model.efficient_sam.checkpoint" if part == "second_stream" else f"model.{part}"
         yield Fault(
             "model.freeze",
             f"{part} starts from random weights and would stay so: an untrained frozen tower; take it out of "
-            f"model.freeze, or name trained weights in {reference} or initialize_from",
+            f"model.freeze, or name trained weights in {reference}",
         )
 
 

@@ -1,5 +1,11 @@
 """`duoflow train --dry-run`: what a run would do and need, worked out without training a step."""
 
+from collections import Counter
+from collections.abc import Mapping
+
+from torch import nn
+
+from model.objective import Objective
 from trainer.build import assemble_model, open_split, training_tokenizer
 from trainer.config import RunConfig, check_world_size
 from trainer.milestones import Milestones
@@ -22,8 +28,8 @@ def dry_run(config: RunConfig) -> str:
     built = assemble_model(config, scratch_tokenizer=lambda: training_tokenizer(config, train))
     milestones = Milestones.of(config, train.steps_per_epoch)
     objective = built.objective
-    trained = {name: _count(child) for name, child in objective.named_children()}
-    total = sum(parameter.numel() for parameter in objective.parameters())
+    trained = _trained(objective)
+    total = sum(trained.values())
     frozen = {name: _count(tower) for name, tower in objective.frozen_parts()}
     questions, visits = int(train.visits.num_questions.sum()), len(train.visits)
     padding = milestones.steps_per_epoch * config.batch.visits - visits
@@ -52,11 +58,19 @@ def _batch_arithmetic(config: RunConfig, processes: int) -> str:
     return f"{processes} ranks x {accumulation} micro-batches x {config.batch.micro_visits} visits"
 
 
-def _count(module) -> int:
+def _trained(objective: Objective) -> Counter[str]:
+    """Parameters by part; what two parts share counts once."""
+    counts: Counter[str] = Counter()
+    for name, parameter in objective.named_parameters():
+        counts[name.partition(".")[0]] += parameter.numel()
+    return counts
+
+
+def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _list(counts: dict[str, int]) -> str:
+def _list(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 

@@ -112,12 +112,14 @@ def seed_generators(seed: int, global_step: int, micro_step: int, rank: int) -> 
 
 
 def _check_finite(run: Run, state: TrainState, step: Step) -> None:
-    if state.unapplied_steps >= MAX_UNAPPLIED_STEPS:
-        raise DivergedError(
-            f"step {state.global_step}: gradients were not finite for {MAX_UNAPPLIED_STEPS} steps in a row; lower "
-            f"optim.lr (now {step.learning_rate:.1e}), set optim.max_grad_norm, or take precision=fp32 or bf16; the "
-            f"last checkpoint in {run.directory.checkpoints} is intact"
-        )
+    if state.unapplied_steps < MAX_UNAPPLIED_STEPS:
+        return
+    error = DivergedError(
+        f"step {state.global_step}: gradients were not finite for {MAX_UNAPPLIED_STEPS} steps in a row; lower optim.lr "
+        f"(now {step.learning_rate:.1e}), set optim.max_grad_norm, or take precision=fp32 or bf16; the last checkpoint "
+        f"in {run.directory.checkpoints} is intact"
+    )
+    run.world.agree_or_raise(error)  # all ranks know it: one of them says it
 
 
 def _stopped(run: Run, state: TrainState) -> Outcome:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from shards.atomic import write_atomically
 from shards.errors import DataError, UserError
 from trainer.export import export_model, read_export
-from trainer.report import mean_losses, report_validation
+from trainer.report import mean_losses, report_data, report_validation
 from trainer.run import Run, TrainState
 from trainer.run_directory import Status
 from trainer.state_file import EngineState, read_checkpoint
@@ -40,10 +40,12 @@ def validate_if_due(run: Run, state: TrainState) -> bool:
         return False
     seconds = time.monotonic() - started
     run.progress.validation_done(seconds)
-    trained = mean_losses(state.take_window("since_validation"), run.config, "train")
+    window = state.take_window("since_validation")
+    trained = mean_losses(window, run.config, "train")
     improved = _judge(run, state, {**trained, **evaluation.metrics})
     saved = _keep(run, state, evaluation, improved=improved)
     report_validation(run, state, evaluation, trained, improved=improved, seconds=seconds)
+    report_data(run, window)
     run.checkpoints.publish("last", saved.name)  # only now: whoever dies before it validates this step again
     return True
 

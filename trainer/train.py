@@ -17,6 +17,7 @@ import torch.distributed as dist
 from transformers.utils import logging as transformers_logging
 
 from launch.ranks import record_rank
+from model.objective import Objective
 from shards.errors import ConfigError, DataError, UserError
 from shards.index import index_digest
 from trainer.build import (
@@ -150,8 +151,7 @@ def _build(config: RunConfig, directory: RunDirectory, world: World, stop: StopR
     train = open_split(config, "train")
     built = assemble_model(config, scratch_tokenizer=shared_tokenizer(config, train, directory, world))
     if config.initialize_from is not None:
-        said = initialize_from(built.objective, config.initialize_from)
-        logger.info("initialize_from: %s", said)
+        _initialize_from(built.objective, config.initialize_from, world)
     trained = sum(parameter.numel() for parameter in built.objective.parameters())  # under ZeRO-3 empty from now on
     batches, loader = training_loader(config, train, built, world)
     validation = None
@@ -197,7 +197,16 @@ def _build(config: RunConfig, directory: RunDirectory, world: World, stop: StopR
     return run, state
 
 
-def _engine(config: RunConfig, objective, world: World) -> Engine:
+def _initialize_from(objective: Objective, source: str, world: World) -> None:
+    error = None
+    try:
+        logger.info("initialize_from: %s", initialize_from(objective, source))
+    except UserError as refused:
+        error = refused
+    world.agree_or_raise(error)
+
+
+def _engine(config: RunConfig, objective: Objective, world: World) -> Engine:
     batch, optim = config.batch, config.optim
     resolved = resolve(
         read_policy(policy_path(config)),

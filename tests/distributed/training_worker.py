@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shards.atomic import write_atomically
+from tests.distributed.launch import free_port
 from trainer import train
 
 CASE_SECONDS = 120.0
@@ -46,8 +48,6 @@ class Case:
     fault: Fault | None = None
     copy: list[str] = field(default_factory=list)
     """[run directory, its copy], made before the start."""
-    port: int = 0
-    """Where the ranks of this case meet."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "Case":
@@ -73,8 +73,21 @@ def main() -> None:
     rank, codes = int(os.environ.get("RANK", "0")), {}
     for values in json.loads((out / "cases.json").read_text()):
         case = Case.of(values)
+        _prepare(case, rank, out / f"{case.name}.port")
         codes[case.name] = _in_a_process_of_its_own(lambda case=case: _train(case, rank))
         (out / f"codes.rank{rank}.json").write_text(json.dumps(codes))
+
+
+def _prepare(case: Case, rank: int, port: Path) -> None:
+    """Rank 0 copies what the case goes on from, and then says where its ranks meet: each case has a port of its own."""
+    if rank == 0:
+        if case.copy:
+            shutil.copytree(*case.copy)
+        write_atomically(port, str(free_port()).encode())
+    deadline = time.monotonic() + CASE_SECONDS
+    while not port.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.environ["MASTER_PORT"] = port.read_text()
 
 
 def _in_a_process_of_its_own(act: Callable[[], int]) -> int:
@@ -99,10 +112,6 @@ def _in_a_process_of_its_own(act: Callable[[], int]) -> int:
 
 def _train(case: Case, rank: int) -> int:
     print(f"=== {case.name}, rank {rank}", flush=True)
-    if case.copy and rank == 0:
-        shutil.copytree(*case.copy)
-    if case.port:
-        os.environ["MASTER_PORT"] = str(case.port)
     if case.fault is not None and case.fault.rank == rank:
         _install(case.fault)
     return train.main([case.recipe, *case.overrides])

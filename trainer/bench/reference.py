@@ -1,8 +1,10 @@
 """The plain path: a row of text has an image of its own, and `transformers` modules run their own forward.
 
-This is how the public trainers of BLIP do it (LAVIS' `blip_vqa`): every row's image goes through the vision transformer
-and the fusion encoder, keys and values of its tokens are projected per row, and rows are padded to the longest. The
-text modules of BLIP are eager only; what is trained, DIFNet, is the same module as in the grouped path.
+This is how the public trainers of BLIP treat a question (LAVIS' `blip_vqa`): every row's image goes through the vision
+transformer, here also through the fusion encoder, keys and values of its tokens are projected per row, and rows are
+padded to the longest. A question-answer pair to match is a row like any other; `image_per_question` is the thriftier
+trainer that keeps a question's image for its pairs. The text modules of BLIP are eager only; what is trained, DIFNet,
+is the same module as in the grouped path.
 
 Shapes: B images, R rows of text, L tokens of a row, N image tokens, D width.
 """

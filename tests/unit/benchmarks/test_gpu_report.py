@@ -20,7 +20,7 @@ def write_run(
     run = out / "runs" / f"zero{stage}"
     run.mkdir(parents=True, exist_ok=True)
     (run / "status.json").write_text(json.dumps({"state": state, "message": "said why"}))
-    (run / "environment.json").write_text(json.dumps({"devices": ["cuda:0"], "versions": {"torch": "2.11.0"}}))
+    (run / "environment.json").write_text(json.dumps({"versions": {"torch": "2.11.0"}}))
     records = [
         {
             "step": step,
@@ -48,6 +48,7 @@ def write_step(out: Path, images: int, *, equal: bool = True) -> None:
         "ratio_without_shared_keys_values": 5.25,
         "ratio_with_image_deduplication_only": 1.5,
         "gradients_equal": equal,
+        "device": "a GPU",
         "paths": {"grouped": {"questions_per_second": 4321.0}},
     }
     (out / f"step.{images}.json").write_text(json.dumps(figures))
@@ -68,6 +69,7 @@ def test_a_run_without_fault_is_ok_and_its_figures_are_in_table_and_json(out: Pa
     file = out / "gpu.json"
     assert main([str(out), "--json", str(file)]) == 0
     shown, written = capsys.readouterr().out, json.loads(file.read_text())
+    assert shown.startswith("device: a GPU\n")
     assert "11.50x plain" in shown
     assert "30 steps, loss 6 to 4, scale 512, 3 skipped, 1,234 questions/s" in shown
     assert shown.rstrip().endswith("all is well")
@@ -90,7 +92,7 @@ def test_a_run_without_fault_is_ok_and_its_figures_are_in_table_and_json(out: Pa
         (lambda out: write_run(out, 3, first=6.1), "differ by 1.64e-02"),
         (lambda out: (out / "runs" / "zero1" / "metrics.jsonl").unlink(), "fp16 zero1 +FAILED.*said why"),
         (lambda out: (out / "runs" / "zero1" / "status.json").unlink(), "fp16 zero1 +FAILED.*not started"),
-        (lambda out: write_step(out, 16, equal=False), "step, 16 images +FAILED.*the gradients differ"),
+        (lambda out: write_step(out, 8, equal=False), "step, 8 images +FAILED.*the gradients differ"),
         (lambda out: (out / "step.2.json").unlink(), "step, 2 images +FAILED.*not run to the end"),
         (lambda out: (out / "step.2.json").write_text('{"ratio": 1'), "step, 2 images +FAILED"),
     ],

@@ -1,19 +1,15 @@
 """Names in a recipe become parts: splits by key, one tokenizer for all starts of a run, weights taken or refused."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from model.build import BuiltModel
-from model.objective import Objective
 from shards.errors import ConfigError, DataError
-from tests.runs import write_recipe, write_shards
+from tests.runs import Project, engine_state, weights
 from trainer.build import (
     FUSION_FILE,
-    assemble_model,
     evaluation_loader,
     image_size,
     initialize_from,
@@ -24,36 +20,15 @@ from trainer.build import (
     training_tokenizer,
 )
 from trainer.checkpoints import Checkpoints
-from trainer.config import RunConfig, load_config
 from trainer.distributed import World
 from trainer.export import export_model
 from trainer.run_directory import RunDirectory
-from trainer.state_file import MODEL, EngineState
-
-
-@dataclass(frozen=True)
-class Project:
-    """A recipe over shards."""
-
-    recipe: Path
-
-    def config(self, *overrides: str) -> RunConfig:
-        return load_config(self.recipe, overrides)
-
-    def model(self, *overrides: str, seed: int = 3) -> BuiltModel:
-        config = self.config(f"run.seed={seed}", *overrides)
-        train = open_split(config, "train")
-        return assemble_model(config, scratch_tokenizer=lambda: training_tokenizer(config, train))
+from trainer.state_file import MODEL
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    directory = tmp_path_factory.mktemp("project")
-    return Project(write_recipe(directory / "tiny.yaml", write_shards(directory)))
-
-
-def weights(objective: Objective) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in objective.named_parameters()}
+    return Project.write(tmp_path_factory.mktemp("project"))
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -67,9 +42,7 @@ def source(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("source")
     checkpoints = Checkpoints(run / "checkpoints", World())
     for pointer, seed in (("best", 11), ("last", 12)):
-        parameters, moments = (weights(project.model(seed=seed).objective) for _ in range(2))
-        second_moments = {name: tensor.clone() for name, tensor in moments.items()}
-        state = EngineState(parameters=parameters, exp_avg=moments, exp_avg_sq=second_moments, optimizer_step=1)
+        state = engine_state(project.model(seed=seed).objective)
         checkpoints.publish(pointer, checkpoints.save(f"step{seed}", state, {}))
     built = project.model(seed=13)
     export_model(project.config(), built, weights(built.objective), run / "export", step=1, metrics={})

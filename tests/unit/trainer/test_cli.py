@@ -191,7 +191,8 @@ class TestEvaluate:
         metrics = {"testdev/accuracy": 0.75, "testdev/structural/verify": 0.5, "testdev/answer_loss": float("nan")}
         counts = {"testdev/count": 1200, "testdev/structural/verify/count": 4}
         fake = types.ModuleType("trainer.evaluate")
-        fake.evaluate_run = lambda path, split: (metrics, counts) if (path, split) == (run.path, "testdev") else None
+        asked = (run.path, "testdev", {"images": "own", "weights": "trained"})
+        fake.evaluate_run = lambda path, split, **how: (metrics, counts) if (path, split, how) == asked else None
         monkeypatch.setitem(sys.modules, "trainer.evaluate", fake)
         scores = tmp_path / "scores.json"
         assert cli.main(["evaluate", str(run.path), "--split", "testdev", "--json", str(scores)]) == 0

@@ -1,0 +1,236 @@
+"""An export gives back the model that was exported, is never half there, and is mended from the best checkpoint."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import BlipForImageTextRetrieval, BlipForQuestionAnswering
+
+from model.build import BuiltModel
+from model.objective import EvaluationOutput
+from shards.errors import DataError
+from tests.models import random_batch
+from tests.runs import Project, engine_state, weights
+from tests.unit.trainer.checkpoint_states import full_disk, kill_at_each_touch_of_the_disk
+from trainer.build import FUSION_FILE, assemble_model
+from trainer.checkpoints import Checkpoints
+from trainer.config import RunConfig
+from trainer.distributed import World
+from trainer.early_stopping import EarlyStopping
+from trainer.export import (
+    EXPORT_FILE,
+    ITM,
+    SECOND_STREAM,
+    VQA,
+    export_model,
+    exported_model_config,
+    load_fusion,
+    read_export,
+)
+from trainer.run import Run, TrainState
+from trainer.run_directory import RunDirectory
+from trainer.saving import repair_export
+
+EVERYTHING = ("vision", "second_stream", "match", "answer")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return Project.write(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="module")
+def towers(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export of a run that trained everything, to whose parts other recipes refer."""
+    directory = tmp_path_factory.mktemp("towers") / "export"
+    built = project.model()
+    export_model(project.config(), built, weights(built.objective), directory, step=1, metrics={})
+    return directory
+
+
+def recipe_over(project: Project, towers: Path, freeze: tuple[str, ...], *, seed: int = 3) -> RunConfig:
+    return project.config(
+        f"run.seed={seed}",
+        f"model.vision={towers / VQA}",
+        f"model.answer={towers / VQA}",
+        f"model.match={towers / ITM}",
+        f"model.efficient_sam.checkpoint={towers / SECOND_STREAM}",
+        f"model.freeze=[{', '.join(freeze)}]",
+    )
+
+
+def not_asked_for() -> None:
+    pytest.fail("an export brings its own tokenizers")
+
+
+def trained(built: BuiltModel) -> BuiltModel:
+    """The model after its trained parts, and no others, have changed a lot."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in built.objective.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return built
+
+
+def answers(built: BuiltModel) -> EvaluationOutput:
+    return built.objective.eval().evaluate(random_batch((2, 3)))
+
+
+def assert_same_answers(one: BuiltModel, other: BuiltModel) -> None:
+    left, right = answers(one), answers(other)
+    assert torch.equal(left.sums, right.sums)
+    assert torch.equal(left.answer_ids, right.answer_ids)
+
+
+@pytest.mark.parametrize(
+    "freeze",
+    [(), ("vision",), ("second_stream",), ("vision", "second_stream"), ("match", "answer"), EVERYTHING],
+    ids=lambda freeze: "+".join(freeze) or "nothing",
+)
+def test_an_export_gives_the_same_answers_whatever_was_frozen(
+    project: Project, towers: Path, freeze: tuple[str, ...], tmp_path: Path
+):
+    config = recipe_over(project, towers, freeze)
+    built = trained(assemble_model(config, scratch_tokenizer=not_asked_for))
+    export_model(config, built, weights(built.objective), tmp_path / "export", step=9, metrics={})
+    model = exported_model_config(config.model, tmp_path / "export")
+    again = assemble_model(recipe_over(project, towers, freeze, seed=77), model=model, scratch_tokenizer=not_asked_for)
+    load_fusion(again.objective, tmp_path / "export")
+    assert_same_answers(again, built)
+    assert set(read_export(tmp_path / "export")["parts"]) == set(EVERYTHING) - set(freeze)
+
+
+def test_parts_from_scratch_are_exported_with_their_tokenizer(project: Project, tmp_path: Path):
+    built = trained(project.model())
+    export_model(project.config(), built, weights(built.objective), tmp_path / "export", step=9, metrics={})
+    model = exported_model_config(project.config().model, tmp_path / "export")
+    again = assemble_model(project.config(), model=model, scratch_tokenizer=not_asked_for)
+    load_fusion(again.objective, tmp_path / "export")
+    assert_same_answers(again, built)
+
+
+def test_what_the_weights_were_at_export_counts_and_not_the_module(project: Project, tmp_path: Path):
+    """Under ZeRO-3 and half precision, a module's own tensors are not its weights."""
+    built = trained(project.model())
+    full = weights(built.objective)
+    expected = answers(built)
+    with torch.no_grad():
+        for parameter in built.objective.parameters():
+            parameter.zero_()
+    export_model(project.config(), built, full, tmp_path / "export", step=9, metrics={})
+    model = exported_model_config(project.config().model, tmp_path / "export")
+    again = assemble_model(project.config(), model=model, scratch_tokenizer=not_asked_for)
+    load_fusion(again.objective, tmp_path / "export")
+    assert torch.equal(answers(again).sums, expected.sums)
+
+
+def test_exported_towers_load_with_transformers_alone(towers: Path):
+    for directory, kind in ((VQA, BlipForQuestionAnswering), (ITM, BlipForImageTextRetrieval)):
+        _, report = kind.from_pretrained(towers / directory, output_loading_info=True)
+        assert not report["missing_keys"]
+        assert not report["unexpected_keys"]
+
+
+def test_metrics_that_json_does_not_have_are_null_in_the_export(project: Project, tmp_path: Path):
+    built = project.model()
+    metrics = {"val/loss": float("nan"), "val/accuracy": 0.25}
+    export_model(project.config(), built, weights(built.objective), tmp_path / "export", step=9, metrics=metrics)
+    assert read_export(tmp_path / "export")["metrics"] == {"val/loss": None, "val/accuracy": 0.25}
+    assert "| val/accuracy | 0.2500 |" in (tmp_path / "export" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("content", "said"), [(None, "no export"), (b"{", "not readable")])
+def test_a_missing_or_damaged_export_is_named(tmp_path: Path, content: bytes | None, said: str):
+    if content is not None:
+        (tmp_path / EXPORT_FILE).write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        read_export(tmp_path)
+
+
+def test_the_fusion_encoder_of_another_recipe_is_refused(project: Project, towers: Path):
+    with pytest.raises(DataError, match=rf"{FUSION_FILE}: does not load into this recipe's fusion encoder"):
+        load_fusion(project.model("model.fusion.layers=3").objective, towers)
+
+
+def frozen_export(project: Project, towers: Path, directory: Path, step: int) -> None:
+    """A small one: the fusion encoder alone."""
+    config = recipe_over(project, towers, EVERYTHING)
+    built = assemble_model(config, scratch_tokenizer=not_asked_for)
+    export_model(config, built, weights(built.objective), directory, step=step, metrics={})
+
+
+def test_a_kill_at_any_moment_leaves_a_whole_export_or_none(project: Project, towers: Path, tmp_path: Path):
+    directory = tmp_path / "export"
+    config = recipe_over(project, towers, EVERYTHING)
+    built = assemble_model(config, scratch_tokenizer=not_asked_for)
+
+    def export(step: int) -> None:
+        export_model(config, built, weights(built.objective), directory, step=step, metrics={})
+
+    export(1)
+    seen = set()
+    for _ in kill_at_each_touch_of_the_disk(lambda: export(2)):
+        if directory.exists():
+            load_fusion(built.objective, directory)
+            seen.add(read_export(directory)["step"])
+        export(1)
+        assert [path.name for path in tmp_path.iterdir()] == ["export"], "the next export clears up"
+    assert 1 in seen
+    assert read_export(directory)["step"] == 2
+
+
+def test_a_full_disk_leaves_the_old_export(project: Project, towers: Path, tmp_path: Path):
+    frozen_export(project, towers, tmp_path / "export", step=1)
+    with full_disk(2_000), pytest.raises(Exception, match=r"(?i)large|write|I/O"):
+        frozen_export(project, towers, tmp_path / "export", step=2)
+    assert read_export(tmp_path / "export")["step"] == 1
+
+
+@pytest.fixture
+def finished(project: Project, tmp_path: Path) -> tuple[Run, TrainState]:
+    """A run whose best checkpoint is of step 5, without an export: its process died between the two."""
+    directory = RunDirectory(tmp_path / "run")
+    directory.create()
+    checkpoints = Checkpoints(directory.checkpoints, World())
+    built = trained(project.model())
+    progress = {"global_step": 5, "metrics": {"val/accuracy": 0.5}}
+    checkpoints.publish("best", checkpoints.save("step5", engine_state(built.objective), progress))
+    run = SimpleNamespace(
+        config=project.config(), built=built, directory=directory, checkpoints=checkpoints, world=World(), is_main=True
+    )
+    return run, TrainState(early_stopping=EarlyStopping(), global_step=8, best_step=5)
+
+
+def test_a_missing_export_is_made_from_the_best_checkpoint(finished: tuple[Run, TrainState]):
+    run, state = finished
+    expected = answers(run.built)
+    with torch.no_grad():
+        for parameter in run.built.objective.parameters():
+            parameter.zero_()
+    repair_export(run, state)
+    export = read_export(run.directory.export)
+    assert (export["step"], export["metrics"]) == (5, {"val/accuracy": 0.5})
+    model = exported_model_config(run.config.model, run.directory.export)
+    again = assemble_model(run.config, model=model, scratch_tokenizer=not_asked_for)
+    load_fusion(again.objective, run.directory.export)
+    assert torch.equal(answers(again).sums, expected.sums)
+
+
+def test_an_export_of_an_older_step_is_replaced_and_the_right_one_is_left(finished: tuple[Run, TrainState]):
+    run, state = finished
+    export_model(run.config, run.built, weights(run.built.objective), run.directory.export, step=3, metrics={})
+    repair_export(run, state)
+    path = run.directory.export / EXPORT_FILE
+    assert json.loads(path.read_text())["step"] == 5
+    made = path.stat().st_ino
+    repair_export(run, state)
+    assert path.stat().st_ino == made
+
+
+def test_a_damaged_best_checkpoint_is_named_when_its_export_is_missing(finished: tuple[Run, TrainState]):
+    run, state = finished
+    (run.directory.checkpoints / "step5" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(DataError, match=r"step5/model\.safetensors: damaged checkpoint"):
+        repair_export(run, state)
