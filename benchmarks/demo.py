@@ -19,9 +19,9 @@ from shards.tar_reader import ShardReader
 from trainer.baselines import question_only_accuracy
 
 HOME = Path("demo")
+"""Where the recipes look for shards and encoders; another seed has a directory of its own below it."""
+DEFAULT_SEED = 1
 SPLITS = ("backbone", "train", "val", "testdev")
-FUSION = HOME / "runs" / "demo_fusion"
-SINGLE = HOME / "runs" / "demo_single_stream"
 
 BUDGET_SECONDS = {"scenes": 10, "shards": 20, "backbone": 200, "fusion": 90, "single stream": 70, "evaluation": 40}
 """What each stage takes on two CPU cores that have nothing else to do; all of it is about 7 minutes."""
@@ -29,7 +29,7 @@ BUDGET_SECONDS = {"scenes": 10, "shards": 20, "backbone": 200, "fusion": 90, "si
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=1, help="of scenes and training (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of scenes and training (default: %(default)s)")
     parser.add_argument("--images", type=int, default=2000, help="scenes to render (default: %(default)s)")
     options = parser.parse_args()
     demo = Demo(options.seed, options.images)
@@ -45,36 +45,38 @@ class Demo:
 
     def __init__(self, seed: int, num_images: int) -> None:
         self.seed, self.num_images = seed, num_images
+        self.home = HOME if seed == DEFAULT_SEED else HOME / f"seed{seed}"
+        self.fusion, self.single = self.home / "runs" / "demo_fusion", self.home / "runs" / "demo_single_stream"
         self.started = time.monotonic()
         self.seconds: dict[str, float] = {}
 
     def prepare(self) -> None:
         """Render the scenes and pack a split of shards for each part of them."""
-        scenes = HOME / f"scenes-{self.num_images}-{self.seed}"
+        scenes = self.home / "scenes"
         self._stage("scenes", ["scenes", str(scenes), "--images", str(self.num_images), "--seed", str(self.seed)])
         for split in SPLITS:
             questions, graphs = scenes / f"{split}_balanced_questions.json", scenes / f"{split}_sceneGraphs.json"
             arguments = ["--format", "gqa", "--questions", str(questions), "--scene-graphs", str(graphs)]
-            arguments += ["--images", str(scenes / "images"), "--out", str(HOME / "shards" / split)]
+            arguments += ["--images", str(scenes / "images"), "--out", str(self.home / "shards" / split)]
             self._stage("shards", ["shards", "build", *arguments])
 
     def train(self) -> None:
         """Train encoders from scratch, then the fusion between them, then the same with the first stream alone."""
-        seed = f"run.seed={self.seed}"
-        self._stage("backbone", ["train", "recipes/demo_backbone.yaml", seed])
-        self._stage("fusion", ["train", "recipes/demo_fusion.yaml", seed])
+        backbone, fusion = self._overrides("backbone"), [*self._overrides("train"), *self._encoders()]
+        self._stage("backbone", ["train", "recipes/demo_backbone.yaml", *backbone])
+        self._stage("fusion", ["train", "recipes/demo_fusion.yaml", *fusion])
         single = ["run.name=demo_single_stream", "model.second_stream=none"]
-        self._stage("single stream", ["train", "recipes/demo_fusion.yaml", seed, *single])
+        self._stage("single stream", ["train", "recipes/demo_fusion.yaml", *fusion, *single])
 
     def evaluate(self) -> list[tuple[str, float]]:
         """Testdev accuracies in percent, each from the exported files in a process of its own."""
-        train, testdev = (read_questions(HOME / "shards" / split) for split in ("train", "testdev"))
+        train, testdev = (read_questions(self.home / "shards" / split) for split in ("train", "testdev"))
         return [
             ("question only", question_only_accuracy(train, testdev).percent),
-            ("single stream", self._accuracy(SINGLE)),
-            ("fusion at initialisation", self._accuracy(FUSION, "--weights", "initial")),
-            ("fusion trained", self._accuracy(FUSION)),
-            ("fusion trained, images shuffled", self._accuracy(FUSION, "--images", "shuffled")),
+            ("single stream", self._accuracy(self.single)),
+            ("fusion at initialisation", self._accuracy(self.fusion, "--weights", "initial")),
+            ("fusion trained", self._accuracy(self.fusion)),
+            ("fusion trained, images shuffled", self._accuracy(self.fusion, "--images", "shuffled")),
         ]
 
     def show(self, rows: list[tuple[str, float]]) -> None:
@@ -88,18 +90,36 @@ class Demo:
         for name, percent in rows:
             print(f"{name:<34}{percent:>6.1f} %")
         result = {"seed": self.seed, "accuracy": dict(rows), "seconds": {**self.seconds, "all": total}}
-        (HOME / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        (self.home / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(
             f"\nWhere to look next:\n"
-            f"  tensorboard --logdir {HOME / 'runs'}     losses, accuracies per question type, speed\n"
-            f"  {FUSION / 'export'}/       the trained fusion encoder, with its model card\n"
-            f"  {FUSION / 'predictions' / 'testdev.json'}   answers in GQA's submission format\n"
+            f"  tensorboard --logdir {self.home / 'runs'}     losses, accuracies per question type, speed\n"
+            f"  {self.fusion / 'export'}/       the trained fusion encoder, with its model card\n"
+            f"  {self.fusion / 'predictions' / 'testdev.json'}   answers in GQA's submission format\n"
             f"  recipes/demo_fusion.yaml     the recipe: change a line, or add key=value to the command\n"
             f"  docs/data.md                 the same with your own images and questions"
         )
 
+    def _overrides(self, train: str) -> list[str]:
+        """What differs from the recipe for another seed than the recipe's."""
+        if self.home == HOME:
+            return []
+        shards = self.home / "shards"
+        data = {"train": shards / train, "val": shards / "val", "testdev": shards / "testdev"}
+        paths = [f"data.{split}={path}" for split, path in data.items()]
+        return [f"run.seed={self.seed}", f"run.directory={self.home / 'runs'}", *paths]
+
+    def _encoders(self) -> list[str]:
+        """Where the encoders of the first run lie, if that is not where the recipe looks."""
+        if self.home == HOME:
+            return []
+        export = self.home / "runs" / "demo_backbone" / "export"
+        parts = {"vision": "blip_vqa", "match": "blip_itm", "answer": "blip_vqa"}
+        references = [f"model.{part}={export / name}" for part, name in parts.items()]
+        return [*references, f"model.efficient_sam.checkpoint={export / 'efficient_sam.safetensors'}"]
+
     def _accuracy(self, run: Path, *options: str) -> float:
-        scores = HOME / "scores.json"
+        scores = self.home / "scores.json"
         self._stage(
             "evaluation", ["evaluate", str(run), "--split", "testdev", "--json", str(scores), *options], quiet=True
         )
