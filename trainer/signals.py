@@ -69,14 +69,3 @@ class StopRequest:
         elif number == signal.SIGINT and now - self._first[1] > self._same_request_seconds:
             # An exception could be caught, or wait for threads and peers that hang; files survive, being renamed whole.
             os._exit(EXIT_INTERRUPTED)
-
-
-def reset_in_worker(_worker_id: int = 0) -> None:
-    """For a DataLoader's `worker_init_fn`: the training process alone answers signals and decides when workers end.
-
-    A terminal sends SIGINT, and Slurm its signal, to the whole process group: workers ignore both, since the batches
-    of the step at hand are still needed. SIGTERM is how the training process ends its workers.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)

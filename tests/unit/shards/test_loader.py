@@ -1,7 +1,10 @@
 """The loader: order, padding, decoding and faults. Workers only change the speed."""
 
 import io
+import multiprocessing
+import os
 import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -91,6 +94,19 @@ def test_persistent_workers_take_up_another_epoch_and_a_seek(shards: Path) -> No
     resumed = list(loader.batches(training_keys(1, 2, steps, dataset.accumulation)))
     assert_same(first, all_batches(dataset, 0))
     assert_same(resumed, all_batches(dataset, 1)[2 * dataset.accumulation :])
+
+
+def test_workers_outlive_the_signals_that_a_whole_process_group_gets(shards: Path) -> None:
+    dataset = TrainingBatches(open_split(shards), TEXTS, SIZE, alone(1))
+    before = set(multiprocessing.active_children())
+    batches = Loader(dataset, workers=1, pin_memory=False).batches(
+        training_keys(0, 0, dataset.split.steps_per_epoch, dataset.accumulation)
+    )
+    first = next(batches)
+    (worker,) = set(multiprocessing.active_children()) - before
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        os.kill(worker.pid, number)
+    assert_same([first, *batches], all_batches(dataset, 0))
 
 
 def test_every_rank_together_gives_the_questions_of_one_process(shards: Path) -> None:

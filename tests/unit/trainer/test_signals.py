@@ -1,6 +1,5 @@
 """Real signals to real processes. A process answers a line on stdin only after it has handled every earlier signal."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -25,28 +24,6 @@ with StopRequest(clock=lambda: now[0]) as stop:
             now[0] += float(line.split()[1])
         print(stop.requested, stop.reason, flush=True)
 print([signal.getsignal(number) for number in STOP_SIGNALS] == before, flush=True)
-"""
-
-WORKER = """
-import os, sys
-from trainer.signals import StopRequest, reset_in_worker
-
-with StopRequest() as stop:
-    asked, asking = os.pipe()
-    worker = os.fork()
-    if worker == 0:
-        os.close(asking)
-        reset_in_worker(0)
-        print("ready", os.getpid(), flush=True)
-        while os.read(asked, 1):
-            print("alive", stop.requested, flush=True)
-        os._exit(0)
-    os.close(asked)
-    for line in iter(sys.stdin.readline, ""):
-        os.write(asking, b"?")
-    os.close(asking)
-    _, status = os.waitpid(worker, 0)
-    print("ended", os.waitstatus_to_exitcode(status), stop.requested, flush=True)
 """
 
 
@@ -121,27 +98,3 @@ def test_the_handlers_of_before_come_back(child):
     child.send(signal.SIGTERM)
     assert child.ask("leave") == "True"
     assert child.process.wait(timeout=60) == 0
-
-
-@pytest.fixture
-def trainer() -> Iterator[tuple[Child, int]]:
-    """A process with a StopRequest and the id of a worker that it forked; a line on stdin asks the worker."""
-    child = Child(WORKER)
-    yield child, int(child.greeting.split()[1])
-    child.kill()
-
-
-def test_a_worker_outlives_the_signals_that_a_whole_process_group_gets(trainer):
-    child, worker = trainer
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGINT):
-        os.kill(worker, number)
-        assert child.ask() == "alive False"
-    child.process.stdin.close()
-    assert child.read() == "ended 0 False"
-
-
-def test_a_worker_ends_by_sigterm_and_its_trainer_is_not_asked_to_stop(trainer):
-    child, worker = trainer
-    os.kill(worker, signal.SIGTERM)
-    child.process.stdin.close()
-    assert child.read() == f"ended {-signal.SIGTERM} False"
