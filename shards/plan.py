@@ -88,10 +88,13 @@ def accumulation_steps(order: Order, share: Share) -> int:
     """
     if order.lanes % share.world_size:
         fitting = [size for size in range(1, order.lanes + 1) if order.lanes % size == 0]
+        visits, ranks = order.visits_per_step, share.world_size
+        remedy = f"make batch.visits={visits} a multiple of {ranks}"
+        if visits % ranks == 0:
+            remedy = f"set batch.lanes to a multiple of {ranks} that divides batch.visits={visits}"
         raise ConfigError(
-            f"batch.lanes: {order.lanes} lanes cannot be shared by {share.world_size} ranks; world sizes that fit: "
-            f"{', '.join(map(str, fitting))} (or set batch.lanes to a multiple of {share.world_size} that divides "
-            f"batch.visits={order.visits_per_step})"
+            f"batch.lanes: {order.lanes} lanes cannot be shared by {ranks} ranks; world sizes that fit: "
+            f"{', '.join(map(str, fitting))} (or {remedy})"
         )
     per_rank = order.visits_per_step // share.world_size
     if per_rank % share.micro_visits:

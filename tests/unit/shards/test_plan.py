@@ -177,8 +177,12 @@ def test_default_lanes_is_the_largest_divisor_up_to_64() -> None:
 
 def test_a_world_size_that_does_not_divide_the_lanes_is_refused_with_those_that_do() -> None:
     order = Order(seed=1, questions_per_visit=4, visits_per_step=12, lanes=6, shuffle_shards=1)
-    with pytest.raises(ConfigError, match=r"batch\.lanes: 6 lanes cannot be shared by 4 ranks.*1, 2, 3, 6"):
+    with pytest.raises(
+        ConfigError, match=r"batch\.lanes: 6 lanes cannot be shared by 4 ranks.*1, 2, 3, 6 \(or set batch"
+    ):
         accumulation_steps(order, Share(rank=0, world_size=4, micro_visits=1))
+    with pytest.raises(ConfigError, match=r"1, 2, 3, 6 \(or make batch\.visits=12 a multiple of 5\)"):
+        accumulation_steps(order, Share(rank=0, world_size=5, micro_visits=1))
     with pytest.raises(ConfigError, match=r"batch\.micro_visits: 4 does not divide the 6 visits.*1, 2, 3, 6"):
         accumulation_steps(order, Share(rank=0, world_size=2, micro_visits=4))
 
