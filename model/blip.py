@@ -53,6 +53,36 @@ class Grouping(NamedTuple):
         return packed.reshape(self.num_images * self.rows_per_image, length, -1).index_select(0, self.slots)
 
 
+class Words(NamedTuple):
+    """The tokens of rows of text without their padding, which is about half of what GQA's questions are padded to."""
+
+    places: Tensor
+    """(W,) int64: row * L + position of every token"""
+    rows: int
+    length: int
+
+    @classmethod
+    def of(cls, mask: Tensor, num_tokens: int) -> "Words":
+        """The tokens that a mask shows.
+
+        Args:
+            mask: (R, L) bool.
+            num_tokens: how many it shows; given, since reading it from a GPU would wait for it. With a larger number
+                padding is computed as well, which changes nothing.
+        """
+        places = mask.flatten().to(torch.uint8).argsort(descending=True, stable=True)[:num_tokens]
+        return cls(places, *mask.shape)
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """(R, L, D) to (W, D)."""
+        return padded.flatten(0, 1).index_select(0, self.places)
+
+    def unpack(self, words: Tensor) -> Tensor:
+        """(W, D) to (R, L, D); padding is 0."""
+        padded = words.new_zeros(self.rows * self.length, words.shape[-1])
+        return padded.index_copy(0, self.places, words).view(self.rows, self.length, -1)
+
+
 def encode_image(model: BlipVisionModel, pixels: Tensor, *, checkpointing: bool = False) -> Tensor:
     """BLIP's ViT (pre-LN, class token first).
 
@@ -86,6 +116,7 @@ def encode_text(
     image_tokens: Tensor,
     grouping: Grouping,
     *,
+    num_tokens: int | None = None,
     checkpointing: bool = False,
 ) -> Tensor:
     """BLIP's image-grounded text encoder over rows of text that share images.
@@ -95,26 +126,35 @@ def encode_text(
         mask: (R, L) bool, True at tokens.
         image_tokens: (B, N, D).
         grouping: which rows read which image.
+        num_tokens: of the mask; None asks the mask, and waits for a GPU.
         checkpointing: recompute each layer in the backward pass; works in eval mode too, as frozen towers are.
 
     Returns:
-        (R, L, D) last hidden states.
+        (R, L, D) last hidden states, 0 at padding.
     """
-    hidden = model.embeddings(ids)
+    words = Words.of(mask, int(mask.sum()) if num_tokens is None else num_tokens)
+    hidden = words.pack(model.embeddings(ids))
     visible = mask[:, None, None, :]
     for layer in model.encoder.layer:
-        hidden = _maybe_checkpointed(_encoder_layer, checkpointing, layer, hidden, visible, image_tokens, grouping)
-    return hidden
+        hidden = _maybe_checkpointed(
+            _encoder_layer, checkpointing, layer, hidden, words, visible, image_tokens, grouping
+        )
+    return words.unpack(hidden)
 
 
 def _encoder_layer(
-    layer: BlipTextLayer, hidden: Tensor, visible: Tensor, image_tokens: Tensor, grouping: Grouping
+    layer: BlipTextLayer, hidden: Tensor, words: Words, visible: Tensor, image_tokens: Tensor, grouping: Grouping
 ) -> Tensor:
     own = layer.attention.self
-    hidden = layer.attention.output(_attend(own, hidden, _keys_values(own, hidden), mask=visible), hidden)
+    query, key, value = (words.unpack(linear(hidden)) for linear in (own.query, own.key, own.value))
+    mixed = _mix(
+        own, query, (_heads(key, own.num_attention_heads), _heads(value, own.num_attention_heads)), mask=visible
+    )
+    hidden = layer.attention.output(words.pack(mixed), hidden)
     cross = layer.crossattention.self
-    packed = _attend(cross, grouping.pack(hidden), _keys_values(cross, image_tokens))
-    hidden = layer.crossattention.output(grouping.unpack(packed, hidden.shape[1]), hidden)
+    query = grouping.pack(words.unpack(cross.query(hidden)))
+    mixed = grouping.unpack(_mix(cross, query, _keys_values(cross, image_tokens)), words.length)
+    hidden = layer.crossattention.output(words.pack(mixed), hidden)
     return layer.feed_forward_chunk(hidden)
 
 
@@ -208,7 +248,18 @@ def _attend(
     mask: Tensor | None = None,
     causal: bool = False,
 ) -> Tensor:
-    query = _heads(attention.query(hidden), attention.num_attention_heads)
+    return _mix(attention, attention.query(hidden), keys_values, mask=mask, causal=causal)
+
+
+def _mix(
+    attention: BlipTextSelfAttention,
+    query: Tensor,
+    keys_values: KeysValues,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+) -> Tensor:
+    query = _heads(query, attention.num_attention_heads)
     dropout = attention.dropout.p if attention.training else 0.0
     mixed = F.scaled_dot_product_attention(query, *keys_values, attn_mask=mask, dropout_p=dropout, is_causal=causal)
     return _merge_heads(mixed)

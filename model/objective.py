@@ -169,7 +169,8 @@ class Objective(nn.Module):
         grouping = Grouping.of(batch.question_image, num_images=len(fused), rows_per_image=batch.questions_per_image)
         encoder = self.part("answer").text_encoder
         ids, mask = batch.question_ids, batch.question_mask
-        return encode_text(encoder, ids, mask, fused, grouping, checkpointing=self._checkpointing)
+        options = {"num_tokens": batch.tokens_in_questions, "checkpointing": self._checkpointing}
+        return encode_text(encoder, ids, mask, fused, grouping, **options)
 
     def _answer_sums(self, states: Tensor, batch: Batch, sums: dict[str, Tensor]) -> Tensor:
         decoder = self.part("answer").text_decoder
@@ -181,9 +182,8 @@ class Objective(nn.Module):
     def _match_sums(self, fused: Tensor, batch: Batch, sums: dict[str, Tensor]) -> Tensor:
         tower = self.part("match")
         grouping = Grouping.of(batch.match_image, num_images=len(fused), rows_per_image=batch.pairs_per_image)
-        states = encode_text(
-            tower.text_encoder, batch.match_ids, batch.match_mask, fused, grouping, checkpointing=self._checkpointing
-        )
+        options = {"num_tokens": batch.tokens_in_pairs, "checkpointing": self._checkpointing}
+        states = encode_text(tower.text_encoder, batch.match_ids, batch.match_mask, fused, grouping, **options)
         logits = tower.itm_head(states[:, 0])
         labels, weight = batch.match_labels, batch.match_weight
         summed = (matching_loss(logits, labels) * weight).sum()

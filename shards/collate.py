@@ -71,6 +71,10 @@ class Batch(NamedTuple):
     """The most questions that one image of this micro-batch has: known here, so that no GPU is asked for it."""
     pairs_per_image: int
     """The same for question-answer pairs."""
+    tokens_in_questions: int
+    """Tokens of all questions, padding left out."""
+    tokens_in_pairs: int
+    """The same for question-answer pairs."""
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device; from pinned memory the copies do not block."""
@@ -112,7 +116,8 @@ def collate(
     matching, cut_in_pairs = _collate_matches(visits, match_codec)
     most_questions, most_pairs = _most_rows(answering[2]), _most_rows(matching[2])
     scale = torch.tensor(loss_scale, dtype=torch.float32)
-    batch = Batch(images, *answering, *matching, scale, most_questions, most_pairs)
+    tokens = int(answering[1].sum()), int(matching[1].sum())
+    batch = Batch(images, *answering, *matching, scale, most_questions, most_pairs, *tokens)
     return batch, cut if answer_codec is not None else cut_in_pairs
 
 

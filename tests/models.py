@@ -121,4 +121,6 @@ def random_batch(rows_per_image: tuple[int, ...], *, vocabulary: int = 40, seed:
         loss_scale=torch.tensor(1.0 / questions),
         questions_per_image=max(rows_per_image),
         pairs_per_image=2 * max(rows_per_image),
+        tokens_in_questions=int(mask.sum()),
+        tokens_in_pairs=int(pair_mask.sum()),
     )

@@ -49,17 +49,19 @@ def _keys_per_row(workload: Workload) -> Iterator[Tensor]:
     objective, batch, _ = workload
     fused = objective.fuse(batch.pixels)
     tower = objective.part("answer")
-    states = _encode_alone(tower.text_encoder, batch.question_ids, batch.question_mask, fused[batch.question_image])
+    ids, mask, tokens = batch.question_ids, batch.question_mask, batch.tokens_in_questions
+    states = _encode_alone(tower.text_encoder, ids, mask, fused[batch.question_image], tokens)
     logits = decode_text(tower.text_decoder, batch.answer_ids, states, batch.question_mask)
     answering = (answer_loss(logits, batch.answer_labels) * batch.answer_weight).sum()
     tower = objective.part("match")
-    states = _encode_alone(tower.text_encoder, batch.match_ids, batch.match_mask, fused[batch.match_image])
+    ids, mask, tokens = batch.match_ids, batch.match_mask, batch.tokens_in_pairs
+    states = _encode_alone(tower.text_encoder, ids, mask, fused[batch.match_image], tokens)
     matching = (matching_loss(tower.itm_head(states[:, 0]), batch.match_labels) * batch.match_weight).sum()
     yield (answering + matching) * batch.loss_scale
 
 
-def _encode_alone(encoder: torch.nn.Module, ids: Tensor, mask: Tensor, fused: Tensor) -> Tensor:
+def _encode_alone(encoder: torch.nn.Module, ids: Tensor, mask: Tensor, fused: Tensor, tokens: int) -> Tensor:
     """Every row reads image tokens of its own: (R, L) ids and (R, N, D) tokens to (R, L, D)."""
     rows = len(ids)
     alone = Grouping(torch.arange(rows, device=ids.device), num_images=rows, rows_per_image=1)
-    return encode_text(encoder, ids, mask, fused, alone)
+    return encode_text(encoder, ids, mask, fused, alone, num_tokens=tokens)

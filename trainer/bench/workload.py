@@ -157,6 +157,8 @@ def draw_batch(sizes: Sizes, *, images: int, questions_per_image: int, generator
         loss_scale=torch.tensor(1.0 / count),
         questions_per_image=questions_per_image,
         pairs_per_image=PAIRS_PER_QUESTION * questions_per_image,
+        tokens_in_questions=int(question_mask.sum()),
+        tokens_in_pairs=int(match_mask.sum()),
     )
 
 

@@ -127,3 +127,19 @@ def test_state_dicts_keep_the_names_of_transformers() -> None:
         before = set(model.state_dict())
         encode_text(model.text_encoder, batch.question_ids, batch.question_mask, tokens, grouping_of(batch))
         assert set(model.state_dict()) == before
+
+
+@pytest.mark.parametrize("more", [0, 3, 10_000])
+def test_only_the_tokens_that_are_there_are_computed_and_computing_more_changes_nothing(more: int) -> None:
+    model, batch = tiny_blip(), random_batch(ROWS)
+    tokens = torch.randn(len(ROWS), 17, 24, generator=torch.Generator().manual_seed(1))
+    asked = (batch.question_ids, batch.question_mask, tokens, grouping_of(batch))
+    present, computed = int(batch.question_mask.sum()), []
+    dense = model.text_encoder.encoder.layer[0].intermediate.dense
+    dense.register_forward_hook(lambda _, inputs, __: computed.append(inputs[0].shape[0]))
+    expected = encode_text(model.text_encoder, *asked)
+    found = encode_text(model.text_encoder, *asked, num_tokens=present + more)
+    assert present < batch.question_mask.numel()
+    assert computed == [present, min(present + more, batch.question_mask.numel())]
+    mask = batch.question_mask[..., None]
+    torch.testing.assert_close(found * mask, expected, atol=1e-6, rtol=1e-5)

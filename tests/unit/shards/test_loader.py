@@ -154,6 +154,7 @@ def test_an_empty_micro_batch_has_one_black_image_and_rows_of_weight_zero(shards
 def test_rows_are_grouped_by_image_padded_to_eight_and_aligned(shards: Path) -> None:
     for item in all_batches(TrainingBatches(open_split(shards), TEXTS, SIZE, alone(4)), 0):
         batch = item.batch
+        assert (batch.tokens_in_questions, batch.tokens_in_pairs) == (batch.question_mask.sum(), batch.match_mask.sum())
         for ids, mask, image, most in (
             (batch.question_ids, batch.question_mask, batch.question_image, batch.questions_per_image),
             (batch.match_ids, batch.match_mask, batch.match_image, batch.pairs_per_image),
