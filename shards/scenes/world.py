@@ -1,6 +1,7 @@
 """What is in a rendered scene: a pure function of (seed, image number), with no generator between the images."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
@@ -59,6 +60,12 @@ class Dice(NamedTuple):
         order = sorted(range(len(options)), key=lambda place: self.number(*purpose, place))
         return [options[place] for place in order]
 
+    def shuffle_by_rank(self, options: Sequence[Option], *purpose: str | int) -> list[Option]:
+        """All options in an order of their own; the chance of the nth to be first is proportional to 1 / (n + 1)."""
+        # Exponential clocks that run at these rates: who rings first is drawn by rate.
+        rings = [-math.log((self.number(*purpose, place) + 1) / 2**64) * (place + 2) for place in range(len(options))]
+        return [options[place] for place in sorted(range(len(options)), key=rings.__getitem__)]
+
 
 class Thing(NamedTuple):
     """One coloured shape; no other thing of the scene has the same shape or stands in the same cell."""
@@ -98,10 +105,14 @@ def split_of(image: int) -> str:
 
 
 def scene(seed: int, image: int) -> Scene:
-    """The scene of an image number; of two things, half have the same color."""
+    """The scene of an image number; of two things, half have the same color.
+
+    Shapes and colors are as unevenly frequent as words are: a guess is right more often than the answer of another
+    picture would be, so that who answers with the wrong picture does not pass for somebody who guesses well.
+    """
     dice = Dice(seed, image)
     image_id = f"{image:07d}"
-    shapes = dice.shuffle(SHAPES, "shapes")
+    shapes = dice.shuffle_by_rank(SHAPES, "shapes")
     cells = dice.shuffle(((0, 0), (1, 0), (0, 1), (1, 1)), "cells")
     things = tuple(
         _thing(dice, number, f"{image_id}{number}", shapes[number], color, cells[number])
@@ -113,7 +124,7 @@ def scene(seed: int, image: int) -> Scene:
 
 def _colors(dice: Dice) -> list[str]:
     """The color of each thing; three pictures in five show one thing only, which a small model learns from first."""
-    first, second = dice.shuffle(tuple(COLORS), "colors")[:2]
+    first, second = dice.shuffle_by_rank(tuple(COLORS), "colors")[:2]
     if dice.pick((True, True, True, False, False), "alone"):
         return [first]
     return [first, dice.pick((first, second), "same color")]

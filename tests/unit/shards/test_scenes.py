@@ -16,10 +16,10 @@ from PIL import Image
 from shards.errors import UserError
 from shards.scenes import add_scenes_parser, command, scene_files, write_scenes
 from shards.scenes.raster import bounding_box, paint
-from shards.scenes.world import COLORS, SPLITS, scene, split_of
+from shards.scenes.world import COLORS, SPLITS, Dice, scene, split_of
 
 NUM_IMAGES = 400
-DIGEST_OF_8_IMAGES_SEED_0 = "d2605b4b4914accbd12c6a59d3f7413330e6aa0a1f79b8fe5712dc97d9b1a330"
+DIGEST_OF_8_IMAGES_SEED_0 = "563d3cbc9541ac0e0e8b3d076a836eed1ab2ceddbbc212f8f8371898e4f9c5d5"
 
 
 @pytest.fixture(scope="module")
@@ -253,6 +253,14 @@ def test_yes_and_no_are_equally_likely_in_every_template(questions):
 
 def test_the_same_seed_gives_the_same_bytes_on_every_machine():
     assert digest(dict(scene_files(num_images=8, seed=0))) == DIGEST_OF_8_IMAGES_SEED_0
+
+
+def test_the_nth_of_a_list_comes_first_with_a_chance_of_one_in_n_plus_one_to_scale():
+    options, draws = "abcd", 4000
+    first = [Dice(seed=0, image=image).shuffle_by_rank(options, "purpose")[0] for image in range(draws)]
+    scale = sum(1 / (rank + 2) for rank in range(len(options)))
+    for rank, option in enumerate(options):
+        assert first.count(option) / draws == pytest.approx(1 / (rank + 2) / scale, abs=0.025)
 
 
 def test_another_seed_gives_another_set(rendered):
