@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from model.answer_towers import BlipAnswerTower
 from model.config import FusionConfig, LossConfig, ModelConfig
 from model.difnet import DifnetEncoder
 from model.fusion import FusionEncoder, PlainSum
 from model.objective import Objective, Towers
 from model.second_stream import GridTokens
-from model.tokenizer import BlipCodec
+from model.tokenizer import BlipCodec, T5Codec
 from model.towers import TowerSource
 from shards.errors import ConfigError
 
@@ -33,7 +34,7 @@ class BuiltModel(NamedTuple):
     """An objective and what goes with it."""
 
     objective: Objective
-    answer_codec: BlipCodec | None
+    answer_codec: BlipCodec | T5Codec | None
     match_codec: BlipCodec | None
     image_size: int
     """Side in pixels of the largest input of the vision towers: what the loader should make by default."""
@@ -115,8 +116,7 @@ def _build_fusion(config: FusionConfig, towers: Towers, checkpointing: bool) -> 
 
 def _read_width(towers: Towers) -> int:
     """The width of image tokens that the text encoders read."""
-    encoders = [tower.text_encoder for tower in (towers.match, towers.answer) if tower is not None]
-    widths = {encoder.config.encoder_hidden_size for encoder in encoders}
+    widths = {tower.read_width for tower in (towers.match, towers.answer) if tower is not None}
     if len(widths) > 1:
         raise ConfigError(
             f"model.match, model.answer: read image tokens of different widths {sorted(widths)}; "
@@ -131,7 +131,8 @@ def _largest_input(towers: Towers) -> int:
 
 
 def _check_sharing(config: ModelConfig, towers: Towers) -> None:
-    if towers.match is None or towers.answer is None or towers.match.text_encoder is not towers.answer.text_encoder:
+    shared = towers.match is not None and isinstance(towers.answer, BlipAnswerTower)
+    if not shared or towers.match.text_encoder is not towers.answer.text_encoder:
         return
     if ("match" in config.freeze) != ("answer" in config.freeze):
         raise ConfigError(

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers import BlipVisionModel
 
-from model.blip import Grouping, decode_text, encode_image, encode_text, generate_greedily
+from model.answer_towers import AnswerTower, T5AnswerTower
+from model.blip import Grouping, encode_image, encode_text
 from model.config import LossConfig, Part
-from model.losses import answer_loss, matching_loss
+from model.losses import matching_loss
 from model.pixels import blip_pixels
+from model.precision import t5_dtype
 from shards.collate import Batch, TextCodec
 
 SUM_NAMES = ("answer_loss", "answered", "itm_loss", "matched", "itm_positives", "itm_negatives", "itm_correct")
@@ -47,13 +49,10 @@ class MatchTower(nn.Module):
         super().__init__()
         self.text_encoder, self.itm_head = text_encoder, itm_head
 
-
-class AnswerTower(nn.Module):
-    """BLIP's VQA side: the question encoder and the answer decoder."""
-
-    def __init__(self, text_encoder: nn.Module, text_decoder: nn.Module) -> None:
-        super().__init__()
-        self.text_encoder, self.text_decoder = text_encoder, text_decoder
+    @property
+    def read_width(self) -> int:
+        """Width of the image tokens that it reads."""
+        return self.text_encoder.config.encoder_hidden_size
 
 
 class Towers(NamedTuple):
@@ -115,14 +114,20 @@ class Objective(nn.Module):
     def place_frozen(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move and cast the frozen towers; the engine does it for the registered parts."""
         for tower in self._frozen.values():
-            tower.to(device=device, dtype=dtype)
+            too_narrow = isinstance(tower, T5AnswerTower) and dtype == torch.float16
+            tower.to(device=device, dtype=t5_dtype(device) if too_narrow else dtype)
+
+    @property
+    def trains_t5(self) -> bool:
+        """Whether a part of T5 is trained, which fp16 is too narrow for."""
+        return isinstance(self._modules.get("answer"), T5AnswerTower)
 
     def forward(self, batch: Batch) -> StepOutput:
         """The training loss of a micro-batch."""
         fused = self.fuse(batch.pixels)
         loss, sums = fused.new_zeros((), dtype=torch.float32), self._no_sums(fused)
         if self.part("answer") is not None:
-            states = self._question_states(fused, batch)
+            states = self.part("answer").read(fused, batch, checkpointing=self._checkpointing)
             summed = self._answer_sums(states, batch, sums)
             loss = loss + self._losses.answer * summed
         if self.part("match") is not None:
@@ -136,17 +141,10 @@ class Objective(nn.Module):
         fused, answer_ids = self.fuse(batch.pixels), None
         sums = self._no_sums(fused)
         if self.part("answer") is not None:
-            states = self._question_states(fused, batch)
+            tower = self.part("answer")
+            states = tower.read(fused, batch)
             self._answer_sums(states, batch, sums)
-            answer_ids = generate_greedily(
-                self.part("answer").text_decoder,
-                states,
-                batch.question_mask,
-                start_id=self._codec.start_id,
-                end_id=self._codec.end_id,
-                pad_id=self._codec.pad_id,
-                max_tokens=self._max_answer_tokens,
-            )
+            answer_ids = tower.generate(states, batch, self._codec, self._max_answer_tokens)
         if self.part("match") is not None:
             self._match_sums(fused, batch, sums)
         return EvaluationOutput(_stack(sums), answer_ids)
@@ -165,17 +163,9 @@ class Objective(nn.Module):
             feature_map = second_stream(pixels)
         return self.fusion(tokens, feature_map)
 
-    def _question_states(self, fused: Tensor, batch: Batch) -> Tensor:
-        grouping = Grouping.of(batch.question_image, num_images=len(fused), rows_per_image=batch.questions_per_image)
-        encoder = self.part("answer").text_encoder
-        ids, mask = batch.question_ids, batch.question_mask
-        options = {"num_tokens": batch.tokens_in_questions, "checkpointing": self._checkpointing}
-        return encode_text(encoder, ids, mask, fused, grouping, **options)
-
     def _answer_sums(self, states: Tensor, batch: Batch, sums: dict[str, Tensor]) -> Tensor:
-        decoder = self.part("answer").text_decoder
-        logits = decode_text(decoder, batch.answer_ids, states, batch.question_mask, checkpointing=self._checkpointing)
-        summed = (answer_loss(logits, batch.answer_labels) * batch.answer_weight).sum()
+        losses = self.part("answer").losses(states, batch, checkpointing=self._checkpointing)
+        summed = (losses * batch.answer_weight).sum()
         sums["answer_loss"], sums["answered"] = summed.detach(), batch.answer_weight.sum()
         return summed
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
-from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, T5Config
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]")
 """BLIP's special tokens; [DEC] starts an answer and [SEP] ends it."""
@@ -49,32 +49,18 @@ def load_tokenizer(reference: str | Path, revision: str | None = None) -> PreTra
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlipCodec:
-    """Texts as BLIP reads them: `[CLS] question [SEP]`, and `[CLS] question [SEP] answer [SEP]` for matching."""
+class _Codec:
+    """What the codecs of all towers have in common."""
 
     tokenizer: PreTrainedTokenizerBase
     start_id: int
-    """[DEC], the decoder's first input."""
+    """The decoder's first input."""
     end_id: int
-    """[SEP]"""
     pad_id: int
     max_question_tokens: int
     """With special tokens."""
     max_answer_tokens: int
     """With the token that starts or ends it."""
-
-    @property
-    def _class_id(self) -> int:
-        return self.tokenizer.cls_token_id
-
-    def questions(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
-        room = self.max_question_tokens - 2
-        plain = self._encode(texts)
-        return [[self._class_id, *ids[:room], self.end_id] for ids in plain], [len(ids) > room for ids in plain]
-
-    def pairs(self, questions: Sequence[str], answers: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
-        asked, cut = self.questions(questions)
-        return [[*ids, *answer, self.end_id] for ids, answer in zip(asked, self.answers(answers), strict=True)], cut
 
     def answers(self, texts: Sequence[str]) -> list[list[int]]:
         return [ids[: self.max_answer_tokens - 1] for ids in self._encode(texts)]
@@ -90,3 +76,46 @@ class BlipCodec:
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+
+
+class BlipCodec(_Codec):
+    """Texts as BLIP reads them: `[CLS] question [SEP]`, and `[CLS] question [SEP] answer [SEP]` for matching.
+
+    Answers start with [DEC] and end with [SEP].
+    """
+
+    @property
+    def _class_id(self) -> int:
+        return self.tokenizer.cls_token_id
+
+    def questions(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+        room = self.max_question_tokens - 2
+        plain = self._encode(texts)
+        return [[self._class_id, *ids[:room], self.end_id] for ids in plain], [len(ids) > room for ids in plain]
+
+    def pairs(self, questions: Sequence[str], answers: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+        asked, cut = self.questions(questions)
+        return [[*ids, *answer, self.end_id] for ids, answer in zip(asked, self.answers(answers), strict=True)], cut
+
+
+class T5Codec(_Codec):
+    """Texts as T5 reads them: `question </s>` in lower case, as UnifiedQA was trained; answers start with the pad."""
+
+    @classmethod
+    def of(
+        cls, config: T5Config, tokenizer: PreTrainedTokenizerBase, *, max_question_tokens: int, max_answer_tokens: int
+    ) -> "T5Codec":
+        """The codec of a model."""
+        return cls(
+            tokenizer=tokenizer,
+            start_id=config.decoder_start_token_id,
+            end_id=config.eos_token_id,
+            pad_id=config.pad_token_id,
+            max_question_tokens=max_question_tokens,
+            max_answer_tokens=max_answer_tokens,
+        )
+
+    def questions(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+        room = self.max_question_tokens - 1
+        plain = self._encode([text.lower().strip() for text in texts])
+        return [[*ids[:room], self.end_id] for ids in plain], [len(ids) > room for ids in plain]

@@ -1,44 +1,34 @@
-"""References to checkpoints become towers: BLIP from a hub id or a directory, EfficientSAM from its file.
+"""References to checkpoints become towers: BLIP and T5 from a hub id or a directory, EfficientSAM from its file.
 
 Each checkpoint is read once; equal references share their modules.
 """
 
 from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
-from typing import NamedTuple
 
-import torch
-import transformers
 from torch import nn
 from transformers import (
     BlipConfig,
     BlipForQuestionAnswering,
     BlipTextConfig,
     BlipVisionConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
+    T5ForConditionalGeneration,
 )
 
-from model.config import SCRATCH, EfficientSamConfig, ModelConfig, ScratchConfig, hub_reference, local_directory
+from model.answer_towers import AnswerTower, BlipAnswerTower, T5AnswerTower
+from model.config import SCRATCH, EfficientSamConfig, ModelConfig, ScratchConfig
 from model.efficient_sam import EFFICIENT_SAM_CONFIGS, EfficientSamEncoder, EfficientSamEncoderConfig
 from model.efficient_sam_weights import load_efficient_sam_encoder
-from model.objective import AnswerTower, MatchTower
+from model.hub import BLIP_ARCHITECTURES, T5_ARCHITECTURES, Checkpoint, load_pretrained
+from model.objective import MatchTower
 from model.second_stream import EfficientSamStream
-from model.tokenizer import BlipCodec, load_tokenizer
+from model.tokenizer import BlipCodec, T5Codec
 from model.untrained import initialize_untrained
-from shards.errors import ConfigError, DataError
+from shards.errors import ConfigError
 
-BLIP_ARCHITECTURES = ("BlipForQuestionAnswering", "BlipForImageTextRetrieval", "BlipForConditionalGeneration")
 SCRATCH_INITIALIZER_RANGE = 0.02
 """BlipVisionConfig's own default, 1e-10, is meant to be overwritten by a checkpoint: nothing trains from it."""
-
-
-class Checkpoint(NamedTuple):
-    """A BLIP model with its tokenizer."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
 
 
 class TowerSource:
@@ -71,18 +61,24 @@ class TowerSource:
         return MatchTower(encoder, self._part("model.match", reference, "itm_head"))
 
     def answer(self) -> AnswerTower:
-        """The question encoder with the answer decoder."""
+        """BLIP's question encoder with its answer decoder, or T5."""
         reference = self.config.answer
+        model = self._load(reference).model
+        if isinstance(model, T5ForConditionalGeneration):
+            return T5AnswerTower(model, checkpointing=self.config.gradient_checkpointing)
         encoder = self._part("model.answer", reference, "text_encoder")
-        return AnswerTower(encoder, self._part("model.answer", reference, "text_decoder"))
+        return BlipAnswerTower(encoder, self._part("model.answer", reference, "text_decoder"))
 
     def second_stream(self) -> EfficientSamStream:
         """EfficientSAM's image encoder."""
         return EfficientSamStream(build_efficient_sam(self.config.efficient_sam, self.config.gradient_checkpointing))
 
-    def codec(self, reference: str, *, max_question_tokens: int, max_answer_tokens: int) -> BlipCodec:
+    def codec(self, reference: str, *, max_question_tokens: int, max_answer_tokens: int) -> BlipCodec | T5Codec:
         """How the tower of a reference reads text."""
         checkpoint = self._load(reference)
+        limits = {"max_question_tokens": max_question_tokens, "max_answer_tokens": max_answer_tokens}
+        if isinstance(checkpoint.model, T5ForConditionalGeneration):
+            return T5Codec.of(checkpoint.model.config, checkpoint.tokenizer, **limits)
         text = checkpoint.model.config.text_config
         longest = max_question_tokens + max_answer_tokens
         if longest > text.max_position_embeddings:
@@ -95,8 +91,7 @@ class TowerSource:
             start_id=text.bos_token_id,
             end_id=text.sep_token_id,
             pad_id=text.pad_token_id,
-            max_question_tokens=max_question_tokens,
-            max_answer_tokens=max_answer_tokens,
+            **limits,
         )
 
     def blip_config(self, reference: str) -> BlipConfig:
@@ -126,7 +121,7 @@ class TowerSource:
             model = BlipForQuestionAnswering(scratch_blip_config(self.config.scratch, tokenizer))
             initialize_untrained(model, model.vision_model.embeddings.position_embedding)
             return Checkpoint(model, tokenizer)
-        return load_blip(reference)
+        return load_pretrained(reference, (*BLIP_ARCHITECTURES, *T5_ARCHITECTURES))
 
 
 def scratch_blip_config(sizes: ScratchConfig, tokenizer: PreTrainedTokenizerBase) -> BlipConfig:
@@ -162,50 +157,6 @@ def scratch_blip_config(sizes: ScratchConfig, tokenizer: PreTrainedTokenizerBase
         initializer_range=SCRATCH_INITIALIZER_RANGE,
     )
     return BlipConfig(text_config=text, vision_config=vision, image_text_hidden_size=sizes.width)
-
-
-def load_blip(reference: str) -> Checkpoint:
-    """A BLIP checkpoint in fp32, from a local directory or the hub (`id` or `id@revision`), without running its code.
-
-    Raises:
-        DataError: it is not there; the message says where it was looked for and how to get it.
-        ConfigError: it is another kind of model, or lacks weights.
-    """
-    directory = local_directory(reference)
-    name, revision = (str(directory), None) if directory is not None else hub_reference(reference)
-    try:
-        config = transformers.AutoConfig.from_pretrained(name, revision=revision)
-        model_class = _architecture(reference, config)
-        model, report = model_class.from_pretrained(
-            name, revision=revision, config=config, dtype=torch.float32, output_loading_info=True
-        )
-        tokenizer = load_tokenizer(name, revision)
-    except (OSError, ValueError) as error:
-        raise DataError(_how_to_get(reference, directory, name, revision, error)) from None
-    if missing := sorted(report["missing_keys"]):
-        raise ConfigError(f"{reference}: weights are missing: {', '.join(missing[:3])} ({len(missing)} in all)")
-    return Checkpoint(model, tokenizer)
-
-
-def _architecture(reference: str, config: transformers.PreTrainedConfig) -> type[PreTrainedModel]:
-    names = config.architectures or ["nothing"]
-    if names[0] not in BLIP_ARCHITECTURES:
-        raise ConfigError(f"{reference}: is a {names[0]}; expected one of {', '.join(BLIP_ARCHITECTURES)}")
-    return getattr(transformers, names[0])
-
-
-def _how_to_get(reference: str, directory: Path | None, name: str, revision: str | None, error: Exception) -> str:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if directory is not None:
-        return (
-            f"{reference}: no BLIP checkpoint in {directory.absolute()} ({reason}); expected config.json, "
-            "model.safetensors and the files of its tokenizer, as save_pretrained writes them"
-        )
-    at = f" --revision {revision}" if revision else ""
-    return (
-        f"{reference}: not in the local hub cache and not to be fetched ({reason}); run `hf download {name}{at}` on a "
-        f"machine with a network, or copy it there with `--local-dir DIR` and write DIR in the recipe"
-    )
 
 
 def build_efficient_sam(config: EfficientSamConfig, checkpointing: bool) -> EfficientSamEncoder:

@@ -16,22 +16,26 @@ TokenIds = list[int]
 
 
 class TextCodec(Protocol):
-    """What the loader needs of a tower's tokenizer; `model.tokenizer` has the one that is used."""
+    """What the loader needs of a tower's tokenizer; `model.tokenizer` has those that are used."""
 
     pad_id: int
     start_id: int
-    """The decoder's first input ([DEC])."""
+    """The decoder's first input."""
     end_id: int
-    """Ends an answer ([SEP])."""
+    """Ends an answer."""
 
     def questions(self, texts: Sequence[str]) -> tuple[list[TokenIds], list[bool]]:
         """Token ids of each question, with special tokens, cut to the limit; and whether it had to be cut."""
 
-    def pairs(self, questions: Sequence[str], answers: Sequence[str]) -> tuple[list[TokenIds], list[bool]]:
-        """Token ids of `question [SEP] answer`, with special tokens; and whether the question had to be cut."""
-
     def answers(self, texts: Sequence[str]) -> list[TokenIds]:
         """Token ids of each answer, without special tokens, cut so that start or end token still fit."""
+
+
+class PairCodec(TextCodec, Protocol):
+    """That of a tower which also matches pairs."""
+
+    def pairs(self, questions: Sequence[str], answers: Sequence[str]) -> tuple[list[TokenIds], list[bool]]:
+        """Token ids of `question [SEP] answer`, with special tokens; and whether the question had to be cut."""
 
 
 class Batch(NamedTuple):
@@ -97,7 +101,7 @@ def collate(
     visits: list[VisitTexts],
     *,
     answer_codec: TextCodec | None,
-    match_codec: TextCodec | None,
+    match_codec: PairCodec | None,
     loss_scale: float,
     image_size: int,
 ) -> tuple[Batch, int]:
@@ -142,7 +146,7 @@ def _no_answers() -> tuple[Tensor, ...]:
     return none, none.bool(), rows, none, none, rows.float()
 
 
-def _collate_matches(visits: list[VisitTexts], codec: TextCodec | None) -> tuple[tuple[Tensor, ...], int]:
+def _collate_matches(visits: list[VisitTexts], codec: PairCodec | None) -> tuple[tuple[Tensor, ...], int]:
     if codec is None:
         none, rows = torch.zeros(0, 0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
         return (none, none.bool(), rows, rows, rows.float()), 0

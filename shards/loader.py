@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from shards.collate import Batch, TextCodec, VisitTexts, collate
+from shards.collate import Batch, PairCodec, TextCodec, VisitTexts, collate
 from shards.errors import DataError, UserError
 from shards.images import UnreadableImage, decode_image
 from shards.index import SplitIndex, read_index
@@ -61,7 +61,7 @@ class Texts:
     """How texts become tokens, and which negatives are made. Without a codec that part of the batch is empty."""
 
     answer_codec: TextCodec | None
-    match_codec: TextCodec | None
+    match_codec: PairCodec | None
     negatives: tuple[str, ...]
     """Of "answer" and "question": one negative of each kind per question."""
 

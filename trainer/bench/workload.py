@@ -14,11 +14,12 @@ from transformers import (
     BlipVisionConfig,
 )
 
+from model.answer_towers import BlipAnswerTower
 from model.build import FusedStreams
 from model.config import LossConfig
 from model.difnet import DifnetEncoder
 from model.fusion import FusionEncoder
-from model.objective import AnswerTower, MatchTower, Objective, Towers
+from model.objective import MatchTower, Objective, Towers
 from model.second_stream import GridTokens
 from shards.collate import IGNORED_LABEL, Batch, TokenIds, pad
 
@@ -185,7 +186,7 @@ def _towers(sizes: Sizes, maps: Tensor) -> Towers:
         vision=answering.vision_model,
         second_stream=GivenMaps(maps),
         match=MatchTower(matching.text_encoder, matching.itm_head),
-        answer=AnswerTower(answering.text_encoder, answering.text_decoder),
+        answer=BlipAnswerTower(answering.text_encoder, answering.text_decoder),
     )
 
 

@@ -9,8 +9,9 @@ from transformers import BertConfig, BertModel, BlipForImageTextRetrieval, BlipF
 from model.config import LossConfig
 from model.efficient_sam import EfficientSamEncoder, EfficientSamEncoderConfig
 from model.efficient_sam_weights import save_efficient_sam_encoder
+from model.hub import BLIP_ARCHITECTURES, load_pretrained
 from model.tokenizer import build_tokenizer
-from model.towers import load_blip, scratch_blip_config
+from model.towers import scratch_blip_config
 from model.untrained import POSITION_STD
 from shards.errors import ConfigError, DataError
 from tests.models import WORDS, model_config, random_batch, tiny_blip, tiny_model
@@ -72,17 +73,17 @@ def test_a_checkpoint_without_the_part_is_refused_by_key(checkpoints: dict[str, 
 
 
 def test_missing_and_foreign_checkpoints_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match=r"no BLIP checkpoint in .*expected config\.json, model\.safetensors"):
-        load_blip(str(tmp_path))
+    with pytest.raises(DataError, match=r"no checkpoint in .*expected config\.json, model\.safetensors"):
+        load_pretrained(str(tmp_path), BLIP_ARCHITECTURES)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match=r"hf download Salesforce/blip-vqa-base --revision abc"):
-        load_blip("Salesforce/blip-vqa-base@abc")
+        load_pretrained("Salesforce/blip-vqa-base@abc", BLIP_ARCHITECTURES)
     BertModel(
         BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     ).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="is a BertModel; expected one of BlipForQuestionAnswering"):
-        load_blip(str(tmp_path))
+    with pytest.raises(ConfigError, match="is a BertModel; expected BlipForQuestionAnswering or "):
+        load_pretrained(str(tmp_path), BLIP_ARCHITECTURES)
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:
@@ -94,7 +95,7 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(config)
     build_tokenizer(WORDS, vocab_size=60).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"weights are missing: text_decoder"):
-        load_blip(str(tmp_path))
+        load_pretrained(str(tmp_path), BLIP_ARCHITECTURES)
 
 
 def test_scratch_models_set_every_special_id_and_start_from_weights_that_can_learn() -> None:
