@@ -1,4 +1,4 @@
-"""Files that hold an EfficientSAM image encoder: the official checkpoints, and our own safetensors."""
+"""Files that hold EfficientSAM, whole or its image encoder: the official checkpoints, and our own safetensors."""
 
 import os
 import pickle
@@ -12,8 +12,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from model.efficient_sam import EFFICIENT_SAM_CONFIGS, EfficientSamEncoder, EfficientSamEncoderConfig
+from model.efficient_sam_decoder import MaskDecoderConfig
+from model.segmenter import Segmenter, SegmenterConfig
 from shards.atomic import write_atomically
 from shards.errors import ConfigError, DataError, UserError
+
+Sizes = EfficientSamEncoderConfig | MaskDecoderConfig | SegmenterConfig
 
 PREFIX = "image_encoder."
 OTHER_PREFIXES = ("prompt_encoder.", "mask_decoder.")
@@ -36,32 +40,80 @@ def load_efficient_sam_encoder(
         ConfigError: the sizes are unknown, or contradict the file.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
-        raise DataError(_how_to_get(path, config))
-    if path.suffix == ".safetensors":
-        state, stored = _read_safetensors(path)
-        config = _agreed_config(path, stored, config)
-    else:
-        state = _read_official(path)
-    if config is None:
-        raise ConfigError(f"{path}: does not say its sizes; name them: one of {', '.join(EFFICIENT_SAM_CONFIGS)}")
-    encoder = EfficientSamEncoder(config)
-    encoder.load_state_dict(_fitting_state(path, state, encoder.state_dict()))
+    state, metadata = _read(path, config)
+    state = {name: value for name, value in state.items() if not name.startswith(OTHER_PREFIXES)}
+    stored = _encoder_from_metadata(path, metadata) if "embed_dim" in metadata else None
+    encoder = EfficientSamEncoder(_agreed_encoder(path, stored, config))
+    expected = {PREFIX + name: value for name, value in encoder.state_dict().items()}
+    _check_fit(path, state, expected, "image encoder")
+    encoder.load_state_dict(_part(state, PREFIX))
     return encoder
+
+
+def load_segmenter(
+    path: str | os.PathLike[str],
+    sizes: SegmenterConfig | None = None,
+    image_encoder: EfficientSamEncoder | None = None,
+) -> Segmenter:
+    """Read a whole segmenter in fp32: an official `.pt`, or a `.safetensors` with the same key names.
+
+    A `.pt` does not say its sizes, so it needs `sizes` (one of SEGMENTER_CONFIGS) or an image encoder. A `.safetensors`
+    carries them as metadata; `sizes` given as well may only change the encoder's `image_size`.
+
+    Args:
+        path: the file, which holds all three parts.
+        sizes: those of the file.
+        image_encoder: one that is loaded already and is shared: it keeps its weights, its precision and its device.
+            Its sizes stand for `sizes.encoder`; without `sizes`, the decoder of a `.pt` is expected at official sizes.
+
+    Raises:
+        DataError: the file is missing, unreadable, holds an image encoder alone, or does not fit.
+        ConfigError: the sizes are unknown, or contradict the file.
+    """
+    path = Path(path).expanduser()
+    asked = sizes.encoder if sizes is not None else None
+    asked = image_encoder.config if image_encoder is not None else asked
+    state, metadata = _read(path, asked)
+    if state and all(name.startswith(PREFIX) for name in state):
+        raise DataError(
+            f"{path}: holds an image encoder alone, expected a prompt encoder and a mask decoder too; give an official "
+            f"checkpoint ({', '.join(BLOB_SHA1)}) or a segmenter that was saved whole"
+        )
+    stored = _segmenter_from_metadata(path, metadata) if "embed_dim" in metadata else None
+    segmenter = Segmenter(_agreed_segmenter(path, stored, sizes, asked), image_encoder)
+    _check_fit(path, state, segmenter.state_dict(), "segmenter")
+    segmenter.prompt_encoder.load_state_dict(_part(state, "prompt_encoder."))
+    segmenter.mask_decoder.load_state_dict(_part(state, "mask_decoder."))
+    if image_encoder is None:
+        segmenter.image_encoder.load_state_dict(_part(state, PREFIX))
+    return segmenter
 
 
 def save_efficient_sam_encoder(encoder: EfficientSamEncoder, path: str | os.PathLike[str]) -> None:
     """Write weights under their official names, with the sizes as metadata, to a `.safetensors`; never half a file."""
-    path = Path(path).expanduser()
+    state = {PREFIX + name: value for name, value in encoder.state_dict().items()}
+    _write(Path(path).expanduser(), state, _encoder_sizes(encoder.config), "an image encoder")
+
+
+def save_segmenter(segmenter: Segmenter, path: str | os.PathLike[str]) -> None:
+    """Write all three parts as `save_efficient_sam_encoder` writes one."""
+    config = segmenter.config
+    sizes = _encoder_sizes(config.encoder) | _decoder_sizes(config.decoder) | {"max_points": config.max_points}
+    _write(Path(path).expanduser(), segmenter.state_dict(), sizes, "a segmenter")
+
+
+def _write(path: Path, state: Mapping[str, Tensor], sizes: Mapping[str, int | str], what: str) -> None:
     if path.suffix != ".safetensors":
-        raise UserError(f"{path}: an image encoder is written as .safetensors; give the file that ending")
-    state = {PREFIX + name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
-    content = save(state, metadata=_metadata(encoder.config))
+        raise UserError(f"{path}: {what} is written as .safetensors; give the file that ending")
+    content = save(
+        {name: value.detach().cpu().contiguous() for name, value in state.items()},
+        metadata={name: str(value) for name, value in sizes.items()},
+    )
     write_atomically(path, content)
 
 
-def _metadata(config: EfficientSamEncoderConfig) -> dict[str, str]:
-    sizes = {
+def _encoder_sizes(config: EfficientSamEncoderConfig) -> dict[str, int | str]:
+    return {
         "img_size": config.image_size,
         "patch_size": config.patch_size,
         "embed_dim": config.width,
@@ -71,10 +123,21 @@ def _metadata(config: EfficientSamEncoderConfig) -> dict[str, str]:
         "neck_dims": f"{config.neck_width},{config.neck_width}",
         "pos_grid": config.pos_grid,
     }
-    return {name: str(value) for name, value in sizes.items()}
 
 
-def _config_from_metadata(path: Path, metadata: Mapping[str, str]) -> EfficientSamEncoderConfig:
+def _decoder_sizes(config: MaskDecoderConfig) -> dict[str, int | str]:
+    return {
+        "decoder_depth": config.depth,
+        "decoder_num_heads": config.heads,
+        "decoder_mlp_dim": config.mlp_width,
+        "upscaling_layer_dims": ",".join(map(str, config.upscaling_widths)),
+        "num_multimask_outputs": config.num_masks,
+        "iou_head_depth": config.iou_depth,
+        "iou_head_hidden_dim": config.iou_width,
+    }
+
+
+def _encoder_from_metadata(path: Path, metadata: Mapping[str, str]) -> EfficientSamEncoderConfig:
     try:
         neck_width, same_width = metadata["neck_dims"].split(",")
         if neck_width != same_width:
@@ -93,30 +156,69 @@ def _config_from_metadata(path: Path, metadata: Mapping[str, str]) -> EfficientS
         raise DataError(f"{path}: metadata does not give the sizes of an image encoder ({error!r})") from error
 
 
-def _agreed_config(
+def _segmenter_from_metadata(path: Path, metadata: Mapping[str, str]) -> SegmenterConfig:
+    encoder = _encoder_from_metadata(path, metadata)
+    try:
+        decoder = MaskDecoderConfig(
+            depth=int(metadata["decoder_depth"]),
+            heads=int(metadata["decoder_num_heads"]),
+            mlp_width=int(metadata["decoder_mlp_dim"]),
+            upscaling_widths=tuple(int(width) for width in metadata["upscaling_layer_dims"].split(",")),
+            num_masks=int(metadata["num_multimask_outputs"]),
+            iou_depth=int(metadata["iou_head_depth"]),
+            iou_width=int(metadata["iou_head_hidden_dim"]),
+        )
+        return SegmenterConfig(encoder=encoder, decoder=decoder, max_points=int(metadata["max_points"]))
+    except (KeyError, ValueError, ConfigError) as error:
+        raise DataError(f"{path}: metadata does not give the sizes of a segmenter ({error!r})") from error
+
+
+def _agreed_encoder(
     path: Path, stored: EfficientSamEncoderConfig | None, asked: EfficientSamEncoderConfig | None
-) -> EfficientSamEncoderConfig | None:
-    if stored is None or asked is None:
-        return stored or asked
-    if replace(asked, image_size=stored.image_size) != stored:
-        differing = [
-            f"{field.name} {getattr(stored, field.name)} (asked for {getattr(asked, field.name)})"
-            for field in fields(stored)
-            if field.name != "image_size" and getattr(stored, field.name) != getattr(asked, field.name)
-        ]
+) -> EfficientSamEncoderConfig:
+    agreed = asked or stored
+    if agreed is None:
+        raise ConfigError(f"{path}: does not say its sizes; name them: one of {', '.join(EFFICIENT_SAM_CONFIGS)}")
+    if stored is not None:
+        _refuse_differences(path, stored, replace(agreed, image_size=stored.image_size))
+    return agreed
+
+
+def _agreed_segmenter(
+    path: Path,
+    stored: SegmenterConfig | None,
+    asked: SegmenterConfig | None,
+    asked_encoder: EfficientSamEncoderConfig | None,
+) -> SegmenterConfig:
+    encoder = _agreed_encoder(path, stored.encoder if stored is not None else None, asked_encoder)
+    agreed = replace(asked or stored or SegmenterConfig(), encoder=encoder)
+    if stored is not None:
+        _refuse_differences(path, stored.decoder, agreed.decoder)
+        _refuse_differences(path, replace(stored, encoder=encoder), agreed)
+    return agreed
+
+
+def _refuse_differences(path: Path, stored: Sizes, asked: Sizes) -> None:
+    pairs = [(field.name, getattr(stored, field.name), getattr(asked, field.name)) for field in fields(stored)]
+    differing = [f"{name} {found} (asked for {wanted})" for name, found, wanted in pairs if found != wanted]
+    if differing:
         raise ConfigError(f"{path}: has {', '.join(differing)}; only image_size can differ from the file")
-    return asked
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], EfficientSamEncoderConfig | None]:
+def _read(path: Path, config: EfficientSamEncoderConfig | None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors under their official names, and the metadata where the format has any."""
+    if not path.is_file():
+        raise DataError(_how_to_get(path, config))
+    return _read_safetensors(path) if path.suffix == ".safetensors" else (_read_official(path), {})
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-            names = [name for name in file.keys() if not name.startswith(OTHER_PREFIXES)]  # noqa: SIM118 - not a dict
-            state = {name: file.get_tensor(name) for name in names}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            return state, file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: not a readable safetensors file ({_first_line(error)})") from error
-    return state, _config_from_metadata(path, metadata) if metadata and "embed_dim" in metadata else None
 
 
 def _read_official(path: Path) -> dict[str, Tensor]:
@@ -128,12 +230,11 @@ def _read_official(path: Path) -> dict[str, Tensor]:
     state = content.get("model") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise DataError(f"{path}: expected an official EfficientSAM checkpoint, a dict with tensors under 'model'")
-    return {name: value for name, value in state.items() if not name.startswith(OTHER_PREFIXES)}
+    return state
 
 
-def _fitting_state(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` without its prefix, or an error that names what is missing, unexpected or of another shape."""
-    expected = {PREFIX + name: value for name, value in own.items()}
+def _check_fit(path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
+    """Pass, or raise an error that names what is missing, unexpected or of another shape."""
     faults = [f"missing {name}" for name in expected if name not in state]
     faults += [f"unexpected {name}" for name in state if name not in expected]
     faults += [
@@ -144,16 +245,20 @@ def _fitting_state(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Te
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise DataError(
-            f"{path}: does not fit this EfficientSAM image encoder: {'; '.join(faults[:3])}{more}; "
+            f"{path}: does not fit this EfficientSAM {what}: {'; '.join(faults[:3])}{more}; "
             f"check the file and its sizes ({', '.join(EFFICIENT_SAM_CONFIGS)})"
         )
-    return {name.removeprefix(PREFIX): value for name, value in state.items()}
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """What lies under a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _how_to_get(path: Path, config: EfficientSamEncoderConfig | None) -> str:
     missing = f"EfficientSAM weights {path.name} not found, looked for at {path.absolute()}"
     if path.suffix == ".safetensors":
-        return f"{missing}; give the path of an encoder that was saved before, or of an official .pt"
+        return f"{missing}; give the path of a file that was saved before, or of an official .pt"
     small = "vits" in path.name or (config is not None and config.width == EFFICIENT_SAM_CONFIGS["vits"].width)
     name = "efficient_sam_vits.pt.zip" if small else "efficient_sam_vitt.pt"
     unzip = " and unzip it" if small else ""
