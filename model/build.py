@@ -63,6 +63,7 @@ def build_model(
     second_stream = source.second_stream() if config.second_stream != "none" else None
     towers = Towers(source.vision(), second_stream, match, answer)
     _check_sharing(config, towers)
+    adapters = source.adapters(match=match is not None, answer=answer is not None)
     torch.manual_seed(seed)  # the fusion starts the same whatever was loaded or made before it
     fusion = _build_fusion(config.fusion, towers, config.gradient_checkpointing)
     limits = {"max_question_tokens": max_question_tokens, "max_answer_tokens": max_answer_tokens}
@@ -71,6 +72,7 @@ def build_model(
         fusion,
         towers,
         freeze=config.freeze,
+        adapters=adapters,
         losses=losses,
         answer_codec=answer_codec,
         max_answer_tokens=max_answer_tokens,

@@ -79,6 +79,28 @@ class ScratchConfig(Section):
     """Most words that the tokenizer takes from the training questions and answers."""
 
 
+class LoraConfig(Section):
+    """LoRA adapters (Hu et al. 2021) in a frozen part, in PEFT's terms."""
+
+    rank: int = Field(default=0, ge=0)
+    """Width of each adapter; 0 trains none."""
+    alpha: float = Field(default=16.0, gt=0.0)
+    """An adapter's output is scaled by `alpha` / `rank`."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of an adapter's inputs dropped while training."""
+    targets: tuple[str, ...] = ()
+    """Names of the linear layers that get one, as their paths end: `query`, `crossattention.self.value`; T5: `q`."""
+
+
+class LoraParts(Section):
+    """Which frozen towers are adapted."""
+
+    match: LoraConfig = LoraConfig()
+    """BLIP's matching text encoder."""
+    answer: LoraConfig = LoraConfig()
+    """BLIP's question encoder and answer decoder, or T5."""
+
+
 class ModelConfig(Section):
     """Towers by reference, and the fusion between them.
 
@@ -91,14 +113,15 @@ class ModelConfig(Section):
     match: str = SCRATCH
     """Reference of the matching text encoder and its head (BLIP ITM)."""
     answer: str = SCRATCH
-    """Reference of the question encoder and answer decoder (BLIP VQA)."""
+    """Reference of the question encoder and answer decoder (BLIP VQA), or of T5."""
     second_stream: Literal["efficient_sam", "none"] = "efficient_sam"
     """The second vision tower; `none` trains a fusion encoder over a single stream."""
     efficient_sam: EfficientSamConfig = EfficientSamConfig()
     fusion: FusionConfig = FusionConfig()
     scratch: ScratchConfig = ScratchConfig()
     freeze: tuple[Part, ...] = ("vision", "second_stream", "match", "answer")
-    """Parts that are not trained."""
+    """Parts that are not trained, but for their LoRA adapters."""
+    lora: LoraParts = LoraParts()
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
 

@@ -4,7 +4,7 @@ Its registered children are exactly the trained parts. Frozen towers hang on it 
 neither shards, casts, broadcasts nor saves them; gradients still flow through them to the fusion encoder.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -72,6 +72,7 @@ class Objective(nn.Module):
         fusion: (tokens (B, N, D), map (B, C, h, w) or None) to (B, N, D') fused tokens.
         towers: built parts; those named in `freeze` are frozen here and kept unregistered.
         freeze: parts that are not trained.
+        adapters: trained leaf modules inside of frozen parts, by part.
         losses: weights.
         answer_codec: the special ids of generation; None without an answer tower.
         max_answer_tokens: length at which generation stops.
@@ -84,6 +85,7 @@ class Objective(nn.Module):
         towers: Towers,
         *,
         freeze: Iterable[Part],
+        adapters: Mapping[str, nn.Module] | None = None,
         losses: LossConfig,
         answer_codec: TextCodec | None,
         max_answer_tokens: int,
@@ -102,6 +104,8 @@ class Objective(nn.Module):
                 self._frozen[name] = tower.eval().requires_grad_(False)
             else:
                 self.add_module(name, tower.requires_grad_(True))
+        if adapters:
+            self.lora = nn.ModuleDict({name: leaves.requires_grad_(True) for name, leaves in adapters.items()})
 
     def part(self, name: str) -> nn.Module | None:
         """A tower by name, frozen or trained; None when the recipe has none."""
@@ -110,6 +114,13 @@ class Objective(nn.Module):
     def frozen_parts(self) -> Iterator[tuple[str, nn.Module]]:
         """The unregistered towers, by name."""
         yield from self._frozen.items()
+
+    def frozen_counts(self) -> dict[str, int]:
+        """Parameters that are not trained, by part."""
+        return {
+            name: sum(parameter.numel() for parameter in tower.parameters() if not parameter.requires_grad)
+            for name, tower in self._frozen.items()
+        }
 
     def place_frozen(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move and cast the frozen towers; the engine does it for the registered parts."""
@@ -120,7 +131,13 @@ class Objective(nn.Module):
     @property
     def trains_t5(self) -> bool:
         """Whether a part of T5 is trained, which fp16 is too narrow for."""
-        return isinstance(self._modules.get("answer"), T5AnswerTower)
+        trained = "answer" in self._modules or "answer" in self.adapters
+        return trained and isinstance(self.part("answer"), T5AnswerTower)
+
+    @property
+    def adapters(self) -> Mapping[str, nn.Module]:
+        """LoRA's leaf modules by the part that they adapt."""
+        return dict(self.lora.items()) if "lora" in self._modules else {}
 
     def forward(self, batch: Batch) -> StepOutput:
         """The training loss of a micro-batch."""

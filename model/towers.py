@@ -21,6 +21,7 @@ from model.config import SCRATCH, EfficientSamConfig, ModelConfig, ScratchConfig
 from model.efficient_sam import EFFICIENT_SAM_CONFIGS, EfficientSamEncoder, EfficientSamEncoderConfig
 from model.efficient_sam_weights import load_efficient_sam_encoder
 from model.hub import BLIP_ARCHITECTURES, T5_ARCHITECTURES, Checkpoint, load_pretrained
+from model.lora import add_lora
 from model.objective import MatchTower
 from model.second_stream import EfficientSamStream
 from model.tokenizer import BlipCodec, T5Codec
@@ -72,6 +73,16 @@ class TowerSource:
     def second_stream(self) -> EfficientSamStream:
         """EfficientSAM's image encoder."""
         return EfficientSamStream(build_efficient_sam(self.config.efficient_sam, self.config.gradient_checkpointing))
+
+    def adapters(self, *, match: bool, answer: bool) -> dict[str, nn.Module]:
+        """Puts LoRA adapters into the towers in use that the recipe adapts; gives their trained modules by part."""
+        used = {"match": match, "answer": answer}
+        sections = {part: getattr(self.config.lora, part) for part in used if used[part]}
+        return {
+            part: add_lora(self._load(getattr(self.config, part)).model, section, f"model.lora.{part}")
+            for part, section in sections.items()
+            if section.rank
+        }
 
     def codec(self, reference: str, *, max_question_tokens: int, max_answer_tokens: int) -> BlipCodec | T5Codec:
         """How the tower of a reference reads text."""

@@ -1,12 +1,21 @@
 """Tiny models made from config, and batches of random tokens for them."""
 
+from pathlib import Path
+
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
     BlipConfig,
+    BlipForConditionalGeneration,
     BlipForImageTextRetrieval,
     BlipForQuestionAnswering,
     BlipTextConfig,
     BlipVisionConfig,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from model.build import BuiltModel, build_model
@@ -84,6 +93,40 @@ def tiny_blip(
         initializer_range=0.3,
     )
     return kind(BlipConfig(text_config=text, vision_config=vision, image_text_hidden_size=24)).eval()
+
+
+def tiny_t5(directory: Path, *, width: int = 24, scale: float = 2.0, seed: int = 0) -> str:
+    """A directory with a T5 as a hub would have it, its tokenizer knowing WORDS; its weights large enough to show,
+    at a `scale` of 1 as training would start from."""
+    words = ["<pad>", "</s>", "<unk>", *dict.fromkeys(word for text in WORDS for word in text.split())]
+    words += [*"0123456789?.:\\", *(f"w{number}" for number in range(60))]
+    words = words[:60]
+    model = WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = Whitespace()
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(directory)
+    torch.manual_seed(seed)
+    config = T5Config(
+        vocab_size=60,
+        d_model=width,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=3,
+        dropout_rate=0.0,
+        initializer_factor=scale,
+        decoder_start_token_id=0,
+    )
+    T5ForConditionalGeneration(config).save_pretrained(directory)
+    return str(directory)
+
+
+def tiny_captioner(directory: Path, *, seed: int = 0) -> str:
+    """A directory with a BLIP captioner as a hub would have it, its tokenizer knowing WORDS."""
+    tiny_blip(BlipForConditionalGeneration, seed=seed).save_pretrained(directory)
+    build_tokenizer(WORDS, vocab_size=60).save_pretrained(directory)
+    return str(directory)
 
 
 def random_batch(rows_per_image: tuple[int, ...], *, vocabulary: int = 40, seed: int = 0, length: int = 8) -> Batch:

@@ -16,7 +16,7 @@ _CUSTOM_SIZES = ("image_size", "patch_size", "width", "depth", "heads", "neck_wi
 
 def cross_faults(config: "RunConfig") -> tuple[Fault, ...]:
     """Everything that contradicts something else."""
-    checks = (_validation, _batch, _optim, _losses, _metric, _fusion, _scratch, _efficient_sam, _frozen, _shared)
+    checks = (_validation, _batch, _optim, _losses, _metric, _fusion, _scratch, _efficient_sam, _frozen, _shared, _lora)
     return tuple(fault for check in checks for fault in check(config))
 
 
@@ -159,6 +159,22 @@ def _shared(config: "RunConfig") -> Iterator[Fault]:
             "model.freeze",
             f"model.match and model.answer both name {model.match} and share its text encoder; freeze both or neither",
         )
+
+
+def _lora(config: "RunConfig") -> Iterator[Fault]:
+    weights = {"match": config.losses.itm, "answer": config.losses.answer}
+    for part, weight in weights.items():
+        lora, key = getattr(config.model.lora, part), f"model.lora.{part}"
+        if lora.rank == 0:
+            if lora.targets:
+                yield Fault(f"{key}.rank", "is 0 while targets are named, so nothing is adapted; set it, such as to 8")
+            continue
+        if not lora.targets:
+            yield Fault(f"{key}.targets", "is empty; name linear layers, such as [query, value] (BLIP) or [q, v] (T5)")
+        if part not in config.model.freeze:
+            yield Fault(key, f"{part} is trained whole already; put it into model.freeze, or set rank to 0")
+        if weight == 0:
+            yield Fault(key, f"{part} is not used, since its loss has weight 0; give it a weight, or set rank to 0")
 
 
 def _heads_fault(key: str, heads: int, width: int) -> Fault:

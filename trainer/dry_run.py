@@ -3,8 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping
 
-from torch import nn
-
 from model.objective import Objective
 from trainer.build import assemble_model, open_split, training_tokenizer
 from trainer.config import RunConfig, check_world_size
@@ -30,7 +28,6 @@ def dry_run(config: RunConfig) -> str:
     objective = built.objective
     trained = _trained(objective)
     total = sum(trained.values())
-    frozen = {name: _count(tower) for name, tower in objective.frozen_parts()}
     questions, visits = int(train.visits.num_questions.sum()), len(train.visits)
     padding = milestones.steps_per_epoch * config.batch.visits - visits
     checkpoint = _ADAM_TENSORS * 4 * total
@@ -43,7 +40,7 @@ def dry_run(config: RunConfig) -> str:
         ("ranks", f"{machine.processes} on {'GPU' if machine.gpus else 'CPU'}"),
         ("visits per step", f"{config.batch.visits} = {_batch_arithmetic(config, machine.processes)}"),
         ("parameters trained", f"{total:,} ({_list(trained)})"),
-        ("parameters frozen", _list(frozen) or "0"),
+        ("parameters frozen", _list(objective.frozen_counts()) or "0"),
         (
             "disk",
             f"{_megabytes(checkpoint)} per checkpoint, at most {_megabytes(_KEPT_CHECKPOINTS * checkpoint)} at once",
@@ -64,10 +61,6 @@ def _trained(objective: Objective) -> Counter[str]:
     for name, parameter in objective.named_parameters():
         counts[name.partition(".")[0]] += parameter.numel()
     return counts
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _list(counts: Mapping[str, int]) -> str:

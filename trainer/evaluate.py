@@ -13,7 +13,7 @@ from trainer.build import assemble_model, evaluation_loader, open_split
 from trainer.config import RunConfig
 from trainer.deepspeed_config import resolve_precision
 from trainer.distributed import World, device_type
-from trainer.export import exported_model_config, load_fusion
+from trainer.export import exported_model_config, load_exported_adapters, load_fusion
 from trainer.run_directory import RunDirectory
 from trainer.validate import Evaluation, evaluate, gather_predictions
 
@@ -64,7 +64,8 @@ def _evaluate(
     objective = built.objective
     if weights == "trained":
         load_fusion(objective, directory.export)
-    dtype = _DTYPES[resolve_precision(config.precision, device.type)]
+        load_exported_adapters(objective, directory.export)
+    dtype = _DTYPES[resolve_precision(config.precision, device.type, t5_is_trained=objective.trains_t5)]
     objective.to(device=device, dtype=dtype).eval()
     objective.place_frozen(device, dtype)
     batches, loader = evaluation_loader(config, opened, built, world, shuffle_images=images == "shuffled")

@@ -2,6 +2,8 @@
 
 fusion_encoder.safetensors   grid token, adapters and fusion encoder
 blip_vqa/, blip_itm/         BLIP in Hugging Face format with its tokenizer, where any of its parts was trained
+t5/                          T5 with its tokenizer, if it was trained whole
+lora_match/, lora_answer/    adapters in PEFT's format, where there are any
 efficient_sam.safetensors    the second vision tower, if it was trained, under its official key names
 export.json                  which part lies where, and the step and metrics that the weights belong to
 README.md                    model card
@@ -13,7 +15,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -21,10 +23,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import BlipConfig, BlipForImageTextRetrieval, BlipForQuestionAnswering, PreTrainedModel
 
+from model.answer_towers import T5AnswerTower
 from model.build import BuiltModel
 from model.config import EfficientSamConfig, ModelConfig
 from model.efficient_sam import EfficientSamEncoder
 from model.efficient_sam_weights import save_efficient_sam_encoder
+from model.lora import absolute_reference, load_adapters, save_adapters, without_adapters
 from model.objective import Objective
 from shards.errors import DataError
 from trainer.build import FUSION_FILE
@@ -32,7 +36,7 @@ from trainer.config import RunConfig
 from trainer.run_directory import write_json
 
 EXPORT_FILE = "export.json"
-VQA, ITM, SECOND_STREAM = "blip_vqa", "blip_itm", "efficient_sam.safetensors"
+VQA, ITM, T5, SECOND_STREAM = "blip_vqa", "blip_itm", "t5", "efficient_sam.safetensors"
 
 
 def export_model(
@@ -59,15 +63,17 @@ def export_model(
     aside.mkdir(parents=True)
     weights = _all_names(built.objective, parameters)
     save_file(_below(weights, "fusion."), aside / FUSION_FILE)
-    parts = _export_blip(config.model, built, weights, aside)
+    parts = _export_towers(config.model, built, weights, aside)
     if _below(weights, "second_stream."):
         save_efficient_sam_encoder(
             _second_stream(built.objective.part("second_stream"), weights), aside / SECOND_STREAM
         )
         parts["second_stream"] = SECOND_STREAM
     known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
-    write_json(aside / EXPORT_FILE, {"parts": parts, "step": step, "metrics": known})
-    (aside / "README.md").write_text(_model_card(config, parts, step, metrics), encoding="utf-8")
+    adapters = _export_adapters(config.model, built, weights, aside)
+    write_json(aside / EXPORT_FILE, {"parts": parts, "adapters": adapters, "step": step, "metrics": known})
+    trained = ["fusion", *parts, *(f"LoRA on {part}" for part in adapters)]
+    (aside / "README.md").write_text(_model_card(config, trained, step, metrics), encoding="utf-8")
     _replace_directory(aside, directory)
 
 
@@ -114,6 +120,21 @@ def load_fusion(objective: Objective, directory: Path) -> None:
         raise DataError(f"{path}: does not load into this recipe's fusion encoder ({reason})") from None
 
 
+def load_exported_adapters(objective: Objective, directory: Path) -> None:
+    """Read the exported adapters into an objective that was built with them.
+
+    Raises:
+        DataError: some are missing, damaged, or those of another recipe.
+    """
+    for part, leaves in objective.adapters.items():
+        load_adapters(leaves, directory / adapter_directory(part))
+
+
+def adapter_directory(part: str) -> str:
+    """Where the export has the adapters of a part."""
+    return f"lora_{part}"
+
+
 def _all_names(objective: Objective, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under every name that the module has for them: shared and tied parameters have several."""
     canonical = {parameter: name for name, parameter in objective.named_parameters()}
@@ -125,44 +146,70 @@ def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
-def _export_blip(model: ModelConfig, built: BuiltModel, weights: Mapping[str, Tensor], aside: Path) -> dict[str, str]:
-    """Write the BLIP checkpoints that hold trained parts; returns where each trained part lies."""
-    trained = {
-        name for name in ("vision", "match", "answer") if f"{name}." in {f"{key.split('.')[0]}." for key in weights}
-    }
+def _export_towers(model: ModelConfig, built: BuiltModel, weights: Mapping[str, Tensor], aside: Path) -> dict[str, str]:
+    """Write the checkpoints that hold trained parts; returns where each trained part lies.
+
+    A trained vision tower goes into every checkpoint that is written, so that each can be used alone.
+    """
+    trained = {name.partition(".")[0] for name in weights} & {"vision", "match", "answer"}
+    answer, match = built.objective.part("answer"), built.objective.part("match")
     parts: dict[str, str] = {}
-    if "answer" in trained or ("vision" in trained and built.objective.part("answer") is not None):
-        config = built.source.blip_config(model.answer)
-        _save_blip(BlipForQuestionAnswering, config, built, "answer", weights, aside / VQA)
-        built.source.tokenizer(model.answer).save_pretrained(aside / VQA)
+    if isinstance(answer, T5AnswerTower):
+        if "answer" in trained:
+            _save_t5(answer, built, model.answer, _below(weights, "answer.model."), aside / T5)
+            parts["answer"] = T5
+    elif answer is not None and trained & {"vision", "answer"}:
+        _save_blip(BlipForQuestionAnswering, built, model.answer, "answer", weights, aside / VQA)
         parts |= dict.fromkeys(trained & {"vision", "answer"}, VQA)
-    if "match" in trained or ("vision" in trained and built.objective.part("match") is not None):
-        config = built.source.blip_config(model.match)
-        _save_blip(BlipForImageTextRetrieval, config, built, "match", weights, aside / ITM)
-        built.source.tokenizer(model.match).save_pretrained(aside / ITM)
+    if match is not None and trained & {"vision", "match"}:
+        _save_blip(BlipForImageTextRetrieval, built, model.match, "match", weights, aside / ITM)
         parts |= {part: ITM for part in trained & {"vision", "match"} if part not in parts}
+    if "vision" in trained - parts.keys():
+        _save_blip(BlipForImageTextRetrieval, built, model.vision, None, weights, aside / ITM)
+        parts["vision"] = ITM
     return parts
+
+
+def _save_t5(
+    tower: T5AnswerTower, built: BuiltModel, reference: str, weights: Mapping[str, Tensor], directory: Path
+) -> None:
+    model = type(tower.model)(type(tower.model.config).from_dict(tower.model.config.to_dict()))
+    model.load_state_dict(weights, strict=True)
+    model.save_pretrained(directory)
+    built.source.tokenizer(reference).save_pretrained(directory)
+
+
+def _export_adapters(
+    model: ModelConfig, built: BuiltModel, weights: Mapping[str, Tensor], aside: Path
+) -> dict[str, str]:
+    for part in built.objective.adapters:
+        directory, base = aside / adapter_directory(part), absolute_reference(getattr(model, part))
+        save_adapters(_below(weights, f"lora.{part}."), getattr(model.lora, part), base, directory)
+    return {part: adapter_directory(part) for part in built.objective.adapters}
 
 
 def _save_blip(
     architecture: type[PreTrainedModel],
-    config: BlipConfig,
     built: BuiltModel,
-    tower: str,
+    reference: str,
+    tower: Literal["match", "answer"] | None,
     weights: Mapping[str, Tensor],
     directory: Path,
 ) -> None:
-    """A whole BLIP model: trained parts from `weights`, frozen ones as they are; heads without use stay random."""
-    model = architecture(BlipConfig.from_dict(config.to_dict()))
+    """A whole BLIP model: trained parts from `weights`, frozen ones as they are; what no loss uses stays random."""
+    model = architecture(BlipConfig.from_dict(built.source.blip_config(reference).to_dict()))
     _copy_into(model.vision_model, built.objective.part("vision"), _below(weights, "vision."))
-    for name, child in built.objective.part(tower).named_children():
+    children = built.objective.part(tower).named_children() if tower is not None else ()
+    for name, child in children:
         _copy_into(getattr(model, name), child, _below(weights, f"{tower}.{name}."))
     model.save_pretrained(directory)
+    built.source.tokenizer(reference).save_pretrained(directory)
 
 
 @torch.no_grad()
 def _copy_into(target: nn.Module, tower: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    state = weights or {name: value.float().cpu() for name, value in tower.state_dict().items()}
+    plain = without_adapters(tower.state_dict())
+    state = weights or {name: value.float().cpu() for name, value in plain.items()}
     target.load_state_dict(state, strict=True)
 
 
@@ -186,13 +233,12 @@ def _replace_directory(aside: Path, directory: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _model_card(config: RunConfig, parts: Iterable[str], step: int, metrics: Mapping[str, float]) -> str:
+def _model_card(config: RunConfig, trained: Iterable[str], step: int, metrics: Mapping[str, float]) -> str:
     shown = [
         name for name in ("val/accuracy", "val/binary", "val/open", "val/loss", "val/itm_accuracy") if name in metrics
     ]
     rows = "\n".join(f"| {name} | {metrics[name]:.4f} |" for name in shown)
     model = config.model
-    trained = ", ".join(["fusion", *parts])
     return f"""---
 library_name: duoflow
 pipeline_tag: visual-question-answering
@@ -200,7 +246,7 @@ pipeline_tag: visual-question-answering
 # {config.run.name}
 
 A {model.fusion.name} fusion encoder over {model.vision} and {model.second_stream}, trained with DuoFlow for {step:,}
-optimizer steps. Trained parts: {trained}. Matching: {model.match}; answers: {model.answer}.
+optimizer steps. Trained parts: {", ".join(trained)}. Matching: {model.match}; answers: {model.answer}.
 
 | metric of the validation at that step | value |
 |---|---|

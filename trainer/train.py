@@ -210,7 +210,7 @@ def _engine(config: RunConfig, objective: Objective, world: World) -> Engine:
     batch, optim = config.batch, config.optim
     resolved = resolve(
         read_policy(policy_path(config)),
-        precision=resolve_precision(config.precision, world.device.type),
+        precision=resolve_precision(config.precision, world.device.type, t5_is_trained=objective.trains_t5),
         visits=batch.visits,
         micro_visits=batch.micro_visits,
         accumulation=check_world_size(config, world.world_size),
@@ -225,6 +225,7 @@ def _engine(config: RunConfig, objective: Objective, world: World) -> Engine:
         betas=optim.betas,
         eps=optim.eps,
         weight_decay=optim.weight_decay,
+        gradient_patience=2 if objective.adapters else 1,  # LoRA's B is 0 at first and holds A's gradient back
     )
 
 
@@ -264,7 +265,7 @@ def _introduce(run: Run, state: TrainState, *, num_questions: int, num_trained: 
     if run.world.rank != 0:
         return
     write_json(run.directory.environment, collect_environment(hosts=hosts, devices=devices))
-    frozen = {name: sum(p.numel() for p in tower.parameters()) for name, tower in run.built.objective.frozen_parts()}
+    frozen = run.built.objective.frozen_counts()
     milestones = run.milestones
     logger.info("%s", run.directory.path)
     logger.info(

@@ -20,7 +20,7 @@ from shards.writer import build_shards
 from tests.corpora import write_corpus
 from tests.distributed.launch import launch_alone, launch_ranks
 from tests.distributed.training_worker import Case, Fault, read_codes, write_cases
-from tests.models import FUSION
+from tests.models import FUSION, tiny_t5
 from tests.runs import (
     NO_COMPILER,
     STEPS_PER_EPOCH,
@@ -41,6 +41,11 @@ WORKER = "tests.distributed.training_worker"
 STAGES = (0, 1, 2, 3)
 DONE, MISTAKE, STOPPED, KILLED = 0, 2, 75, -9
 DROPOUT = ("model.fusion.dropout=0.1", "model.scratch.dropout=0.1")
+LORA = {
+    "blip": ("model.lora.match.rank=2", "model.lora.match.targets=[query, value]"),
+    "t5": ("model.lora.answer.rank=2", "model.lora.answer.targets=[q, v]"),
+}
+"""Adapters on BLIP's matching tower, and on T5 in the place of BLIP's decoder."""
 EARLY = ("early_stopping.metric=val/loss", "early_stopping.mode=min", "early_stopping.patience=2")
 
 IN_SECOND_EPOCH = Fault(function="trainer.loop:train_step", call=8, signal="SIGKILL")
@@ -75,12 +80,14 @@ def alone(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str]) -> Run
     """Runs of one process."""
     out = tmp_path_factory.mktemp("alone")
     recipe, runs = write_recipe(out / "tiny.yaml", data), out / "runs"
+    frozen, t5 = _frozen_recipe(out, runs / "zero1", data), tiny_t5(out / "t5", scale=1.0)
     killed = _case(recipe, "killed", *DROPOUT, "checkpoint.every_steps=3", fault=IN_SECOND_EPOCH)
     exporting = _case(recipe, "exporting", *DROPOUT, fault=AT_FIRST_EXPORT)
     copied = [str(runs / "validating"), str(runs / "validated")]
     cases = [
         *(_case(recipe, f"zero{stage}", f"engine.policy=ds_configs/zero{stage}.json") for stage in STAGES),
-        _case(_frozen_recipe(out, runs / "zero1", data), "frozen"),
+        _case(frozen, "frozen"),
+        *(_case(frozen, f"lora_{tower}", *_adapted(tower, t5)) for tower in LORA),
         _case(recipe, "dropout", *DROPOUT),
         *(killed, _again(killed)),
         *(exporting, _again(exporting)),
@@ -102,7 +109,7 @@ def together(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str], alo
     """Runs of two ranks; some go on from what the process alone has left."""
     out = tmp_path_factory.mktemp("together")
     recipe = write_recipe(out / "tiny.yaml", data)
-    frozen = _frozen_recipe(out, alone["zero1"].path, data)
+    frozen, t5 = _frozen_recipe(out, alone["zero1"].path, data), tiny_t5(out / "t5", scale=1.0)
     on_rank_1 = replace(IN_SECOND_EPOCH, signal="SIGTERM", rank=1)
     stopped = _case(recipe, "stopped", *DROPOUT, "data.workers=1", fault=on_rank_1)
     validating = _case(recipe, "validating", fault=replace(AT_FIRST_VALIDATION, rank=1))
@@ -110,6 +117,11 @@ def together(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str], alo
     cases = [
         *(_case(recipe, f"zero{stage}", f"engine.policy=ds_configs/zero{stage}.json") for stage in STAGES),
         *(_case(frozen, f"frozen{stage}", f"engine.policy=ds_configs/zero{stage}.json") for stage in (1, 3)),
+        *(
+            _case(frozen, f"lora_{tower}{stage}", *_adapted(tower, t5), f"engine.policy=ds_configs/zero{stage}.json")
+            for tower in LORA
+            for stage in STAGES
+        ),
         _case(recipe, "dropout", *DROPOUT),
         *(stopped, _again(stopped)),
         *(validating, _again(validating)),
@@ -147,6 +159,12 @@ def _frozen_recipe(out: Path, trained: Path, data: dict[str, str]) -> Path:
         "fusion": FUSION,
     }
     return write_recipe(out / "frozen.yaml", data, model=model)
+
+
+def _adapted(tower: str, t5: str) -> tuple[str, ...]:
+    """Overrides for adapters on a frozen tower, whose layers are computed again in the backward pass."""
+    answer = (f"model.answer={t5}",) if tower == "t5" else ()
+    return (*LORA[tower], *answer, "model.gradient_checkpointing=true")
 
 
 def _recipe_without_negatives(out: Path) -> Path:
@@ -195,6 +213,24 @@ def test_losses_between_frozen_towers_are_the_same_too(stage: int, alone: Runs, 
     _assert_same_losses(together[f"frozen{stage}"], alone["frozen"])
     weights = load_file(together[f"frozen{stage}"].checkpoint("last") / MODEL)
     assert {name.split(".")[0] for name in weights} == {"fusion"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("tower", LORA)
+def test_adapters_learn_the_same_at_every_stage_and_lie_in_the_export(
+    tower: str, stage: int, alone: Runs, together: Runs
+):
+    name = f"lora_{tower}{stage}"
+    assert together.codes[name] == [DONE, DONE], together.said(name)
+    run, part = together[name], {"blip": "match", "t5": "answer"}[tower]
+    _assert_same_losses(run, alone[f"lora_{tower}"])
+    weights = load_file(run.checkpoint("last") / MODEL)
+    assert {name.split(".")[0] for name in weights} == {"fusion", "lora"}
+    assert all(value.any() for name, value in weights.items() if "lora_B" in name), "every adapter has learnt"
+    assert run.exported["adapters"] == {part: f"lora_{part}"}
+    validated = run.predictions
+    evaluate_run(run.path, "val")
+    assert run.predictions == validated
 
 
 def _assert_same_losses(run: LeftOver, expected: LeftOver) -> None:

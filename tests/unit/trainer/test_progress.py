@@ -164,9 +164,11 @@ def test_on_a_terminal_one_bar_shows_the_same_content(terminal, caplog):
         console.show(report(120))
         console.show(report(600))
         console.close()
-    os.set_blocking(reading, False)
-    drawn = os.read(reading, 65536).decode()
+    drawn = b""
+    while b"\n" not in drawn:  # the kernel hands over what was written in pieces; the end of the bar is a new line
+        drawn += os.read(reading, 65536)
     os.close(reading)
+    drawn = drawn.decode()
     assert render_line(report(120)) in drawn
     assert render_line(report(600)) in drawn.rsplit("\r", 2)[-2]
     assert drawn.count("\n") == 1
