@@ -137,14 +137,28 @@ def encode_text(
     visible = mask[:, None, None, :]
     for layer in model.encoder.layer:
         hidden = _maybe_checkpointed(
-            _encoder_layer, checkpointing, layer, hidden, words, visible, image_tokens, grouping
+            encode_text_layer, checkpointing, layer, hidden, words, visible, image_tokens, grouping
         )
     return words.unpack(hidden)
 
 
-def _encoder_layer(
-    layer: BlipTextLayer, hidden: Tensor, words: Words, visible: Tensor, image_tokens: Tensor, grouping: Grouping
+def encode_text_layer(
+    layer: BlipTextLayer,
+    hidden: Tensor,
+    words: Words,
+    visible: Tensor,
+    image_tokens: Tensor,
+    grouping: Grouping,
+    *,
+    observe: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
+    """One layer of `encode_text`: (W, D) hidden states to (W, D).
+
+    Args:
+        visible: (R, 1, 1, L) bool, the tokens that a row may read of itself.
+        observe: is shown the cross-attention probabilities (B, H, rows_per_image * L, N) and gives those to go on
+            with; they are made only for it.
+    """
     own = layer.attention.self
     query, key, value = (words.unpack(linear(hidden)) for linear in (own.query, own.key, own.value))
     mixed = _mix(
@@ -152,9 +166,9 @@ def _encoder_layer(
     )
     hidden = layer.attention.output(words.pack(mixed), hidden)
     cross = layer.crossattention.self
-    query = grouping.pack(words.unpack(cross.query(hidden)))
-    mixed = grouping.unpack(_mix(cross, query, _keys_values(cross, image_tokens)), words.length)
-    hidden = layer.crossattention.output(words.pack(mixed), hidden)
+    query, keys_values = grouping.pack(words.unpack(cross.query(hidden))), _keys_values(cross, image_tokens)
+    mixed = _mix(cross, query, keys_values) if observe is None else _mix_observed(cross, query, keys_values, observe)
+    hidden = layer.crossattention.output(words.pack(grouping.unpack(mixed, words.length)), hidden)
     return layer.feed_forward_chunk(hidden)
 
 
@@ -209,18 +223,14 @@ def generate_greedily(
     Returns:
         (R, T) token ids without the start token, T <= max_tokens; pad behind the end token.
     """
-    layers = model.bert.encoder.layer
     readable = question_mask[:, None, None, :]
-    questions = [_keys_values(layer.crossattention.self, question_states) for layer in layers]
-    past: list[KeysValues | None] = [None] * len(layers)
+    read, past = keys_values_read(model, question_states), None
     token = torch.full((len(question_states), 1), start_id, device=question_states.device)
     finished = torch.zeros_like(token, dtype=torch.bool)
     generated = []
-    for length in range(max_tokens):
-        hidden = model.bert.embeddings(token, past_key_values_length=length)
-        for number, layer in enumerate(layers):
-            hidden, past[number] = _decoder_layer_cached(layer, hidden, past[number], questions[number], readable)
-        token = model.cls(hidden).argmax(dim=-1).masked_fill(finished, pad_id)
+    for _ in range(max_tokens):
+        logits, past = decode_next(model, token, past, read, readable)
+        token = logits.argmax(dim=-1, keepdim=True).masked_fill(finished, pad_id)
         generated.append(token)
         finished |= token == end_id
         if bool(finished.all()):
@@ -228,16 +238,48 @@ def generate_greedily(
     return torch.cat(generated, dim=1)
 
 
+def keys_values_read(model: BlipTextLMHeadModel, tokens: Tensor) -> list[KeysValues]:
+    """What cross-attention of every layer of a decoder reads of tokens (R, M, D): the same for all that is written."""
+    return [_keys_values(layer.crossattention.self, tokens) for layer in model.bert.encoder.layer]
+
+
+def decode_next(
+    model: BlipTextLMHeadModel,
+    ids: Tensor,
+    past: list[KeysValues] | None,
+    read: list[KeysValues],
+    readable: Tensor | None,
+) -> tuple[Tensor, list[KeysValues]]:
+    """What may follow a text that is being written, with keys and values of its earlier tokens kept.
+
+    Args:
+        ids: (R, L), the whole beginning where there is no past; later (R, 1), the token written last.
+        past: what the call before gave.
+        read: of each layer, (R, H, M, D/H) each.
+        readable: (R, 1, 1, M) bool; None when everything is.
+
+    Returns:
+        (R, vocabulary) logits of the next token, and the new past.
+    """
+    hidden = model.bert.embeddings(ids, past_key_values_length=0 if past is None else past[0][0].shape[2])
+    kept = []
+    for number, layer in enumerate(model.bert.encoder.layer):
+        before = None if past is None else past[number]
+        hidden, keys_values = _decoder_layer_cached(layer, hidden, before, read[number], readable)
+        kept.append(keys_values)
+    return model.cls(hidden[:, -1]), kept
+
+
 def _decoder_layer_cached(
-    layer: BlipTextLayer, hidden: Tensor, past: KeysValues | None, question: KeysValues, readable: Tensor
+    layer: BlipTextLayer, hidden: Tensor, past: KeysValues | None, read: KeysValues, readable: Tensor | None
 ) -> tuple[Tensor, KeysValues]:
     own, cross = layer.attention.self, layer.crossattention.self
     key, value = _keys_values(own, hidden)
     if past is not None:
         key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
-    hidden = layer.attention.output(_attend(own, hidden, (key, value)), hidden)
-    read = _attend(cross, hidden, question, mask=readable)
-    return layer.feed_forward_chunk(layer.crossattention.output(read, hidden)), (key, value)
+    hidden = layer.attention.output(_attend(own, hidden, (key, value), causal=past is None), hidden)
+    seen = _attend(cross, hidden, read, mask=readable)
+    return layer.feed_forward_chunk(layer.crossattention.output(seen, hidden)), (key, value)
 
 
 def _attend(
@@ -263,6 +305,15 @@ def _mix(
     dropout = attention.dropout.p if attention.training else 0.0
     mixed = F.scaled_dot_product_attention(query, *keys_values, attn_mask=mask, dropout_p=dropout, is_causal=causal)
     return _merge_heads(mixed)
+
+
+def _mix_observed(
+    attention: BlipTextSelfAttention, query: Tensor, keys_values: KeysValues, observe: Callable[[Tensor], Tensor]
+) -> Tensor:
+    key, value = keys_values
+    query = _heads(query, attention.num_attention_heads)
+    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    return _merge_heads(attention.dropout(observe(scores.softmax(dim=-1))) @ value)
 
 
 def _keys_values(attention: BlipTextSelfAttention, tokens: Tensor) -> KeysValues:

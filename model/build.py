@@ -63,6 +63,9 @@ def build_model(
     second_stream = source.second_stream() if config.second_stream != "none" else None
     towers = Towers(source.vision(), second_stream, match, answer)
     _check_sharing(config, towers)
+    guided = config.second_stream == "efficient_sam_masks"
+    if guided:
+        _check_guide(config, source)
     adapters = source.adapters(match=match is not None, answer=answer is not None)
     torch.manual_seed(seed)  # the fusion starts the same whatever was loaded or made before it
     fusion = _build_fusion(config.fusion, towers, config.gradient_checkpointing)
@@ -76,6 +79,7 @@ def build_model(
         losses=losses,
         answer_codec=answer_codec,
         max_answer_tokens=max_answer_tokens,
+        guidance=config.guidance if guided else None,
         checkpointing=config.gradient_checkpointing,
     )
     return BuiltModel(
@@ -130,6 +134,16 @@ def _read_width(towers: Towers) -> int:
 def _largest_input(towers: Towers) -> int:
     second = towers.second_stream
     return max(towers.vision.config.image_size, second.encoder.config.image_size if second is not None else 0)
+
+
+def _check_guide(config: ModelConfig, source: TowerSource) -> None:
+    """The matching tower reads the questions as they are made for the answer tower."""
+    match, answer = source.tokenizer(config.match), source.tokenizer(config.answer)
+    if match.get_vocab() != answer.get_vocab():
+        raise ConfigError(
+            f"model.second_stream: efficient_sam_masks needs one vocabulary for questions, and {config.match} and "
+            f"{config.answer} have different ones; name a BLIP checkpoint in model.answer"
+        )
 
 
 def _check_sharing(config: ModelConfig, towers: Towers) -> None:

@@ -101,6 +101,23 @@ class LoraParts(Section):
     """BLIP's question encoder and answer decoder, or T5."""
 
 
+class GuidanceConfig(Section):
+    """Where a question looks: GradCAM heatmap, points on it, EfficientSAM's mask at the points."""
+
+    block: int | None = Field(default=None, ge=0)
+    """Layer of the matching text encoder whose cross-attention is read; null is 7, or a shallow one's last but one."""
+    num_points: int = Field(default=3, ge=1)
+    """The most points of a question; rather fewer than wrong ones."""
+    min_share: float = Field(default=0.3, gt=0.0, le=1.0)
+    """Regions whose heat peaks below this part of the hottest one's are left out."""
+    smoothing: float = Field(default=1.0, ge=0.0)
+    """Standard deviation in cells with which the heatmap is smoothed before points are chosen."""
+    blend: float = Field(default=0.5, ge=0.0, le=1.0)
+    """How much of the heat, or of the second stream, the mask decides; 0 asks for no mask."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Of the clustering behind the points."""
+
+
 class ModelConfig(Section):
     """Towers by reference, and the fusion between them.
 
@@ -114,9 +131,13 @@ class ModelConfig(Section):
     """Reference of the matching text encoder and its head (BLIP ITM)."""
     answer: str = SCRATCH
     """Reference of the question encoder and answer decoder (BLIP VQA), or of T5."""
-    second_stream: Literal["efficient_sam", "none"] = "efficient_sam"
-    """The second vision tower; `none` trains a fusion encoder over a single stream."""
+    second_stream: Literal["efficient_sam", "efficient_sam_masks", "blip", "none"] = "efficient_sam"
+    """The second vision tower. `efficient_sam_masks` weighs its map by the mask of each question, so that the fusion
+    runs once per question instead of once per image; `blip` is a second BLIP encoder; `none` is a single stream."""
+    second_vision: str = SCRATCH
+    """Reference of the second BLIP encoder (`second_stream: blip` alone); never shared with `vision`."""
     efficient_sam: EfficientSamConfig = EfficientSamConfig()
+    guidance: GuidanceConfig = GuidanceConfig()
     fusion: FusionConfig = FusionConfig()
     scratch: ScratchConfig = ScratchConfig()
     freeze: tuple[Part, ...] = ("vision", "second_stream", "match", "answer")
@@ -155,11 +176,18 @@ def hub_reference(reference: str) -> tuple[str, str | None]:
     return hub_id, revision or None
 
 
+def second_stream_is_untrained(model: ModelConfig) -> bool:
+    """Whether there is a second vision tower that starts from random weights."""
+    if model.second_stream == "blip":
+        return model.second_vision == SCRATCH
+    return model.second_stream != "none" and model.efficient_sam.checkpoint is None
+
+
 def untrained_parts(model: ModelConfig, losses: LossConfig) -> tuple[Part, ...]:
     """Parts that a run uses and that start from random weights."""
     starts_untrained: dict[Part, bool] = {
         "vision": model.vision == SCRATCH,
-        "second_stream": model.second_stream != "none" and model.efficient_sam.checkpoint is None,
+        "second_stream": second_stream_is_untrained(model),
         "match": losses.itm > 0 and model.match == SCRATCH,
         "answer": losses.answer > 0 and model.answer == SCRATCH,
     }

@@ -47,6 +47,11 @@ def load_pretrained(reference: str, architectures: Sequence[str]) -> Checkpoint:
         raise DataError(_how_to_get(reference, directory, name, revision, error)) from None
     if missing := sorted(report["missing_keys"]):
         raise ConfigError(f"{reference}: weights are missing: {', '.join(missing[:3])} ({len(missing)} in all)")
+    text = getattr(config, "text_config", config)
+    if 2 * len(tokenizer) < text.vocab_size:
+        # transformers 5 makes up a tokenizer of a few tokens where the files of one are missing
+        reason = f"its tokenizer knows {len(tokenizer):,} tokens and the model {text.vocab_size:,}"
+        raise DataError(_how_to_get(reference, directory, name, revision, ValueError(reason)))
     return Checkpoint(model, tokenizer)
 
 

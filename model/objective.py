@@ -14,8 +14,10 @@ from transformers import BlipVisionModel
 
 from model.answer_towers import AnswerTower, T5AnswerTower
 from model.blip import Grouping, encode_image, encode_text
-from model.config import LossConfig, Part
+from model.config import GuidanceConfig, LossConfig, Part
+from model.guidance import look
 from model.losses import matching_loss
+from model.match_tower import MatchTower
 from model.pixels import blip_pixels
 from model.precision import t5_dtype
 from shards.collate import Batch, TextCodec
@@ -42,19 +44,6 @@ class EvaluationOutput(NamedTuple):
     """(Q, T) generated tokens; None when the recipe trains no answers."""
 
 
-class MatchTower(nn.Module):
-    """BLIP's ITM side: the text encoder and its two-way head."""
-
-    def __init__(self, text_encoder: nn.Module, itm_head: nn.Module) -> None:
-        super().__init__()
-        self.text_encoder, self.itm_head = text_encoder, itm_head
-
-    @property
-    def read_width(self) -> int:
-        """Width of the image tokens that it reads."""
-        return self.text_encoder.config.encoder_hidden_size
-
-
 class Towers(NamedTuple):
     """The parts around the fusion encoder; None where the recipe uses none."""
 
@@ -76,6 +65,7 @@ class Objective(nn.Module):
         losses: weights.
         answer_codec: the special ids of generation; None without an answer tower.
         max_answer_tokens: length at which generation stops.
+        guidance: how a question looks, where the second stream is an EfficientSamMaskStream.
         checkpointing: recompute text layers, and unfrozen vision layers, in the backward pass.
     """
 
@@ -89,10 +79,11 @@ class Objective(nn.Module):
         losses: LossConfig,
         answer_codec: TextCodec | None,
         max_answer_tokens: int,
+        guidance: GuidanceConfig | None = None,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.fusion = fusion
+        self.fusion, self._guidance = fusion, guidance
         self._frozen: dict[str, nn.Module] = {}
         self._losses, self._codec = losses, answer_codec
         self._max_answer_tokens, self._checkpointing = max_answer_tokens, checkpointing
@@ -141,7 +132,7 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch) -> StepOutput:
         """The training loss of a micro-batch."""
-        fused = self.fuse(batch.pixels)
+        fused, batch = self._see(batch)
         loss, sums = fused.new_zeros((), dtype=torch.float32), self._no_sums(fused)
         if self.part("answer") is not None:
             states = self.part("answer").read(fused, batch, checkpointing=self._checkpointing)
@@ -155,7 +146,7 @@ class Objective(nn.Module):
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> EvaluationOutput:
         """The same sums without a graph, and the answers as the model generates them."""
-        fused, answer_ids = self.fuse(batch.pixels), None
+        (fused, batch), answer_ids = self._see(batch), None
         sums = self._no_sums(fused)
         if self.part("answer") is not None:
             tower = self.part("answer")
@@ -167,18 +158,47 @@ class Objective(nn.Module):
         return EvaluationOutput(_stack(sums), answer_ids)
 
     def fuse(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) uint8 pixels to (B, N, D) fused tokens, once per image."""
+        """(B, 3, S, S) uint8 pixels to (B, N, D) fused tokens, once per image; not for a stream that is guided."""
+        return self.fusion(self.image_tokens(pixels), self._feature_map(pixels))
+
+    def image_tokens(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 pixels to (B, N, D) tokens of the first vision tower."""
         vision = self.part("vision")
         with self._no_grad_if_frozen("vision"):
             dtype = vision.embeddings.patch_embedding.weight.dtype
             inputs = blip_pixels(pixels, vision.config.image_size, dtype)
-            tokens = encode_image(vision, inputs, checkpointing=self._checkpointing)
+            return encode_image(vision, inputs, checkpointing=self._checkpointing)
+
+    def _see(self, batch: Batch) -> tuple[Tensor, Batch]:
+        """Fused tokens, and the batch whose rows say which of them they read."""
+        if self._guidance is None:
+            return self.fuse(batch.pixels), batch
+        return self._fuse_for_each_question(batch), batch.each_question_alone()
+
+    def _fuse_for_each_question(self, batch: Batch) -> Tensor:
+        """(Q, N, D) fused tokens: the second stream is weighed by the mask that a question's heatmap leads to."""
+        tokens, maps = self.image_tokens(batch.pixels), self._feature_map(batch.pixels)
+        grouping = Grouping.of(batch.question_image, num_images=len(maps), rows_per_image=batch.questions_per_image)
+        stream, config = self.part("second_stream"), self._guidance
+        found = look(
+            self.part("match"),
+            batch.question_ids,
+            batch.question_mask,
+            tokens,
+            grouping,
+            segmenter=stream.segmenter,
+            embeddings=maps,
+            config=config,
+        )
+        weighed = stream.weigh(maps, batch.question_image, found, config.blend)
+        return self.fusion(tokens[batch.question_image], weighed)
+
+    def _feature_map(self, pixels: Tensor) -> Tensor | None:
         second_stream = self.part("second_stream")
         if second_stream is None:
-            return self.fusion(tokens, None)
+            return None
         with self._no_grad_if_frozen("second_stream"):
-            feature_map = second_stream(pixels)
-        return self.fusion(tokens, feature_map)
+            return second_stream(pixels)
 
     def _answer_sums(self, states: Tensor, batch: Batch, sums: dict[str, Tensor]) -> Tensor:
         losses = self.part("answer").losses(states, batch, checkpointing=self._checkpointing)

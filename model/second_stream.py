@@ -1,10 +1,15 @@
-"""The second token stream: EfficientSAM's feature map, pooled to the grid of the first vision tower."""
+"""The second token stream: a feature map of EfficientSAM or a second BLIP, pooled to the first tower's grid."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import BlipVisionModel
 
+from model.blip import encode_image
 from model.efficient_sam import EfficientSamEncoder
+from model.guidance import Look
+from model.pixels import blip_pixels
+from model.segmenter import Segmenter
 
 
 class EfficientSamStream(nn.Module):
@@ -23,6 +28,48 @@ class EfficientSamStream(nn.Module):
         """uint8 pixels (B, 3, S, S) to a map (B, C, h, w); the encoder resizes and normalises."""
         assert pixels.dtype == torch.uint8, f"pixels are uint8, got {pixels.dtype}"
         return self.encoder(pixels.float() / 255)
+
+
+class EfficientSamMaskStream(EfficientSamStream):
+    """The same map, to be weighed by the mask of each question."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        super().__init__(segmenter.image_encoder)
+        self.segmenter = segmenter
+
+    @staticmethod
+    def weigh(maps: Tensor, image_of_row: Tensor, look: Look, blend: float) -> Tensor:
+        """Maps (B, C, h, w) of images to those of questions (R, C, h, w): (1 - blend) * map + blend * map * mask.
+
+        A question without a point has no mask, and its map stays as it is.
+        """
+        assert look.masks is not None, "weighed by masks, which guidance.blend 0 would leave out"
+        rows = maps[image_of_row]
+        inside = F.interpolate(look.masks[:, None].to(rows), maps.shape[-2:], mode="area")
+        found = torch.tensor([bool(points) for points in look.points], device=rows.device)
+        inside = torch.where(found[:, None, None, None], inside, 1.0)
+        return rows * ((1.0 - blend) + blend * inside)
+
+
+class BlipStream(nn.Module):
+    """A second BLIP encoder, whose class token is left out: its map lies on a grid like any other."""
+
+    def __init__(self, encoder: BlipVisionModel, *, checkpointing: bool = False) -> None:
+        super().__init__()
+        self.encoder, self._checkpointing = encoder, checkpointing
+
+    @property
+    def width(self) -> int:
+        """Channels of the map."""
+        return self.encoder.config.hidden_size
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """uint8 pixels (B, 3, S, S) to a map (B, C, g, g)."""
+        dtype = self.encoder.embeddings.patch_embedding.weight.dtype
+        inputs = blip_pixels(pixels, self.encoder.config.image_size, dtype)
+        cells = encode_image(self.encoder, inputs, checkpointing=self._checkpointing)[:, 1:]
+        grid = self.encoder.config.image_size // self.encoder.config.patch_size
+        return cells.transpose(1, 2).unflatten(2, (grid, grid))
 
 
 class GridTokens(nn.Module):

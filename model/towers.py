@@ -19,11 +19,11 @@ from transformers import (
 from model.answer_towers import AnswerTower, BlipAnswerTower, T5AnswerTower
 from model.config import SCRATCH, EfficientSamConfig, ModelConfig, ScratchConfig
 from model.efficient_sam import EFFICIENT_SAM_CONFIGS, EfficientSamEncoder, EfficientSamEncoderConfig
-from model.efficient_sam_weights import load_efficient_sam_encoder
+from model.efficient_sam_weights import load_efficient_sam_encoder, load_segmenter
 from model.hub import BLIP_ARCHITECTURES, T5_ARCHITECTURES, Checkpoint, load_pretrained
 from model.lora import add_lora
-from model.objective import MatchTower
-from model.second_stream import EfficientSamStream
+from model.match_tower import MatchTower
+from model.second_stream import BlipStream, EfficientSamMaskStream, EfficientSamStream
 from model.tokenizer import BlipCodec, T5Codec
 from model.untrained import initialize_untrained
 from shards.errors import ConfigError
@@ -70,9 +70,17 @@ class TowerSource:
         encoder = self._part("model.answer", reference, "text_encoder")
         return BlipAnswerTower(encoder, self._part("model.answer", reference, "text_decoder"))
 
-    def second_stream(self) -> EfficientSamStream:
-        """EfficientSAM's image encoder."""
-        return EfficientSamStream(build_efficient_sam(self.config.efficient_sam, self.config.gradient_checkpointing))
+    def second_stream(self) -> EfficientSamStream | BlipStream:
+        """EfficientSAM's image encoder, alone or with what makes masks; or a second BLIP's."""
+        config, checkpointing = self.config, self.config.gradient_checkpointing
+        if config.second_stream == "blip":
+            own_copy = self._load_once(config.second_vision).model  # shared, the two streams would be one
+            return BlipStream(own_copy.vision_model, checkpointing=checkpointing)
+        encoder = build_efficient_sam(config.efficient_sam, checkpointing)
+        if config.second_stream == "efficient_sam_masks":
+            assert config.efficient_sam.checkpoint is not None, "checked with the recipe"
+            return EfficientSamMaskStream(load_segmenter(config.efficient_sam.checkpoint, image_encoder=encoder))
+        return EfficientSamStream(encoder)
 
     def adapters(self, *, match: bool, answer: bool) -> dict[str, nn.Module]:
         """Puts LoRA adapters into the towers in use that the recipe adapts; gives their trained modules by part."""

@@ -65,6 +65,8 @@ class Batch(NamedTuple):
     """(R, Lm) bool"""
     match_image: Tensor
     """(R,) int64 row of `pixels`"""
+    match_question: Tensor
+    """(R,) int64 row of `question_ids`: the question that the pair, or the one it is a negative of, asks"""
     match_labels: Tensor
     """(R,) int64: 1 for the image's own pair, 0 for a negative"""
     match_weight: Tensor
@@ -75,10 +77,21 @@ class Batch(NamedTuple):
     """The most questions that one image of this micro-batch has: known here, so that no GPU is asked for it."""
     pairs_per_image: int
     """The same for question-answer pairs."""
+    pairs_per_question: int
+    """The most pairs of one question."""
     tokens_in_questions: int
     """Tokens of all questions, padding left out."""
     tokens_in_pairs: int
     """The same for question-answer pairs."""
+
+    def each_question_alone(self) -> "Batch":
+        """The batch for image tokens that differ from question to question: row i of them is that of question i."""
+        return self._replace(
+            question_image=torch.arange(len(self.question_ids), device=self.question_image.device),
+            match_image=self.match_question,
+            questions_per_image=1,
+            pairs_per_image=self.pairs_per_question,
+        )
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device; from pinned memory the copies do not block."""
@@ -118,10 +131,10 @@ def collate(
     images = torch.stack(pixels) if pixels else torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)
     answering, cut = _collate_answers(visits, answer_codec)
     matching, cut_in_pairs = _collate_matches(visits, match_codec)
-    most_questions, most_pairs = _most_rows(answering[2]), _most_rows(matching[2])
+    most = _most_rows(answering[2]), _most_rows(matching[2]), _most_rows(matching[3])
     scale = torch.tensor(loss_scale, dtype=torch.float32)
     tokens = int(answering[1].sum()), int(matching[1].sum())
-    batch = Batch(images, *answering, *matching, scale, most_questions, most_pairs, *tokens)
+    batch = Batch(images, *answering, *matching, scale, *most, *tokens)
     return batch, cut if answer_codec is not None else cut_in_pairs
 
 
@@ -149,23 +162,27 @@ def _no_answers() -> tuple[Tensor, ...]:
 def _collate_matches(visits: list[VisitTexts], codec: PairCodec | None) -> tuple[tuple[Tensor, ...], int]:
     if codec is None:
         none, rows = torch.zeros(0, 0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
-        return (none, none.bool(), rows, rows, rows.float()), 0
+        return (none, none.bool(), rows, rows, rows, rows.float()), 0
     texts: list[tuple[str, str]] = []
-    image, labels, weights = [], [], []
+    image, asked, labels, weights = [], [], [], []
+    number = -1
     for row, visit in enumerate(visits):
         for question, negatives in zip(visit.questions, visit.negatives, strict=True):
+            number += 1
             if question.answer is None:
                 continue
             texts += [(question.question, question.answer), *negatives]
             labels += [1] + [0] * len(negatives)
             weights += [0.5] + [0.5 / max(visit.negatives_asked, 1)] * len(negatives)
             image += [row] * (1 + len(negatives))
+            asked += [number] * (1 + len(negatives))
     if not texts:
-        texts, image, labels, weights = [("", "")], [0], [0], [0.0]
+        texts, image, asked, labels, weights = [("", "")], [0], [0], [0], [0.0]
     ids, cut = codec.pairs(*zip(*texts, strict=True))
     match_ids, match_mask = pad(ids, codec.pad_id, multiple=_LENGTH_MULTIPLE)
     own_cut = sum(was_cut for was_cut, label in zip(cut, labels, strict=True) if label)
-    return (match_ids, match_mask, torch.tensor(image), torch.tensor(labels), torch.tensor(weights)), own_cut
+    rows = (torch.tensor(values) for values in (image, asked, labels, weights))
+    return (match_ids, match_mask, *rows), own_cut
 
 
 def _most_rows(image: Tensor) -> int:

@@ -159,11 +159,13 @@ def random_batch(rows_per_image: tuple[int, ...], *, vocabulary: int = 40, seed:
         match_ids=integers(7, vocabulary, 2 * questions, length) * pair_mask,
         match_mask=pair_mask,
         match_image=image.repeat_interleave(2),
+        match_question=torch.arange(questions).repeat_interleave(2),
         match_labels=torch.tensor([1, 0]).repeat(questions),
         match_weight=torch.full((2 * questions,), 0.5),
         loss_scale=torch.tensor(1.0 / questions),
         questions_per_image=max(rows_per_image),
         pairs_per_image=2 * max(rows_per_image),
+        pairs_per_question=2,
         tokens_in_questions=int(mask.sum()),
         tokens_in_pairs=int(pair_mask.sum()),
     )

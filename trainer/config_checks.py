@@ -16,7 +16,20 @@ _CUSTOM_SIZES = ("image_size", "patch_size", "width", "depth", "heads", "neck_wi
 
 def cross_faults(config: "RunConfig") -> tuple[Fault, ...]:
     """Everything that contradicts something else."""
-    checks = (_validation, _batch, _optim, _losses, _metric, _fusion, _scratch, _efficient_sam, _frozen, _shared, _lora)
+    checks = (
+        _validation,
+        _batch,
+        _optim,
+        _losses,
+        _metric,
+        _fusion,
+        _scratch,
+        _efficient_sam,
+        _frozen,
+        _shared,
+        _lora,
+        _guided,
+    )
     return tuple(fault for check in checks for fault in check(config))
 
 
@@ -144,12 +157,16 @@ def _custom_sizes(tower: EfficientSamConfig) -> Iterator[Fault]:
 def _frozen(config: "RunConfig") -> Iterator[Fault]:
     untrained = untrained_parts(config.model, config.losses)
     for part in [part for part in config.model.freeze if part in untrained]:
-        reference = "model.efficient_sam.checkpoint" if part == "second_stream" else f"model.{part}"
+        reference = _second_reference(config) if part == "second_stream" else f"model.{part}"
         yield Fault(
             "model.freeze",
             f"{part} starts from random weights and would stay so: an untrained frozen tower; take it out of "
             f"model.freeze, or name trained weights in {reference}",
         )
+
+
+def _second_reference(config: "RunConfig") -> str:
+    return "model.second_vision" if config.model.second_stream == "blip" else "model.efficient_sam.checkpoint"
 
 
 def _shared(config: "RunConfig") -> Iterator[Fault]:
@@ -175,6 +192,22 @@ def _lora(config: "RunConfig") -> Iterator[Fault]:
             yield Fault(key, f"{part} is trained whole already; put it into model.freeze, or set rank to 0")
         if weight == 0:
             yield Fault(key, f"{part} is not used, since its loss has weight 0; give it a weight, or set rank to 0")
+
+
+def _guided(config: "RunConfig") -> Iterator[Fault]:
+    model = config.model
+    if model.second_stream != "efficient_sam_masks":
+        return
+    key = "model.second_stream"
+    for part in {"match", "second_stream"} - set(model.freeze):
+        yield Fault(key, f"efficient_sam_masks looks through the {part} tower as it was loaded; put it in model.freeze")
+    if model.lora.match.rank:
+        yield Fault(key, "efficient_sam_masks looks through the match tower as it was loaded; set its rank to 0")
+    for loss in ("itm", "answer"):
+        if getattr(config.losses, loss) == 0:
+            yield Fault(key, f"efficient_sam_masks needs both towers of text; give losses.{loss} a weight")
+    if model.guidance.blend == 0:
+        yield Fault("model.guidance.blend", "is 0, so that no mask weighs anything; use second_stream=efficient_sam")
 
 
 def _heads_fault(key: str, heads: int, width: int) -> Fault:

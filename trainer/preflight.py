@@ -90,12 +90,17 @@ def _check_weights(config: RunConfig) -> None:
             "or an export, or null"
         )
     checkpoint = config.model.efficient_sam.checkpoint
-    if config.model.second_stream == "efficient_sam" and checkpoint is not None and not Path(checkpoint).is_file():
+    if (
+        config.model.second_stream.startswith("efficient_sam")
+        and checkpoint is not None
+        and not Path(checkpoint).is_file()
+    ):
         raise ConfigError(
             f"model.efficient_sam.checkpoint: {checkpoint}: no such file; expected the official weights, such as "
             "efficient_sam_vitt.pt"
         )
-    _check_references(config.model, used={"vision"} | _towers_of_losses(config))
+    second = {"second_vision"} if config.model.second_stream == "blip" else set()
+    _check_references(config.model, used={"vision"} | second | _towers_of_losses(config))
 
 
 def _towers_of_losses(config: RunConfig) -> set[str]:

@@ -69,7 +69,7 @@ class Training:
         config["fp16"] |= {"initial_scale_power": 8, "loss_scale_window": GROWTH_WINDOW}
         self.engine = Engine(workload.objective, world=world, deepspeed_config=config, learning_rate=1e-3)
         workload.objective.place_frozen(self.engine.device, self.engine.dtype)
-        self.workload = Workload(workload.objective, workload.batch.to(world.device), workload.pair_question)
+        self.workload = Workload(workload.objective, workload.batch.to(world.device))
 
     def step(self, *, poisoned: bool = False) -> tuple[float, "Update"]:
         """The loss of a step, and what the step did."""

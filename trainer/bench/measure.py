@@ -129,7 +129,7 @@ def measure(
 def _place(workload: Workload, device: torch.device, dtype: torch.dtype) -> Workload:
     workload.objective.to(device=device, dtype=dtype)
     workload.objective.place_frozen(device, dtype)
-    return Workload(workload.objective, workload.batch.to(device), workload.pair_question.to(device))
+    return Workload(workload.objective, workload.batch.to(device))
 
 
 def _compare_gradients(

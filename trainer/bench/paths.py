@@ -46,7 +46,7 @@ def _grouped(workload: Workload) -> Iterator[Tensor]:
 
 
 def _keys_per_row(workload: Workload) -> Iterator[Tensor]:
-    objective, batch, _ = workload
+    objective, batch = workload
     fused = objective.fuse(batch.pixels)
     tower = objective.part("answer")
     ids, mask, tokens = batch.question_ids, batch.question_mask, batch.tokens_in_questions

@@ -45,7 +45,7 @@ class PlainPath:
     """Losses of a workload, one question per row. Its rows are made here once: a loader would deliver them."""
 
     def __init__(self, workload: Workload) -> None:
-        self._objective, self._batch, self._pair_question = workload
+        self._objective, self._batch = workload
         batch = self._batch
         self.questions = Rows.of(batch, batch.question_image, batch.question_ids, batch.question_mask)
         self.pairs = Rows.of(batch, batch.match_image, batch.match_ids, batch.match_mask)
@@ -60,7 +60,7 @@ class PlainPath:
     def image_per_question(self) -> Iterator[Tensor]:
         """An image is encoded and fused once per question, and the pairs of the question read the result."""
         fused = self._fuse_each(self.questions)
-        yield self._answer_loss(fused) + self._match_loss(fused[self._pair_question])
+        yield self._answer_loss(fused) + self._match_loss(fused[self._batch.match_question])
 
     def images_once(self) -> Iterator[Tensor]:
         """The vision transformer runs once per image; from there on everything is per row."""

@@ -19,7 +19,8 @@ from model.build import FusedStreams
 from model.config import LossConfig
 from model.difnet import DifnetEncoder
 from model.fusion import FusionEncoder
-from model.objective import MatchTower, Objective, Towers
+from model.match_tower import MatchTower
+from model.objective import Objective, Towers
 from model.second_stream import GridTokens
 from shards.collate import IGNORED_LABEL, Batch, TokenIds, pad
 
@@ -104,8 +105,6 @@ class Workload(NamedTuple):
 
     objective: Objective
     batch: Batch
-    pair_question: Tensor
-    """(R,) int64: which question each question-answer pair is about."""
 
     @property
     def num_questions(self) -> int:
@@ -126,8 +125,7 @@ def build_workload(sizes: Sizes, *, images: int, questions_per_image: int, seed:
     )
     generator = torch.Generator().manual_seed(seed)
     batch = draw_batch(sizes, images=images, questions_per_image=questions_per_image, generator=generator)
-    pair_question = torch.arange(len(batch.match_image)) // PAIRS_PER_QUESTION
-    return Workload(objective, batch, pair_question)
+    return Workload(objective, batch)
 
 
 def draw_batch(sizes: Sizes, *, images: int, questions_per_image: int, generator: torch.Generator) -> Batch:
@@ -153,11 +151,13 @@ def draw_batch(sizes: Sizes, *, images: int, questions_per_image: int, generator
         match_ids=match_ids,
         match_mask=match_mask,
         match_image=image.repeat_interleave(PAIRS_PER_QUESTION),
+        match_question=torch.arange(count).repeat_interleave(PAIRS_PER_QUESTION),
         match_labels=torch.tensor([1, 0]).repeat(count),
         match_weight=torch.full((PAIRS_PER_QUESTION * count,), 0.5),
         loss_scale=torch.tensor(1.0 / count),
         questions_per_image=questions_per_image,
         pairs_per_image=PAIRS_PER_QUESTION * questions_per_image,
+        pairs_per_question=PAIRS_PER_QUESTION,
         tokens_in_questions=int(question_mask.sum()),
         tokens_in_pairs=int(match_mask.sum()),
     )

@@ -86,6 +86,12 @@ def test_missing_and_foreign_checkpoints_say_what_to_do(tmp_path: Path, monkeypa
         load_pretrained(str(tmp_path), BLIP_ARCHITECTURES)
 
 
+def test_a_checkpoint_without_the_files_of_its_tokenizer_is_refused(tmp_path: Path) -> None:
+    tiny_blip().save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=r"no checkpoint in .*tokenizer knows \d+ tokens and the model 60\)"):
+        load_pretrained(str(tmp_path), BLIP_ARCHITECTURES)
+
+
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     model = tiny_blip(BlipForImageTextRetrieval)
     model.config.architectures = ["BlipForQuestionAnswering"]

@@ -170,7 +170,7 @@ class TestBatch:
 
     def test_every_question_has_its_answer_and_a_wrong_one_behind_it(self, workload: Workload):
         batch = workload.batch
-        for pair, question in enumerate(workload.pair_question.tolist()):
+        for pair, question in enumerate(workload.batch.match_question.tolist()):
             asked = batch.question_ids[question][batch.question_mask[question]]
             matched = batch.match_ids[pair][batch.match_mask[pair]]
             assert torch.equal(matched[: len(asked)], asked)

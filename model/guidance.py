@@ -1,0 +1,99 @@
+"""Where to look for a question: heatmap, points on it, a mask at the points, and the heatmap that the mask sharpens.
+
+Shapes: B images, R rows of text, N image tokens, D width, g the side of BLIP's grid, K channels of EfficientSAM's map,
+(h, w) its grid, (h', w') its masks, P points.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.blip import Grouping
+from model.config import GuidanceConfig
+from model.efficient_sam_prompts import PADDING
+from model.heatmap import default_block, text_heatmaps
+from model.match_tower import MatchTower
+from model.points import Point, choose_points, refine_heatmap, to_unit
+from model.segmenter import Segmenter
+
+_POINT = 1
+"""EfficientSAM's label of a point that is on the thing."""
+
+
+class Look(NamedTuple):
+    """What was found for each row."""
+
+    heatmaps: Tensor
+    """(R, g, g) float32 on the CPU, as GradCAM gives them"""
+    points: list[list[Point]]
+    """Hottest first; none where the heatmap points nowhere"""
+    masks: Tensor | None
+    """(R, h', w') probabilities on the CPU; None without a segmenter, of no meaning in a row without points"""
+    iou: Tensor | None
+    """(R,) their predicted IoU"""
+    refined: Tensor
+    """(R, g, g) float32 on the CPU: the heatmaps after the masks"""
+
+
+def look(
+    tower: MatchTower,
+    ids: Tensor,
+    mask: Tensor,
+    image_tokens: Tensor,
+    grouping: Grouping,
+    *,
+    segmenter: Segmenter | None,
+    embeddings: Tensor | None,
+    config: GuidanceConfig,
+) -> Look:
+    """Find what each question is about; a row's result depends on that row alone.
+
+    Args:
+        tower: reads the match between question and image.
+        ids: (R, L) token ids of the questions; `mask` (R, L) bool.
+        image_tokens: (B, N, D).
+        grouping: which rows read which image.
+        segmenter: None leaves the heatmaps as they are.
+        embeddings: (B, K, h, w) of the segmenter's image encoder, made once per image.
+    """
+    block = default_block(len(tower.text_encoder.encoder.layer)) if config.block is None else config.block
+    heatmaps = text_heatmaps(tower, ids, mask, image_tokens, grouping, block=block).cpu()
+    points = [_points(heatmap, config) for heatmap in heatmaps.numpy()]
+    if segmenter is None or config.blend == 0:
+        return Look(heatmaps, points, None, None, heatmaps)
+    assert embeddings is not None, "a segmenter reads what its image encoder has made of the images"
+    logits, iou = _masks(segmenter, embeddings, grouping, points, heatmaps.shape[-1])
+    masks = logits.sigmoid().cpu()
+    refined = [
+        refine_heatmap(heatmap, probability if found else None, blend=config.blend)
+        for heatmap, probability, found in zip(heatmaps.numpy(), masks.numpy(), points, strict=True)
+    ]
+    sharpened = torch.from_numpy(np.stack(refined)) if refined else heatmaps
+    return Look(heatmaps, points, masks, iou.cpu(), sharpened)
+
+
+def _points(heatmap: np.ndarray, config: GuidanceConfig) -> list[Point]:
+    return choose_points(
+        heatmap,
+        num_points=config.num_points,
+        min_share=config.min_share,
+        smoothing=config.smoothing,
+        seed=config.seed,
+    )
+
+
+@torch.no_grad()
+def _masks(
+    segmenter: Segmenter, embeddings: Tensor, grouping: Grouping, points: Sequence[Sequence[Point]], grid: int
+) -> tuple[Tensor, Tensor]:
+    longest = max(1, max(map(len, points), default=1))
+    places, labels = torch.zeros(len(points), longest, 2), torch.full((len(points), longest), PADDING)
+    for row, chosen in enumerate(points):
+        places[row, : len(chosen)] = torch.from_numpy(to_unit(chosen, grid)).float()
+        labels[row, : len(chosen)] = _POINT
+    device = embeddings.device
+    image_of_row = grouping.slots // grouping.rows_per_image
+    return segmenter.masks_for(embeddings, image_of_row, places.to(device), labels.to(device))
