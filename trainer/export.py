@@ -4,6 +4,7 @@ fusion_encoder.safetensors   grid token, adapters and fusion encoder
 blip_vqa/, blip_itm/         BLIP in Hugging Face format with its tokenizer, where any of its parts was trained
 t5/                          T5 with its tokenizer, if it was trained whole
 lora_match/, lora_answer/    adapters in PEFT's format, where there are any
+blip_second/                 the second BLIP, if it was trained: only its vision tower has a meaning
 efficient_sam.safetensors    the second vision tower, if it was trained, under its official key names
 export.json                  which part lies where, and the step and metrics that the weights belong to
 README.md                    model card
@@ -36,7 +37,8 @@ from trainer.config import RunConfig
 from trainer.run_directory import write_json
 
 EXPORT_FILE = "export.json"
-VQA, ITM, T5, SECOND_STREAM = "blip_vqa", "blip_itm", "t5", "efficient_sam.safetensors"
+VQA, ITM, T5, SECOND_BLIP = "blip_vqa", "blip_itm", "t5", "blip_second"
+SECOND_STREAM = "efficient_sam.safetensors"
 
 
 def export_model(
@@ -63,12 +65,7 @@ def export_model(
     aside.mkdir(parents=True)
     weights = _all_names(built.objective, parameters)
     save_file(_below(weights, "fusion."), aside / FUSION_FILE)
-    parts = _export_towers(config.model, built, weights, aside)
-    if _below(weights, "second_stream."):
-        save_efficient_sam_encoder(
-            _second_stream(built.objective.part("second_stream"), weights), aside / SECOND_STREAM
-        )
-        parts["second_stream"] = SECOND_STREAM
+    parts = _export_towers(config.model, built, weights, aside) | _export_second(config.model, built, weights, aside)
     known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
     adapters = _export_adapters(config.model, built, weights, aside)
     write_json(aside / EXPORT_FILE, {"parts": parts, "adapters": adapters, "step": step, "metrics": known})
@@ -96,14 +93,14 @@ def read_export(directory: Path) -> dict[str, Any]:
 
 def exported_model_config(config: ModelConfig, directory: Path) -> ModelConfig:
     """The model section with the references of trained parts pointing into the export."""
-    parts = read_export(directory)["parts"]
-    references = {
-        part: str((directory / parts[part]).resolve()) for part in ("vision", "match", "answer") if part in parts
-    }
-    if "second_stream" in parts:
-        checkpoint = str((directory / parts["second_stream"]).resolve())
-        references["efficient_sam"] = EfficientSamConfig(checkpoint=checkpoint, variant="custom")
-    return config.model_copy(update=references)
+    parts = {part: str((directory / name).resolve()) for part, name in read_export(directory)["parts"].items()}
+    second = parts.pop("second_stream", None)
+    changes: dict[str, Any] = dict(parts)
+    if second is not None and config.second_stream == "blip":
+        changes["second_vision"] = second
+    elif second is not None:
+        changes["efficient_sam"] = EfficientSamConfig(checkpoint=second, variant="custom")
+    return config.model_copy(update=changes)
 
 
 def load_fusion(objective: Objective, directory: Path) -> None:
@@ -152,22 +149,36 @@ def _export_towers(model: ModelConfig, built: BuiltModel, weights: Mapping[str, 
     A trained vision tower goes into every checkpoint that is written, so that each can be used alone.
     """
     trained = {name.partition(".")[0] for name in weights} & {"vision", "match", "answer"}
-    answer, match = built.objective.part("answer"), built.objective.part("match")
+    answer, match, vision = *map(built.objective.part, ("answer", "match")), _below(weights, "vision.")
     parts: dict[str, str] = {}
     if isinstance(answer, T5AnswerTower):
         if "answer" in trained:
             _save_t5(answer, built, model.answer, _below(weights, "answer.model."), aside / T5)
             parts["answer"] = T5
     elif answer is not None and trained & {"vision", "answer"}:
-        _save_blip(BlipForQuestionAnswering, built, model.answer, "answer", weights, aside / VQA)
+        _save_blip(BlipForQuestionAnswering, built, model.answer, "answer", vision, weights, aside / VQA)
         parts |= dict.fromkeys(trained & {"vision", "answer"}, VQA)
     if match is not None and trained & {"vision", "match"}:
-        _save_blip(BlipForImageTextRetrieval, built, model.match, "match", weights, aside / ITM)
+        _save_blip(BlipForImageTextRetrieval, built, model.match, "match", vision, weights, aside / ITM)
         parts |= {part: ITM for part in trained & {"vision", "match"} if part not in parts}
     if "vision" in trained - parts.keys():
-        _save_blip(BlipForImageTextRetrieval, built, model.vision, None, weights, aside / ITM)
+        _save_blip(BlipForImageTextRetrieval, built, model.vision, None, vision, weights, aside / ITM)
         parts["vision"] = ITM
     return parts
+
+
+def _export_second(model: ModelConfig, built: BuiltModel, weights: Mapping[str, Tensor], aside: Path) -> dict[str, str]:
+    """Write the second vision tower, if it was trained; returns where it lies."""
+    trained = _below(weights, "second_stream.encoder.")
+    if not trained:
+        return {}
+    if model.second_stream == "blip":
+        _save_blip(BlipForImageTextRetrieval, built, model.second_vision, None, trained, {}, aside / SECOND_BLIP)
+        return {"second_stream": SECOND_BLIP}
+    encoder = EfficientSamEncoder(built.objective.part("second_stream").encoder.config)
+    encoder.load_state_dict(trained, strict=True)
+    save_efficient_sam_encoder(encoder, aside / SECOND_STREAM)
+    return {"second_stream": SECOND_STREAM}
 
 
 def _save_t5(
@@ -193,12 +204,13 @@ def _save_blip(
     built: BuiltModel,
     reference: str,
     tower: Literal["match", "answer"] | None,
+    vision: Mapping[str, Tensor],
     weights: Mapping[str, Tensor],
     directory: Path,
 ) -> None:
-    """A whole BLIP model: trained parts from `weights`, frozen ones as they are; what no loss uses stays random."""
+    """A whole BLIP model: trained parts from `vision` and `weights`, frozen ones as they are, the rest random."""
     model = architecture(BlipConfig.from_dict(built.source.blip_config(reference).to_dict()))
-    _copy_into(model.vision_model, built.objective.part("vision"), _below(weights, "vision."))
+    _copy_into(model.vision_model, built.objective.part("vision"), vision)
     children = built.objective.part(tower).named_children() if tower is not None else ()
     for name, child in children:
         _copy_into(getattr(model, name), child, _below(weights, f"{tower}.{name}."))
@@ -211,12 +223,6 @@ def _copy_into(target: nn.Module, tower: nn.Module, weights: Mapping[str, Tensor
     plain = without_adapters(tower.state_dict())
     state = weights or {name: value.float().cpu() for name, value in plain.items()}
     target.load_state_dict(state, strict=True)
-
-
-def _second_stream(second: nn.Module, weights: Mapping[str, Tensor]) -> EfficientSamEncoder:
-    encoder = EfficientSamEncoder(second.encoder.config)
-    encoder.load_state_dict(_below(weights, "second_stream.encoder."), strict=True)
-    return encoder
 
 
 def _replace_directory(aside: Path, directory: Path) -> None:

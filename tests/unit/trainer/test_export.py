@@ -1,20 +1,21 @@
 """An export gives back the model that was exported, is never half there, and is mended from the best checkpoint."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import BlipForImageTextRetrieval, BlipForQuestionAnswering
+from transformers import BlipForImageTextRetrieval, BlipForQuestionAnswering, PreTrainedTokenizerBase
 
 from model.build import BuiltModel
 from model.objective import EvaluationOutput
 from shards.errors import DataError
-from tests.models import random_batch
+from tests.models import random_batch, tiny_t5
 from tests.runs import Project, engine_state, weights
 from tests.unit.trainer.checkpoint_states import full_disk, kill_at_each_touch_of_the_disk
-from trainer.build import FUSION_FILE, assemble_model
+from trainer.build import FUSION_FILE, assemble_model, open_split, training_tokenizer
 from trainer.checkpoints import Checkpoints
 from trainer.config import RunConfig
 from trainer.distributed import World
@@ -26,6 +27,7 @@ from trainer.export import (
     VQA,
     export_model,
     exported_model_config,
+    load_exported_adapters,
     load_fusion,
     read_export,
 )
@@ -50,7 +52,9 @@ def towers(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def recipe_over(project: Project, towers: Path, freeze: tuple[str, ...], *, seed: int = 3) -> RunConfig:
+def recipe_over(
+    project: Project, towers: Path, freeze: tuple[str, ...], *, seed: int = 3, more: Sequence[str] = ()
+) -> RunConfig:
     return project.config(
         f"run.seed={seed}",
         f"model.vision={towers / VQA}",
@@ -58,7 +62,12 @@ def recipe_over(project: Project, towers: Path, freeze: tuple[str, ...], *, seed
         f"model.match={towers / ITM}",
         f"model.efficient_sam.checkpoint={towers / SECOND_STREAM}",
         f"model.freeze=[{', '.join(freeze)}]",
+        *more,
     )
+
+
+def project_tokenizer(project: Project) -> Callable[[], PreTrainedTokenizerBase]:
+    return lambda: training_tokenizer(project.config(), open_split(project.config(), "train"))
 
 
 def not_asked_for() -> None:
@@ -100,6 +109,40 @@ def test_an_export_gives_the_same_answers_whatever_was_frozen(
     load_fusion(again.objective, tmp_path / "export")
     assert_same_answers(again, built)
     assert set(read_export(tmp_path / "export")["parts"]) == set(EVERYTHING) - set(freeze)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts", "adapters"),
+    [
+        (("model.lora.match.rank=2", "model.lora.match.targets=[query]"), (), ("match",)),
+        (("model.lora.answer.rank=2", "model.lora.answer.targets=[key, dense]"), (), ("answer",)),
+        (("model.answer=T5", "model.lora.answer.rank=2", "model.lora.answer.targets=[q]"), (), ("answer",)),
+        (("model.answer=T5", "model.freeze=[second_stream, match]"), ("answer", "vision"), ()),
+        (("model.answer=T5", "losses.itm=0", "model.freeze=[second_stream]"), ("answer", "vision"), ()),
+        (("model.second_stream=blip", "model.freeze=[vision, match, answer]"), ("second_stream",), ()),
+    ],
+    ids=("lora on matching", "lora on answers", "lora on t5", "t5", "t5 alone", "second blip"),
+)
+def test_adapters_and_other_towers_come_back_too(
+    project: Project,
+    towers: Path,
+    overrides: tuple[str, ...],
+    parts: tuple[str, ...],
+    adapters: tuple[str, ...],
+    tmp_path: Path,
+):
+    t5 = tiny_t5(tmp_path / "t5") if "model.answer=T5" in overrides else ""
+    config = recipe_over(project, towers, EVERYTHING, more=[text.replace("T5", t5) for text in overrides])
+    built = trained(assemble_model(config, scratch_tokenizer=project_tokenizer(project)))
+    export_model(config, built, weights(built.objective), tmp_path / "export", step=9, metrics={})
+    model = exported_model_config(config.model, tmp_path / "export")
+    again = assemble_model(config, model=model, scratch_tokenizer=not_asked_for)
+    load_fusion(again.objective, tmp_path / "export")
+    load_exported_adapters(again.objective, tmp_path / "export")
+    assert_same_answers(again, built)
+    exported = read_export(tmp_path / "export")
+    assert set(exported["parts"]) == set(parts)
+    assert set(exported["adapters"]) == set(adapters)
 
 
 def test_parts_from_scratch_are_exported_with_their_tokenizer(project: Project, tmp_path: Path):
