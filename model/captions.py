@@ -12,7 +12,6 @@ P patches of a caption, D width.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor
 from transformers import BlipForConditionalGeneration, PreTrainedTokenizerBase
 
 from model.blip import KeysValues, decode_next, encode_image, keys_values_read
+from model.config import CaptionConfig
 from model.hub import load_pretrained
 from model.pixels import blip_pixels
 from shards.errors import ConfigError
@@ -32,43 +32,6 @@ Floats = NDArray[np.float64]
 
 _NUMBER_BITS, _PLACE_BITS = 20, 20
 """A caption's number and a place in it are packed with the round into the 64 bits that are hashed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptionConfig:
-    """How many captions, and how they are written. The defaults are PNP-VQA's for GQA.
-
-    Raises:
-        ConfigError: a number makes no sense.
-    """
-
-    num_captions: int = 100
-    """Captions of each row, all different."""
-    num_patches: int = 20
-    """Cells of the heatmap that each caption sees."""
-    prompt: str = "a picture of "
-    """How every caption begins; it is not part of the result."""
-    min_tokens: int = 10
-    """Tokens before a caption may end, with start token and prompt."""
-    max_tokens: int = 20
-    """Tokens at which it ends, with start token and prompt."""
-    top_k: int = 50
-    """Most likely tokens among which each next one is drawn."""
-    max_rounds: int = 10
-    """Times that what repeats an earlier caption is replaced; after that a row has fewer captions."""
-    rows_per_batch: int = 256
-    """Captions written at once; of BLIP-large each holds 3 MB in fp32: keys and values of its patches and tokens."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_captions", "num_patches", "max_tokens", "top_k", "max_rounds", "rows_per_batch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"captions.{name}: {getattr(self, name)}; expected at least 1")
-        if self.min_tokens > self.max_tokens:
-            raise ConfigError(
-                f"captions.min_tokens: {self.min_tokens} is more than captions.max_tokens={self.max_tokens}"
-            )
-        if self.num_captions > 1 << _NUMBER_BITS:
-            raise ConfigError(f"captions.num_captions: {self.num_captions}; expected at most {1 << _NUMBER_BITS}")
 
 
 class Captioner:
@@ -90,6 +53,10 @@ class Captioner:
     ) -> None:
         text = model.config.text_config
         self.config = config or CaptionConfig()
+        if self.config.min_tokens > self.config.max_tokens:
+            raise ConfigError(
+                f"pnp.captions.min_tokens: {self.config.min_tokens}, more than max_tokens {self.config.max_tokens}"
+            )
         self._model, self._tokenizer = model.eval().requires_grad_(False), tokenizer
         self._end_id, self._pad_id = text.sep_token_id, text.pad_token_id
         prompt = tokenizer(self.config.prompt, add_special_tokens=False, verbose=False)["input_ids"]
@@ -97,8 +64,8 @@ class Captioner:
         longest, positions = self.config.max_tokens, text.max_position_embeddings
         if not len(self._beginning) < longest <= positions:
             raise ConfigError(
-                f"captions.max_tokens: {longest}; expected more than the {len(self._beginning)} tokens of the start "
-                f"and the prompt {self.config.prompt!r}, and at most the {positions} positions of the model"
+                f"pnp.captions.max_tokens: {longest}; expected more than the {len(self._beginning)} tokens of the "
+                f"start and the prompt {self.config.prompt!r}, and at most the {positions} positions of the model"
             )
 
     @property

@@ -147,6 +147,45 @@ class ModelConfig(Section):
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
 
 
+class CaptionConfig(Section):
+    """How many captions, and how they are written. The defaults are PNP-VQA's for GQA."""
+
+    num_captions: int = Field(default=100, ge=1, le=2**20)
+    """Captions of each question, all different."""
+    num_patches: int = Field(default=20, ge=1)
+    """Cells of the heatmap that each caption sees."""
+    prompt: str = "a picture of "
+    """How every caption begins; it is not part of the result."""
+    min_tokens: int = Field(default=10, ge=0)
+    """Tokens before a caption may end, with start token and prompt."""
+    max_tokens: int = Field(default=20, ge=1)
+    """Tokens at which it ends, with start token and prompt."""
+    top_k: int = Field(default=50, ge=1)
+    """Most likely tokens among which each next one is drawn."""
+    max_rounds: int = Field(default=10, ge=1)
+    """Times that what repeats an earlier caption is replaced; after that a question has fewer captions."""
+    rows_per_batch: int = Field(default=256, ge=1)
+    """Captions written at once; of BLIP-large each holds 3 MB in fp32: keys and values of its patches and tokens."""
+
+
+class PnpConfig(Section):
+    """PNP-VQA (Tiong et al. 2022): answers that T5 reads from captions of what the heatmap points at. Not trained."""
+
+    captioner: str | None = None
+    """Reference of a BLIP captioner, such as `Salesforce/blip-image-captioning-base`."""
+    reader: str | None = None
+    """Reference of a T5 that answers questions, such as `allenai/unifiedqa-v2-t5-base-1363200`."""
+    captions: CaptionConfig = CaptionConfig()
+    captions_per_context: int = Field(default=5, ge=1)
+    """Captions that the reader's encoder sees at a time: 5 for GQA, 1 for VQAv2 and OK-VQA."""
+    max_answer_tokens: int = Field(default=20, ge=2)
+    """Tokens of an answer, start and end included."""
+    max_context_tokens: int = Field(default=512, ge=1)
+    """Tokens of a question with its captions; what is longer is cut."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Decides patches and words, together with the question's id."""
+
+
 class LossConfig(Section):
     """How much each loss weighs; a loss of weight 0 is not computed and its towers are not loaded."""
 

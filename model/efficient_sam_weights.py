@@ -27,6 +27,10 @@ BLOB_SHA1 = {
 }
 
 
+class EncoderAloneError(DataError):
+    """The file is sound, but holds nothing that makes masks."""
+
+
 def load_efficient_sam_encoder(
     path: str | os.PathLike[str], config: EfficientSamEncoderConfig | None = None
 ) -> EfficientSamEncoder:
@@ -75,7 +79,7 @@ def load_segmenter(
     asked = image_encoder.config if image_encoder is not None else asked
     state, metadata = _read(path, asked)
     if state and all(name.startswith(PREFIX) for name in state):
-        raise DataError(
+        raise EncoderAloneError(
             f"{path}: holds an image encoder alone, expected a prompt encoder and a mask decoder too; give an official "
             f"checkpoint ({', '.join(BLOB_SHA1)}) or a segmenter that was saved whole"
         )

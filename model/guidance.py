@@ -14,7 +14,7 @@ from torch import Tensor
 from model.blip import Grouping
 from model.config import GuidanceConfig
 from model.efficient_sam_prompts import PADDING
-from model.heatmap import default_block, text_heatmaps
+from model.heatmap import check_block, default_block, text_heatmaps
 from model.match_tower import MatchTower
 from model.points import Point, choose_points, refine_heatmap, to_unit
 from model.segmenter import Segmenter
@@ -59,8 +59,9 @@ def look(
         segmenter: None leaves the heatmaps as they are.
         embeddings: (B, K, h, w) of the segmenter's image encoder, made once per image.
     """
-    block = default_block(len(tower.text_encoder.encoder.layer)) if config.block is None else config.block
+    block = block_of(tower, config)
     heatmaps = text_heatmaps(tower, ids, mask, image_tokens, grouping, block=block).cpu()
+    heatmaps = heatmaps.nan_to_num(0.0, posinf=0.0)  # what overflowed in half precision points nowhere
     points = [_points(heatmap, config) for heatmap in heatmaps.numpy()]
     if segmenter is None or config.blend == 0:
         return Look(heatmaps, points, None, None, heatmaps)
@@ -73,6 +74,18 @@ def look(
     ]
     sharpened = torch.from_numpy(np.stack(refined)) if refined else heatmaps
     return Look(heatmaps, points, masks, iou.cpu(), sharpened)
+
+
+def block_of(tower: MatchTower, config: GuidanceConfig) -> int:
+    """The layer whose cross-attention is read.
+
+    Raises:
+        ConfigError: the tower has no such layer that can be.
+    """
+    layers = len(tower.text_encoder.encoder.layer)
+    block = default_block(layers) if config.block is None else config.block
+    check_block(block, layers)
+    return block
 
 
 def _points(heatmap: np.ndarray, config: GuidanceConfig) -> list[Point]:

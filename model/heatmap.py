@@ -67,7 +67,7 @@ def text_heatmaps(
     """
     layers = tower.text_encoder.encoder.layer
     grid = _grid(image_tokens.shape[1])
-    _check_block(block, len(layers))
+    check_block(block, len(layers))
     if not len(ids):
         return image_tokens.new_zeros(0, grid, grid, dtype=torch.float32)
     with _outside_inference_mode(), torch.no_grad():
@@ -140,7 +140,12 @@ def _grid(num_image_tokens: int) -> int:
     return grid
 
 
-def _check_block(block: int, num_layers: int) -> None:
+def check_block(block: int, num_layers: int) -> None:
+    """Whether a heatmap can be read from a layer of a text encoder.
+
+    Raises:
+        ConfigError: there is no such layer, or nothing behind it.
+    """
     if 0 <= block < num_layers - 1:
         return
     usable = f"0 to {num_layers - 2}" if num_layers > 1 else "none"

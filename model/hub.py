@@ -71,7 +71,10 @@ def _how_to_get(reference: str, directory: Path | None, name: str, revision: str
             f"{reference}: no checkpoint in {directory.absolute()} ({reason}); expected config.json, "
             "model.safetensors and the files of its tokenizer, as save_pretrained writes them"
         )
-    return f"{reference}: not in the local hub cache and not to be fetched ({reason}); {how_to_fetch(name, revision)}"
+    return (
+        f"{reference}: not in the local hub cache and not to be fetched ({reason}); {how_to_fetch(name, revision)}; "
+        "`duoflow doctor RECIPE` names all that is missing"
+    )
 
 
 def how_to_fetch(hub_id: str, revision: str | None) -> str:

@@ -20,7 +20,7 @@ from model.losses import matching_loss
 from model.match_tower import MatchTower
 from model.pixels import blip_pixels
 from model.precision import t5_dtype
-from shards.collate import Batch, TextCodec
+from shards.collate import IGNORED_LABEL, Batch, TextCodec
 
 SUM_NAMES = ("answer_loss", "answered", "itm_loss", "matched", "itm_positives", "itm_negatives", "itm_correct")
 """What is summed over questions in every micro-batch, so that any number of ranks and steps merges exactly."""
@@ -126,6 +126,11 @@ class Objective(nn.Module):
         return trained and isinstance(self.part("answer"), T5AnswerTower)
 
     @property
+    def is_guided(self) -> bool:
+        """Whether the fusion sees other tokens for each question of an image."""
+        return self._guidance is not None
+
+    @property
     def adapters(self) -> Mapping[str, nn.Module]:
         """LoRA's leaf modules by the part that they adapt."""
         return dict(self.lora.items()) if "lora" in self._modules else {}
@@ -157,9 +162,22 @@ class Objective(nn.Module):
             self._match_sums(fused, batch, sums)
         return EvaluationOutput(_stack(sums), answer_ids)
 
+    @torch.no_grad()
+    def generate(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Generated token ids (Q, T), and the probability (Q,) of each whole answer, its end token included."""
+        fused, batch = self._see(batch)
+        tower, codec = self.part("answer"), self._codec
+        states = tower.read(fused, batch)
+        ids = tower.generate(states, batch, codec, self._max_answer_tokens)
+        ended = (ids == codec.end_id).long()
+        labels = ids.masked_fill(ended.cumsum(dim=1) > ended, IGNORED_LABEL)  # what follows the end is no answer
+        inputs = torch.cat([torch.full_like(ids[:, :1], codec.start_id), ids[:, :-1]], dim=1)
+        mean = tower.losses(states, batch._replace(answer_ids=inputs, answer_labels=labels))
+        return ids, (-mean * (labels != IGNORED_LABEL).sum(dim=1)).exp()
+
     def fuse(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 pixels to (B, N, D) fused tokens, once per image; not for a stream that is guided."""
-        return self.fusion(self.image_tokens(pixels), self._feature_map(pixels))
+        return self.fusion(self.image_tokens(pixels), self.feature_map(pixels))
 
     def image_tokens(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 pixels to (B, N, D) tokens of the first vision tower."""
@@ -177,7 +195,7 @@ class Objective(nn.Module):
 
     def _fuse_for_each_question(self, batch: Batch) -> Tensor:
         """(Q, N, D) fused tokens: the second stream is weighed by the mask that a question's heatmap leads to."""
-        tokens, maps = self.image_tokens(batch.pixels), self._feature_map(batch.pixels)
+        tokens, maps = self.image_tokens(batch.pixels), self.feature_map(batch.pixels)
         grouping = Grouping.of(batch.question_image, num_images=len(maps), rows_per_image=batch.questions_per_image)
         stream, config = self.part("second_stream"), self._guidance
         found = look(
@@ -193,7 +211,8 @@ class Objective(nn.Module):
         weighed = stream.weigh(maps, batch.question_image, found, config.blend)
         return self.fusion(tokens[batch.question_image], weighed)
 
-    def _feature_map(self, pixels: Tensor) -> Tensor | None:
+    def feature_map(self, pixels: Tensor) -> Tensor | None:
+        """(B, 3, S, S) uint8 pixels to the second stream's map (B, C, h, w); None for a single stream."""
         second_stream = self.part("second_stream")
         if second_stream is None:
             return None

@@ -4,6 +4,7 @@ import io
 import os
 import stat
 import warnings
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -79,33 +80,64 @@ def read_image(path: Path) -> bytes:
         raise UnreadableImage(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def decode_image(data: bytes, where: str | Path) -> Decoded:
+def decode_image(
+    data: bytes,
+    where: str | Path,
+    *,
+    formats: Mapping[str, str] = EXTENSIONS,
+    expected: str = "JPEG, PNG or WebP",
+    max_pixels: int = MAX_PIXELS,
+) -> Decoded:
     """Decode an image in full.
 
     Args:
-        data: a JPEG, PNG or WebP file.
+        data: the content of an image file.
         where: what to call it in a message.
+        formats: Pillow's names of the formats that are let in -> extension.
+        expected: the same in words.
+        max_pixels: more than these are not decoded.
 
     Raises:
-        UnreadableImage: another format, more than `MAX_PIXELS`, truncated or damaged.
+        UnreadableImage: another format, too many pixels, truncated or damaged.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd EXIF data; a large header is judged below
-            image = Image.open(io.BytesIO(data), formats=tuple(EXTENSIONS))
-            extension = EXTENSIONS[image.format]
-            if image.width * image.height <= MAX_PIXELS:
+            image = Image.open(io.BytesIO(data), formats=tuple(formats))
+            # MPO is a JPEG with further pictures behind it, as many phones write them; the first one counts.
+            extension = formats["JPEG" if image.format == "MPO" else image.format]
+            if image.width * image.height <= max_pixels:
                 image.load()
                 return Decoded(ImageOps.exif_transpose(image), extension)
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"{where}: {error}") from None
     except Image.UnidentifiedImageError:
-        raise UnreadableImage(f"{where}: not a JPEG, PNG or WebP image, or its header is damaged") from None
+        raise UnreadableImage(f"{where}: not a {expected} image, or its header is damaged") from None
     except Exception as error:  # Pillow's plugins let through whatever struct, zlib or a codec raised
         raise UnreadableImage(f"{where}: cannot be decoded: {error}") from None
     raise UnreadableImage(
-        f"{where}: {image.width} x {image.height} pixels; expected at most {MAX_PIXELS} (a larger one may be a trap)"
+        f"{where}: {image.width} x {image.height} pixels; expected at most {max_pixels} (a larger one may be a trap)"
     )
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """The image in mode RGB as a person sees it on white paper.
+
+    What is transparent becomes white: the colours below it were never meant to be seen. 16 bits of grey become 8 by
+    their upper ones, where Pillow would cut at 255; numbers without a range (modes I and F) are stretched to the full
+    one.
+    """
+    if image.mode.startswith("I;16"):
+        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    elif image.mode in ("I", "F"):
+        low, high = image.getextrema()
+        scale = 255 / (high - low) if high > low else 0.0
+        image = image.point(lambda value: value * scale + -low * scale).convert("L")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
 
 
 def resized_size(width: int, height: int, short_side: int) -> tuple[int, int]:
@@ -121,7 +153,7 @@ def shrink(decoded: Decoded, short_side: int) -> bytes | None:
     size = resized_size(*decoded.size, short_side)
     if size == decoded.size:
         return None
-    smaller = decoded.image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    smaller = as_rgb(decoded.image).resize(size, Image.Resampling.BICUBIC)
     target = io.BytesIO()
     smaller.save(target, "JPEG", quality=JPEG_QUALITY)
     return target.getvalue()

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from shards.collate import Batch, PairCodec, TextCodec, VisitTexts, collate
 from shards.errors import DataError, UserError
-from shards.images import UnreadableImage, decode_image
+from shards.images import UnreadableImage, as_rgb, decode_image
 from shards.index import SplitIndex, read_index
 from shards.negatives import answer_draw, answer_negative, question_negative
 from shards.plan import (
@@ -46,6 +46,8 @@ class MicroBatch(NamedTuple):
     """Negatives that the data does not offer: they have weight 0."""
     questions: tuple[Question, ...]
     """The rows of `batch.question_ids`, for scoring; empty in training."""
+    question_images: tuple[int, ...]
+    """The row of `batch.pixels` of each of `questions`."""
     image_numbers: tuple[int, ...]
     """The image of each row of `batch.pixels`."""
 
@@ -143,8 +145,9 @@ class _MicroBatches(Dataset):
         )
         questions = tuple(question for visit in visit_texts for question in visit.questions)
         missing = sum(visit.negatives_asked - len(negatives) for visit in visit_texts for negatives in visit.negatives)
-        kept = questions if keep_questions else ()
-        return MicroBatch(batch, len(questions), cut, missing, kept, tuple(images))
+        rows = tuple(row for row, visit in enumerate(visit_texts) for _ in visit.questions)
+        kept = (questions, rows) if keep_questions else ((), ())
+        return MicroBatch(batch, len(questions), cut, missing, *kept, tuple(images))
 
     def _texts(self, image: int, positions: Ints, negatives_from: EpochOrder) -> VisitTexts:
         sample = self.split.reader.sample(image)
@@ -310,7 +313,12 @@ def square_pixels(data: bytes, size: int, where: str) -> Tensor:
     Raises:
         UnreadableImage: not a JPEG, PNG or WebP image of a sane size, or damaged.
     """
-    image = decode_image(data, where).image.convert("RGB")
+    return square_image(decode_image(data, where).image, size)
+
+
+def square_image(image: Image.Image, size: int) -> Tensor:
+    """A decoded image as (3, size, size) uint8, in RGB on white."""
+    image = as_rgb(image)
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

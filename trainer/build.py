@@ -1,5 +1,6 @@
 """The composition root: names in a recipe become splits, tokenizers, a model and loaders, in this file alone."""
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,9 +10,16 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from model.build import BuiltModel, build_model
+from model.captions import load_captioner
 from model.config import ModelConfig
+from model.efficient_sam_weights import EncoderAloneError, load_segmenter
+from model.fid import load_reader
 from model.objective import Objective
+from model.pnp import PnpPipeline
+from model.second_stream import EfficientSamMaskStream, EfficientSamStream
+from model.segmenter import SEGMENTER_CONFIGS, Segmenter
 from model.tokenizer import build_tokenizer, load_tokenizer
+from model.viewer import Viewer
 from shards.errors import ConfigError, DataError, UserError
 from shards.loader import EvaluationBatches, Loader, Split, Texts, TrainingBatches
 from shards.plan import Share
@@ -19,6 +27,8 @@ from trainer.config import RunConfig, plan_order
 from trainer.distributed import World
 from trainer.run_directory import RunDirectory
 from trainer.state_file import MODEL, STATE, verify_checkpoint
+
+logger = logging.getLogger(__name__)
 
 FUSION_FILE = "fusion_encoder.safetensors"
 
@@ -123,6 +133,58 @@ def evaluation_loader(
 
 def _loader(config: RunConfig, batches: TrainingBatches | EvaluationBatches, device: torch.device) -> Loader:
     return Loader(batches, workers=config.data.workers, pin_memory=device.type == "cuda")
+
+
+def build_viewer(config: RunConfig, built: BuiltModel, device: torch.device) -> Viewer:
+    """What looks at images with a run's exported model; its masks come from the recipe's EfficientSAM weights.
+
+    Raises:
+        ConfigError: the recipe has no matching tower, from which the heatmap is read.
+        DataError: weights are damaged.
+    """
+    if built.match_codec is None:
+        raise ConfigError(
+            "losses.itm: is 0 in this run, so it has no matching tower, from which the heatmap is read; train with a "
+            "weight for it"
+        )
+    segmenter = _build_segmenter(config.model, built.objective)
+    if segmenter is not None:
+        segmenter.to(device).eval().requires_grad_(False)
+    return Viewer(built.objective, built.match_codec, segmenter, config.model.guidance)
+
+
+def _build_segmenter(model: ModelConfig, objective: Objective) -> Segmenter | None:
+    """EfficientSAM with what makes masks, around the second stream's own encoder where that is the frozen original."""
+    checkpoint, stream = model.efficient_sam.checkpoint, objective.part("second_stream")
+    if checkpoint is None or model.guidance.blend == 0:
+        return None
+    if isinstance(stream, EfficientSamMaskStream):
+        return stream.segmenter
+    shared = isinstance(stream, EfficientSamStream) and "second_stream" in model.freeze
+    try:
+        if shared:
+            return load_segmenter(checkpoint, image_encoder=stream.encoder)
+        return load_segmenter(checkpoint, SEGMENTER_CONFIGS.get(model.efficient_sam.variant))
+    except EncoderAloneError as alone:
+        logger.info("no masks: %s", alone)
+        return None
+
+
+def build_pnp(config: RunConfig, built: BuiltModel, device: torch.device, dtype: torch.dtype) -> PnpPipeline:
+    """PNP-VQA around a run's exported model.
+
+    Raises:
+        ConfigError: the recipe names no captioner or reader, or another kind of model.
+        DataError: a checkpoint is missing or damaged.
+    """
+    pnp = config.pnp
+    for key, example in (("captioner", "Salesforce/blip-image-captioning-base"), ("reader", "google/flan-t5-base")):
+        if getattr(pnp, key) is None:
+            raise ConfigError(f"pnp.{key}: is not set; name a checkpoint, such as pnp.{key}={example}")
+    captioner, reader = load_captioner(pnp.captioner, pnp.captions), load_reader(pnp.reader)
+    pipeline = PnpPipeline(build_viewer(config, built, device), captioner, reader, pnp)
+    pipeline.place(device, dtype)
+    return pipeline
 
 
 def initialize_from(objective: Objective, source: str) -> str:

@@ -13,7 +13,11 @@ from shards.commands import add_shards_parser
 from shards.errors import UserError
 from shards.progress import say
 from shards.scenes import add_scenes_parser
+from trainer.answer_command import add_answer_parser, add_pipeline_option, check_run
 from trainer.bench import step as bench_step
+from trainer.doctor.command import add_doctor_parser
+from trainer.export_command import add_export_parser
+from trainer.score_command import add_score_parser
 
 EXIT_USER_MISTAKE = 2
 EXIT_INTERRUPTED = 130
@@ -58,8 +62,12 @@ def build_parser() -> argparse.ArgumentParser:
     add_shards_parser(verbs)
     _add_train(verbs)
     _add_evaluate(verbs)
+    add_answer_parser(verbs)
+    add_export_parser(verbs)
+    add_score_parser(verbs)
     bench = verbs.add_parser("bench", help="measure this machine", description="Measure; one table, one JSON.")
     bench_step.add_parser(bench.add_subparsers(metavar="WHAT", required=True))
+    add_doctor_parser(verbs)
     return parser
 
 
@@ -127,6 +135,7 @@ def _add_evaluate(verbs: Any) -> None:
         description="Answer every question of a split with the exported weights of a run, and score the answers.",
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/NAME")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="values below pnp. and model.guidance.")
     parser.add_argument("--split", required=True, choices=SPLITS, help="which of the recipe's splits")
     parser.add_argument("--json", metavar="F", type=Path, help="write the scores to this file as well")
     parser.add_argument(
@@ -135,20 +144,24 @@ def _add_evaluate(verbs: Any) -> None:
     parser.add_argument(
         "--weights", choices=("trained", "initial"), default="trained", help="initial: the fusion as training found it"
     )
+    add_pipeline_option(parser)
     parser.set_defaults(handler=_evaluate)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from trainer.run_directory import RunDirectory, write_json
-
-    if not RunDirectory(arguments.run).config.is_file():
-        raise UserError(
-            f"{arguments.run}: no run here (no config.yaml); name the directory of a run, such as runs/NAME"
-        )
+    check_run(arguments.run)
 
     from trainer.evaluate import evaluate_run  # after the run was found: it imports torch
+    from trainer.run_directory import write_json
 
-    metrics, counts = evaluate_run(arguments.run, arguments.split, images=arguments.images, weights=arguments.weights)
+    metrics, counts = evaluate_run(
+        arguments.run,
+        arguments.split,
+        images=arguments.images,
+        weights=arguments.weights,
+        pipeline=arguments.pipeline,
+        overrides=arguments.overrides,
+    )
     for line in _score_lines(metrics, counts):
         say(line)
     if arguments.json is not None:

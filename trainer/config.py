@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from model.config import LossConfig, ModelConfig
+from model.config import LossConfig, ModelConfig, PnpConfig
 from shards.config import DataConfig
 from shards.config_base import Section
 from shards.errors import ConfigError
@@ -132,6 +132,8 @@ class LoggingConfig(Section):
     """Optimizer steps between lines of metrics."""
     tensorboard: bool = True
     """Whether to write TensorBoard event files, beside `metrics.jsonl`."""
+    pictures: int = Field(default=4, ge=0)
+    """Validation questions that TensorBoard shows at each validation: heatmap, points, mask, answer; 0 for none."""
 
 
 class RunConfig(Section):
@@ -141,6 +143,7 @@ class RunConfig(Section):
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     losses: LossConfig = LossConfig()
+    pnp: PnpConfig = PnpConfig()
     batch: BatchConfig
     optim: OptimConfig = OptimConfig()
     precision: Literal["auto", "fp16", "bf16", "fp32"] = "auto"

@@ -1,38 +1,41 @@
 """`duoflow evaluate`: a split through the exported model of a run, in a process of its own."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import torch
-from transformers.utils import logging as transformers_logging
-
 from shards.atomic import write_atomically
-from shards.errors import ConfigError, DataError
 from shards.progress import Progress
-from trainer.build import assemble_model, evaluation_loader, open_split
-from trainer.config import RunConfig
-from trainer.deepspeed_config import resolve_precision
-from trainer.distributed import World, device_type
-from trainer.export import exported_model_config, load_exported_adapters, load_fusion
+from trainer.build import build_pnp, evaluation_loader, open_split
+from trainer.distributed import World
+from trainer.exported import Weights, load_exported, read_run
 from trainer.run_directory import RunDirectory
-from trainer.validate import Evaluation, evaluate, gather_predictions
+from trainer.validate import evaluate, evaluate_pnp, gather_predictions
 
 Images = Literal["own", "shuffled"]
-Weights = Literal["trained", "initial"]
-
-_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+Pipeline = Literal["direct", "pnp"]
 
 
 def evaluate_run(
-    path: Path, split: str, *, images: Images = "own", weights: Weights = "trained"
+    path: Path,
+    split: str,
+    *,
+    images: Images = "own",
+    weights: Weights = "trained",
+    pipeline: Pipeline = "direct",
+    overrides: Sequence[str] = (),
 ) -> tuple[dict[str, float], dict[str, int]]:
     """Evaluate the export of a run directory on a split of its recipe.
 
-    Own images and trained weights, the default, also write `predictions/SPLIT.json` in GQA's submission format.
+    Own images and trained weights, the default, also write the answers in GQA's submission format:
+    `predictions/SPLIT.json`, or `predictions/SPLIT.pnp.json`.
 
     Args:
         images: `shuffled` shows every question the image of another sample: what is left without looking.
         weights: `initial` leaves the fusion encoder as the seed made it: where training began.
+        pipeline: `direct` takes the answers of the trained model, `pnp` those that T5 reads from captions of what the
+            trained model's heatmap points at.
+        overrides: `key=value` for the sections that a run leaves open (`trainer.exported.OVERRIDABLE`).
 
     Returns:
         Metrics (parts of 1) and the questions behind them; both empty of accuracies where the split has no answers.
@@ -40,42 +43,21 @@ def evaluate_run(
     Raises:
         ConfigError, DataError: there is no such run or split, or the export does not load.
     """
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    directory = RunDirectory(path)
-    config = directory.read_config()
-    if config is None:
-        raise ConfigError(f"{path}: no run in it; expected a run directory such as runs/NAME, with a config.yaml")
-    evaluation = _evaluate(config, directory, split, images=images, weights=weights)
+    config = read_run(path, overrides)
+    opened = open_split(config, split)
+    exported = load_exported(path, config, weights=weights)
+    world = World(device=exported.device)
+    batches, loader = evaluation_loader(config, opened, exported.built, world, shuffle_images=images == "shuffled")
+    with Progress(f"evaluating {split}", len(batches.order.visits), "images") as progress:
+        common = {"prefix": split, "detailed": True, "progress": progress.advance}
+        if pipeline == "pnp":
+            evaluation = evaluate_pnp(build_pnp(*exported), batches, loader, world, **common)
+        else:
+            objective, losses = exported.built.objective, config.losses
+            evaluation = evaluate(objective, exported.built, batches, loader, world, losses=losses, **common)
+    assert evaluation is not None, "nobody asks this evaluation to stop"
     if images == "own" and weights == "trained":
         rows = gather_predictions(evaluation.predictions, World())
-        write_atomically(directory.predictions(split), rows)
+        name = split if pipeline == "direct" else f"{split}.{pipeline}"
+        write_atomically(RunDirectory(path).predictions(name), rows)
     return evaluation.metrics, evaluation.counts
-
-
-def _evaluate(
-    config: RunConfig, directory: RunDirectory, split: str, *, images: Images, weights: Weights
-) -> Evaluation:
-    device = torch.device(device_type())
-    world = World(device=device)
-    opened = open_split(config, split)
-    model = exported_model_config(config.model, directory.export)
-    built = assemble_model(config, model=model, scratch_tokenizer=_no_scratch_left)
-    objective = built.objective
-    if weights == "trained":
-        load_fusion(objective, directory.export)
-        load_exported_adapters(objective, directory.export)
-    dtype = _DTYPES[resolve_precision(config.precision, device.type, t5_is_trained=objective.trains_t5)]
-    objective.to(device=device, dtype=dtype).eval()
-    objective.place_frozen(device, dtype)
-    batches, loader = evaluation_loader(config, opened, built, world, shuffle_images=images == "shuffled")
-    with Progress(f"evaluating {split}", len(batches.order.visits), "images") as progress:
-        evaluation = evaluate(
-            objective, built, batches, loader, world, losses=config.losses, prefix=split, progress=progress.advance
-        )
-    assert evaluation is not None, "nobody asks this evaluation to stop"
-    return evaluation
-
-
-def _no_scratch_left() -> None:
-    raise DataError("export: a part of the recipe is `scratch` and was not exported; train the run again")

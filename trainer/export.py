@@ -71,7 +71,7 @@ def export_model(
     write_json(aside / EXPORT_FILE, {"parts": parts, "adapters": adapters, "step": step, "metrics": known})
     trained = ["fusion", *parts, *(f"LoRA on {part}" for part in adapters)]
     (aside / "README.md").write_text(_model_card(config, trained, step, metrics), encoding="utf-8")
-    _replace_directory(aside, directory)
+    replace_directory(aside, directory)
 
 
 def read_export(directory: Path) -> dict[str, Any]:
@@ -225,7 +225,7 @@ def _copy_into(target: nn.Module, tower: nn.Module, weights: Mapping[str, Tensor
     target.load_state_dict(state, strict=True)
 
 
-def _replace_directory(aside: Path, directory: Path) -> None:
+def replace_directory(aside: Path, directory: Path) -> None:
     """Put a finished directory in the place of an old one. A crash between the renames leaves both, none half."""
     for file in aside.rglob("*"):
         if file.is_file():

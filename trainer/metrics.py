@@ -8,12 +8,18 @@ STRUCTURAL_TYPES = ("verify", "query", "choose", "logical", "compare")
 SEMANTIC_TYPES = ("obj", "attr", "cat", "rel", "global")
 """GQA's classifications; a type that is not among them is counted as "other"."""
 
+MOST_STEPS = 9
+MOST_WORDS = 20
+"""Questions of that many and more share a cell; in GQA's balanced testdev set, one of 12,578 has 9 steps."""
+
 ANSWER_CELLS = (
     "",
     "binary",
     "open",
     *(f"structural/{name}" for name in (*STRUCTURAL_TYPES, "other")),
     *(f"semantic/{name}" for name in (*SEMANTIC_TYPES, "other")),
+    *(f"steps/{number}" for number in (*range(MOST_STEPS), f"{MOST_STEPS}+")),
+    *(f"length/{number}" for number in (*range(MOST_WORDS), f"{MOST_WORDS}+")),
 )
 """What exact match is counted over, in the order of the vector; "" is all questions. The same on every rank."""
 
@@ -57,7 +63,8 @@ def is_exact_match(generated: str, gold: str) -> bool:
 
 @dataclass
 class AnswerScores:
-    """Exact match over all questions, binary and open ones, and each structural and semantic type."""
+    """Exact match over all questions, binary and open ones, each structural and semantic type, and each number of
+    reasoning steps and of words."""
 
     correct: list[int]
     """By position in ANSWER_CELLS."""
@@ -67,14 +74,25 @@ class AnswerScores:
     def empty(cls) -> Self:
         return cls([0] * len(ANSWER_CELLS), [0] * len(ANSWER_CELLS))
 
-    def add(self, generated: str, gold: str, *, structural: str | None = None, semantic: str | None = None) -> None:
-        """Count one answered question; a type of None counts in no cell of that classification.
+    def add(
+        self,
+        generated: str,
+        gold: str,
+        *,
+        structural: str | None = None,
+        semantic: str | None = None,
+        steps: int | None = None,
+        words: int | None = None,
+    ) -> None:
+        """Count one answered question; a type or a number of None counts in no cell of that classification.
 
         GQA calls `query` questions open and all others binary. Without a structural type, a question is binary if
         its gold answer is yes or no.
         """
         hit = is_exact_match(generated, gold)
-        for cell in _cells(gold, structural, semantic):
+        cells = _cells(gold, structural, semantic)
+        cells += _numbered("steps", steps, MOST_STEPS) + _numbered("length", words, MOST_WORDS)
+        for cell in cells:
             position = _POSITIONS[cell]
             self.correct[position] += hit
             self.count[position] += 1
@@ -92,8 +110,9 @@ class AnswerScores:
         return type(self)(values[:half], values[half:])
 
     def as_metrics(self, prefix: str = "val") -> dict[str, float]:
-        """Parts of 1 under `prefix/accuracy`, `prefix/binary`, `prefix/open`, `prefix/structural/<type>` and
-        `prefix/semantic/<type>`, for what was seen at least once."""
+        """Parts of 1 under `prefix/accuracy`, `prefix/binary`, `prefix/open`, `prefix/structural/<type>`,
+        `prefix/semantic/<type>`, `prefix/steps/<number>` and `prefix/length/<words>`, for what was seen at least once.
+        """
         return {
             f"{prefix}/{cell or 'accuracy'}": correct / count
             for cell, correct, count in zip(ANSWER_CELLS, self.correct, self.count, strict=True)
@@ -120,6 +139,10 @@ def _cells(gold: str, structural: str | None, semantic: str | None) -> list[str]
     if semantic is not None:
         cells.append(f"semantic/{semantic if semantic in SEMANTIC_TYPES else 'other'}")
     return cells
+
+
+def _numbered(kind: str, number: int | None, most: int) -> list[str]:
+    return [] if number is None else [f"{kind}/{number if number < most else f'{most}+'}"]
 
 
 def _added(left: Sequence[int], right: Sequence[int]) -> list[int]:

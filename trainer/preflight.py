@@ -97,7 +97,7 @@ def _check_weights(config: RunConfig) -> None:
     ):
         raise ConfigError(
             f"model.efficient_sam.checkpoint: {checkpoint}: no such file; expected the official weights, such as "
-            "efficient_sam_vitt.pt"
+            "efficient_sam_vitt.pt; `duoflow doctor RECIPE` says where they are"
         )
     second = {"second_vision"} if config.model.second_stream == "blip" else set()
     _check_references(config.model, used={"vision"} | second | _towers_of_losses(config))

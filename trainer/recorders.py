@@ -1,4 +1,4 @@
-"""Where metrics go: TensorBoard and metrics.jsonl. After a resume, records of steps that were rolled back are gone."""
+"""Where metrics and pictures go: TensorBoard and metrics.jsonl. A resume forgets the steps that were rolled back."""
 
 import json
 import logging
@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
+
+import numpy as np
+from PIL import Image
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +25,10 @@ class Recorder(Protocol):
 
     def text(self, name: str, text: str) -> None:
         """Keep a text that belongs to the run as a whole, such as its resolved recipe."""
+        ...
+
+    def picture(self, step: int, name: str, image: Image.Image) -> None:
+        """Keep a picture of a global step."""
         ...
 
     def close(self) -> None:
@@ -46,6 +53,10 @@ class Recorders:
     def text(self, name: str, text: str) -> None:
         for number, recorder in enumerate(self._recorders):
             self._attempt(number, lambda recorder=recorder: recorder.text(name, text))
+
+    def picture(self, step: int, name: str, image: Image.Image) -> None:
+        for number, recorder in enumerate(self._recorders):
+            self._attempt(number, lambda recorder=recorder: recorder.picture(step, name, image))
 
     def close(self) -> None:
         for number, recorder in enumerate(self._recorders):
@@ -107,6 +118,9 @@ class JsonlRecorder:
     def text(self, name: str, text: str) -> None:
         """Texts are not metrics: nothing is written."""
 
+    def picture(self, step: int, name: str, image: Image.Image) -> None:
+        """Nor are pictures."""
+
     def close(self) -> None:
         self._file.close()
 
@@ -145,7 +159,7 @@ def _write_lines(path: Path, lines: Sequence[bytes]) -> None:
 
 
 class TensorBoardRecorder:
-    """Scalars and texts in TensorBoard's event files.
+    """Scalars, texts and pictures in TensorBoard's event files.
 
     Args:
         directory: where the event files lie; a resumed run adds one to those of before.
@@ -165,6 +179,9 @@ class TensorBoardRecorder:
     def text(self, name: str, text: str) -> None:
         """Show the text as it is written: TensorBoard would read it as Markdown, which an indented block escapes."""
         self._writer.add_text(name, "\n".join(f"    {line}" for line in text.splitlines()), 0)
+
+    def picture(self, step: int, name: str, image: Image.Image) -> None:
+        self._writer.add_image(name, np.asarray(image), step, dataformats="HWC")
 
     def close(self) -> None:
         self._writer.close()

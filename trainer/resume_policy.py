@@ -16,6 +16,7 @@ _FREE = (
     "data.test",
     "data.challenge",
     "data.workers",
+    "pnp.",
     "engine.processes",
     "engine.timeout_seconds",
     "validate_every.",

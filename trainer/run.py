@@ -12,6 +12,7 @@ from trainer.distributed import World
 from trainer.early_stopping import EarlyStopping
 from trainer.engine import Engine, Update
 from trainer.milestones import Milestones
+from trainer.pictures import Pictures
 from trainer.progress import Console, Progress
 from trainer.recorders import Recorders
 from trainer.run_directory import RunDirectory
@@ -102,6 +103,8 @@ class Run:
     identity: dict[str, str]
     """Digests of what a resumed run must find unchanged, by split."""
     recorder: Recorders
+    pictures: Pictures | None
+    """Drawn on rank 0 at each validation."""
     console: Console
     progress: Progress
     stop: StopRequest

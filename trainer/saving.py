@@ -34,7 +34,7 @@ def validate_if_due(run: Run, state: TrainState) -> bool:
     if not run.milestones.validates_at(state.global_step) or state.validated_step == state.global_step:
         return True
     started = time.monotonic()
-    evaluation = _validate(run)
+    evaluation = _validate(run, state)
     if evaluation is None:
         save(run, state)
         return False
@@ -70,11 +70,11 @@ def repair_export(run: Run, state: TrainState) -> None:
     _on_main(run, lambda: _repair(run, state))
 
 
-def _validate(run: Run) -> Evaluation | None:
+def _validate(run: Run, state: TrainState) -> Evaluation | None:
     assert run.validation is not None, "milestones plan validations only where there is data for them"
     batches, loader = run.validation
     with run.engine.evaluation_module() as objective:
-        return evaluate(
+        evaluation = evaluate(
             objective,
             run.built,
             batches,
@@ -83,6 +83,9 @@ def _validate(run: Run) -> Evaluation | None:
             losses=run.config.losses,
             stop_requested=lambda: run.stop.requested,
         )
+        if evaluation is not None and run.pictures is not None:
+            run.pictures.record(run.recorder, state.global_step)
+        return evaluation
 
 
 def _judge(run: Run, state: TrainState, watched: dict[str, float]) -> bool:

@@ -37,6 +37,7 @@ from trainer.engine import Engine
 from trainer.environment import collect_environment
 from trainer.loop import Outcome, fit
 from trainer.milestones import Milestones
+from trainer.pictures import build_pictures
 from trainer.progress import Console, ConsoleHandler, Progress
 from trainer.recorders import JsonlRecorder, Recorders, TensorBoardRecorder
 from trainer.resume_policy import check_resumable
@@ -181,6 +182,7 @@ def _build(config: RunConfig, directory: RunDirectory, world: World, stop: StopR
         milestones=milestones,
         checkpoints=checkpoints,
         identity=identity,
+        pictures=build_pictures(config, built, engine.device) if world.rank == 0 else None,
         recorder=_recorder(config, directory, world, state.global_step if resumed else None),
         console=Console(
             total_steps=milestones.total_steps, every_steps=config.logging.every_steps, is_main=world.rank == 0

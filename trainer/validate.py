@@ -5,7 +5,7 @@ on the world size.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,7 +13,9 @@ import torch
 from model.build import BuiltModel
 from model.config import LossConfig
 from model.objective import SUM_NAMES, Objective
+from model.pnp import PnpPipeline
 from shards.loader import EvaluationBatches, Loader
+from shards.records import Question
 from trainer.distributed import World
 from trainer.metrics import AnswerScores, LossSums, MatchScores, merge_over_ranks
 
@@ -57,6 +59,7 @@ def evaluate(
     *,
     losses: LossConfig,
     prefix: str = "val",
+    detailed: bool = False,
     stop_requested: Callable[[], bool] = lambda: False,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Evaluation | None:
@@ -64,6 +67,7 @@ def evaluate(
 
     Args:
         objective: in evaluation mode, with whole weights.
+        detailed: also give the accuracies by reasoning steps and by words, which few look at during training.
         stop_requested: asked after every micro-batch, and agreed on by all ranks.
         progress: told the number of visits of each micro-batch.
 
@@ -80,11 +84,8 @@ def evaluate(
         sums += output.sums.double().cpu()
         if output.answer_ids is not None:
             texts = built.answer_codec.decode(output.answer_ids.tolist())
-            for question, text in zip(item.questions, texts, strict=False):  # an empty micro-batch has a dummy row
-                predictions[question.question_id] = text
-                if question.answer is not None:
-                    types = question.types
-                    answers.add(text, question.answer, structural=types.structural, semantic=types.semantic)
+            # An empty micro-batch has a dummy row, which no question belongs to.
+            predictions |= score_answers(answers, item.questions, texts, detailed=detailed)
         progress(len(item.image_numbers))
         if world.any_rank(stop_requested()):
             return None
@@ -94,6 +95,47 @@ def evaluate(
     metrics = {name: value for scores in merged for name, value in scores.as_metrics(prefix).items()}
     counts = {name: value for scores in merged[1:] for name, value in scores.as_counts(prefix).items()}
     return Evaluation({**total_loss(metrics, losses, prefix), **metrics}, counts, predictions)
+
+
+def evaluate_pnp(
+    pipeline: PnpPipeline,
+    batches: EvaluationBatches,
+    loader: Loader,
+    world: World,
+    *,
+    prefix: str,
+    detailed: bool = False,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Evaluation:
+    """Answer this rank's part of a split by PNP-VQA; every rank must call this. There is no loss, only accuracies."""
+    answers, predictions = AnswerScores.empty(), {}
+    for item in loader.batches(batches.all_keys()):
+        if item.questions:
+            texts, keys = zip(*((question.question, question.question_id) for question in item.questions), strict=True)
+            images = torch.tensor(item.question_images)
+            found = pipeline.answer(item.batch.pixels.to(world.device), texts, images, keys)
+            said = [answer.text for answer in found]
+            predictions |= score_answers(answers, item.questions, said, detailed=detailed)
+        progress(len(item.image_numbers))
+    (merged,) = merge_over_ranks([answers], lambda v: world.sum_across_ranks(v).tolist())
+    return Evaluation(merged.as_metrics(prefix), merged.as_counts(prefix), predictions)
+
+
+def score_answers(
+    answers: AnswerScores, questions: Sequence[Question], texts: Sequence[str], *, detailed: bool
+) -> dict[str, str]:
+    """Count the answers to questions whose own is known; gives all of them by question id."""
+    for question, text in zip(questions, texts, strict=False):
+        if question.answer is not None:
+            answers.add(
+                text,
+                question.answer,
+                structural=question.types.structural,
+                semantic=question.types.semantic,
+                steps=question.steps if detailed else None,
+                words=len(question.question.split()) if detailed else None,
+            )
+    return {question.question_id: text for question, text in zip(questions, texts, strict=False)}
 
 
 def gather_predictions(predictions: dict[str, str], world: World) -> bytes | None:

@@ -94,7 +94,8 @@ def test_help_imports_neither_torch_nor_deepspeed():
 
 def test_the_verbs_are_those_that_are_built():
     verbs = next(action for action in cli.build_parser()._actions if isinstance(action, argparse._SubParsersAction))
-    assert set(verbs.choices) == {"scenes", "shards", "train", "evaluate", "bench"}
+    built = {"scenes", "shards", "train", "evaluate", "answer", "export", "score", "doctor", "bench"}
+    assert set(verbs.choices) == built
 
 
 def test_every_verb_has_a_handler_and_no_option_that_the_launcher_could_take_for_its_own():
@@ -114,7 +115,7 @@ class TestMistakes:
             (["train", "none.yaml", "--dry"], "unknown argument --dry"),
             (["train", "none.yaml", "--limit", "x"], "argument --limit: invalid int value: 'x'"),
             (["evaluate", "runs/none", "--split", "tset"], "argument --split: invalid choice: 'tset'"),
-            (["evaluate", "runs/none", "--split", "val", "more"], "unknown argument more"),
+            (["evaluate", "runs/none", "--split", "val", "--more"], "unknown argument --more"),
             (["evaluate", "runs/none", "--split", "val"], "runs/none: no run here"),
         ],
     )
@@ -191,7 +192,7 @@ class TestEvaluate:
         metrics = {"testdev/accuracy": 0.75, "testdev/structural/verify": 0.5, "testdev/answer_loss": float("nan")}
         counts = {"testdev/count": 1200, "testdev/structural/verify/count": 4}
         fake = types.ModuleType("trainer.evaluate")
-        asked = (run.path, "testdev", {"images": "own", "weights": "trained"})
+        asked = (run.path, "testdev", {"images": "own", "weights": "trained", "pipeline": "direct", "overrides": []})
         fake.evaluate_run = lambda path, split, **how: (metrics, counts) if (path, split, how) == asked else None
         monkeypatch.setitem(sys.modules, "trainer.evaluate", fake)
         scores = tmp_path / "scores.json"

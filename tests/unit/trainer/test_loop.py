@@ -107,6 +107,7 @@ def new_run(config: RunConfig, stop: SimpleNamespace, tmp_path: Path, monkeypatc
             checkpoints=ledger,
             identity={},
             recorder=Recorders([]),
+            pictures=None,
             console=Console(total_steps=milestones.total_steps, every_steps=1, is_main=False),
             progress=Progress(total_steps=milestones.total_steps, total_validations=0, questions_per_validation=0),
             stop=stop,

@@ -106,6 +106,22 @@ def test_each_type_has_its_own_accuracy_and_an_unknown_type_is_other():
     }
 
 
+def test_steps_and_words_have_cells_up_to_a_last_one_that_many_share():
+    scores = AnswerScores.empty()
+    for steps, words in ((0, 3), (8, 19), (9, 20), (23, 41)):
+        scores.add("yes", "yes" if steps < 20 else "no", steps=steps, words=words)
+    scores.add("yes", "yes")
+    assert {name: value for name, value in scores.as_metrics().items() if "steps" in name or "length" in name} == {
+        "val/steps/0": 1.0,
+        "val/steps/8": 1.0,
+        "val/steps/9+": 0.5,
+        "val/length/3": 1.0,
+        "val/length/19": 1.0,
+        "val/length/20+": 0.5,
+    }
+    assert scores.as_counts()["val/steps/9+/count"] == 2
+
+
 def test_nothing_seen_gives_no_metric_instead_of_a_division_by_zero():
     for scores in (AnswerScores.empty(), MatchScores(), LossSums.empty(["answer"])):
         assert scores.as_metrics() == {}

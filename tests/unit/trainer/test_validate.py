@@ -81,6 +81,7 @@ def evaluation(
     losses: LossConfig | None = None,
     stop: Callable[[int], bool] = lambda _: False,
     val: str | None = None,
+    detailed: bool = False,
 ) -> list[Evaluation | None]:
     """What each rank gets from an evaluation of the validation split."""
     config = project.config(*([f"data.val={val}"] if val else []))
@@ -96,6 +97,7 @@ def evaluation(
             Loader(batches, workers=0, pin_memory=False),
             ThreadWorld(rank, threads),
             losses=losses or config.losses,
+            detailed=detailed,
             stop_requested=lambda: stop(rank),
         )
 
@@ -132,6 +134,15 @@ def test_each_question_has_one_answer_and_is_scored_once(project: Project, built
     assert len(set(alone.predictions.values())) > 1, "this model should not answer everything alike"
     hits = sum(alone.predictions[question] == answer for question, answer in gold.items())
     assert alone.metrics["val/accuracy"] == hits / QUESTIONS
+
+
+def test_accuracies_by_steps_and_words_are_there_when_asked_for(project: Project, built: BuiltModel):
+    (brief,), (detailed,) = evaluation(project, built), evaluation(project, built, detailed=True)
+    added = detailed.counts.keys() - brief.counts.keys()
+    assert {name.split("/")[1] for name in added} == {"steps", "length"}
+    assert {name: detailed.metrics[name] for name in brief.metrics} == brief.metrics
+    for kind in ("steps", "length"):
+        assert sum(detailed.counts[name] for name in added if name.startswith(f"val/{kind}/")) == QUESTIONS
 
 
 def test_questions_without_an_answer_are_answered_and_not_scored(project: Project, built: BuiltModel, tmp_path: Path):

@@ -1,0 +1,70 @@
+"""A trained model looks at images for questions: what `look` finds, from pixels and texts."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from model.blip import Grouping
+from model.config import GuidanceConfig
+from model.guidance import Look, block_of, look
+from model.objective import Objective
+from model.pixels import unit_pixels
+from model.segmenter import Segmenter
+from shards.collate import TextCodec, pad
+
+
+class Viewer:
+    """Finds where in an image a question looks, through the fusion that a run has trained.
+
+    Args:
+        objective: in evaluation mode, with a matching tower.
+        codec: how the matching tower reads questions.
+        segmenter: None for heatmaps and points alone.
+        config: how to look.
+
+    Raises:
+        ConfigError: the matching tower has no layer from which a heatmap can be read as asked.
+    """
+
+    def __init__(
+        self, objective: Objective, codec: TextCodec, segmenter: Segmenter | None, config: GuidanceConfig
+    ) -> None:
+        assert objective.part("match") is not None, "the heatmap is read from the matching tower"
+        block_of(objective.part("match"), config)
+        self._objective, self._codec, self._segmenter, self.config = objective, codec, segmenter, config
+
+    @torch.no_grad()
+    def look(self, pixels: Tensor, questions: Sequence[str], image_of_row: Tensor) -> Look:
+        """Heatmaps, points, masks and refined heatmaps of R questions; each depends on its own image and text alone.
+
+        Args:
+            pixels: (B, 3, S, S) uint8 on the model's device.
+            questions: R texts, those of an image side by side.
+            image_of_row: (R,) int64, ascending: the image of each question.
+        """
+        rows, _ = self._codec.questions(questions)
+        ids, mask = (part.to(pixels.device) for part in pad(rows, self._codec.pad_id))
+        tokens, maps = self._objective.image_tokens(pixels), self._objective.feature_map(pixels)
+        if not self._objective.is_guided:  # a guided fusion would have to know the masks before they are found
+            tokens = self._objective.fusion(tokens, maps)
+        most = int(torch.bincount(image_of_row).max())
+        grouping = Grouping.of(image_of_row.to(pixels.device), num_images=len(pixels), rows_per_image=most)
+        return look(
+            self._objective.part("match"),
+            ids,
+            mask,
+            tokens,
+            grouping,
+            segmenter=self._segmenter,
+            embeddings=self._embeddings(pixels, maps),
+            config=self.config,
+        )
+
+    def _embeddings(self, pixels: Tensor, maps: Tensor | None) -> Tensor | None:
+        if self._segmenter is None:
+            return None
+        stream = self._objective.part("second_stream")
+        if stream is not None and stream.encoder is self._segmenter.image_encoder:
+            return maps
+        return self._segmenter.encode(unit_pixels(pixels))

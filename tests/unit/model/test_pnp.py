@@ -1,0 +1,147 @@
+"""From heatmap to answer: each question as if it were alone, the image's part computed once for all of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BlipForImageTextRetrieval, BlipForQuestionAnswering
+
+from model.build import BuiltModel
+from model.captions import load_captioner
+from model.config import CaptionConfig, GuidanceConfig, PnpConfig
+from model.efficient_sam import EfficientSamEncoderConfig
+from model.efficient_sam_decoder import MaskDecoderConfig
+from model.efficient_sam_weights import load_segmenter, save_segmenter
+from model.fid import load_reader
+from model.pnp import PnpAnswer, PnpPipeline
+from model.segmenter import Segmenter, SegmenterConfig
+from model.tokenizer import build_tokenizer
+from model.viewer import Viewer
+from tests.models import IMAGE_SIZE, WORDS, tiny_blip, tiny_captioner, tiny_model, tiny_t5
+
+QUESTIONS = (
+    "what color is the big circle",
+    "is there a red square",
+    "what color is the square",
+    "is the circle to the left of the square",
+    "what is the color",
+    "is there a blue circle",
+    "is there a red circle to the left",
+    "what is blue",
+)
+IMAGE_OF_QUESTION = (0, 0, 0, 1, 1, 2, 2, 2)
+KEYS = tuple(f"{number:04d}" for number in range(len(QUESTIONS)))
+PNP = PnpConfig(
+    captions=CaptionConfig(num_captions=3, num_patches=4, prompt="the ", min_tokens=3, max_tokens=8, max_rounds=3),
+    captions_per_context=2,
+    max_answer_tokens=5,
+    seed=4,
+)
+SEGMENTER = SegmenterConfig(
+    encoder=EfficientSamEncoderConfig(image_size=IMAGE_SIZE, patch_size=8, width=12, depth=1, heads=2, neck_width=8),
+    decoder=MaskDecoderConfig(heads=2, mlp_width=16, upscaling_widths=(4, 2), iou_width=8),
+)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("checkpoints")
+    for name, kind in (("vqa", BlipForQuestionAnswering), ("itm", BlipForImageTextRetrieval)):
+        tiny_blip(kind).save_pretrained(directory / name)
+        build_tokenizer(WORDS, vocab_size=60).save_pretrained(directory / name)
+    tiny_captioner(directory / "captioner")
+    tiny_t5(directory / "t5")
+    torch.manual_seed(3)
+    save_segmenter(Segmenter(SEGMENTER), directory / "sam.safetensors")
+    return directory
+
+
+def model(directory: Path, second_stream: str) -> BuiltModel:
+    built = tiny_model(
+        vision=str(directory / "itm"),
+        match=str(directory / "itm"),
+        answer=str(directory / "vqa"),
+        second_stream=second_stream,
+        efficient_sam={"variant": "custom", "checkpoint": str(directory / "sam.safetensors")},
+        freeze=("vision", "second_stream", "match", "answer"),
+    )
+    built.objective.eval()
+    return built
+
+
+def pipeline(directory: Path, second_stream: str = "efficient_sam", **guidance: object) -> PnpPipeline:
+    built = model(directory, second_stream)
+    stream = built.objective.part("second_stream")
+    shared = stream.encoder if second_stream.startswith("efficient_sam") else None
+    segmenter = load_segmenter(directory / "sam.safetensors", image_encoder=shared)
+    looks = GuidanceConfig.model_validate({"block": 0, "min_share": 0.6, "smoothing": 0.0} | guidance)
+    viewer = Viewer(built.objective, built.match_codec, segmenter.eval(), looks)
+    captioner = load_captioner(str(directory / "captioner"), PNP.captions)
+    return PnpPipeline(viewer, captioner, load_reader(str(directory / "t5")), PNP)
+
+
+def pixels() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    images = 1 + max(IMAGE_OF_QUESTION)
+    return torch.randint(0, 256, (images, 3, IMAGE_SIZE, IMAGE_SIZE), generator=generator).to(torch.uint8)
+
+
+def answers(pnp: PnpPipeline, numbers: Sequence[int]) -> list[PnpAnswer]:
+    """The answers to some of the questions, in one call over the images that they are about."""
+    images = sorted({IMAGE_OF_QUESTION[number] for number in numbers})
+    rows = torch.tensor([images.index(IMAGE_OF_QUESTION[number]) for number in numbers])
+    asked = [QUESTIONS[number] for number in numbers]
+    return pnp.answer(pixels()[images], asked, rows, [KEYS[number] for number in numbers])
+
+
+def said(found: Sequence[PnpAnswer]) -> list[tuple[str, list[str]]]:
+    return [(answer.text, answer.captions) for answer in found]
+
+
+@pytest.mark.parametrize("second_stream", ["efficient_sam", "efficient_sam_masks", "blip", "none"])
+def test_eight_questions_at_once_are_answered_like_each_alone(directory: Path, second_stream: str) -> None:
+    pnp = pipeline(directory, second_stream)
+    together = answers(pnp, range(8))
+    alone = [answers(pnp, [number])[0] for number in range(8)]
+    assert said(together) == said(alone)
+    assert [answer.confidence for answer in together] == pytest.approx([a.confidence for a in alone], rel=1e-4)
+    assert all(answer.captions for answer in together)
+    assert len({tuple(answer.captions) for answer in together}) > 1, "captions depend on the question"
+
+
+def test_the_same_seed_gives_the_same_answers_and_another_one_other_captions(directory: Path) -> None:
+    first, again = answers(pipeline(directory), range(8)), answers(pipeline(directory), range(8))
+    assert first == again
+    other = pipeline(directory)
+    other._config = PNP.model_copy(update={"seed": 5})
+    assert said(answers(other, range(8))) != said(first)
+
+
+def test_what_belongs_to_an_image_is_computed_once_for_its_questions(directory: Path) -> None:
+    pnp = pipeline(directory)
+    objective = pnp.viewer._objective
+    encoded = {"vision": 0, "second_stream": 0, "captioner": 0}
+
+    def count(name: str):
+        def hook(_, inputs, __) -> None:
+            encoded[name] += len(inputs[0])
+
+        return hook
+
+    objective.part("vision").embeddings.register_forward_hook(count("vision"))
+    objective.part("second_stream").encoder.register_forward_hook(count("second_stream"))
+    pnp._captioner._model.vision_model.embeddings.register_forward_hook(count("captioner"))
+    answers(pnp, range(8))
+    assert encoded == dict.fromkeys(encoded, 3)
+
+
+def test_the_mask_changes_what_is_described(directory: Path) -> None:
+    masked, plain = pipeline(directory, blend=1.0), pipeline(directory, blend=0.0)
+    rows = torch.tensor(IMAGE_OF_QUESTION)
+    looks = [pnp.viewer.look(pixels(), QUESTIONS, rows) for pnp in (masked, plain)]
+    assert torch.equal(looks[0].heatmaps, looks[1].heatmaps)
+    pointed = [bool(points) for points in looks[0].points]
+    assert any(pointed)
+    changed = [not torch.equal(a, b) for a, b in zip(looks[0].refined, looks[1].refined, strict=True)]
+    assert changed == pointed

@@ -1,0 +1,66 @@
+"""`duoflow answer`: one photo and one question through the exported model of a run, and what it looked at."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from shards.atomic import write_atomically
+from shards.errors import UserError
+from shards.loader import square_image
+from shards.photo import check_question, read_photo
+from trainer.build import build_pnp, build_viewer, image_size
+from trainer.evaluate import Pipeline
+from trainer.exported import load_exported, read_run
+from trainer.overlays import Answered, answer_directly, picture
+
+PICTURE_FORMATS = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def answer_photo(
+    run: Path,
+    photo: Path,
+    question: str,
+    *,
+    overlay: Path | None = None,
+    pipeline: Pipeline = "direct",
+    overrides: Sequence[str] = (),
+) -> Answered:
+    """Answer a question about a photo.
+
+    Args:
+        run: a run directory with an export.
+        overlay: where to write a picture of what was looked at: heatmap, points, mask, question and answer.
+        pipeline: `direct` for the trained model's own answer, `pnp` for PNP-VQA's.
+        overrides: `key=value` for the sections that a run leaves open.
+
+    Raises:
+        UserError: the photo, the question or the run cannot be used; nothing was written.
+    """
+    asked, image = check_question(question), read_photo(photo)
+    if overlay is not None and overlay.suffix.lower() not in PICTURE_FORMATS:
+        raise UserError(f"--overlay {overlay}: ends with {overlay.suffix!r}; expected {', '.join(PICTURE_FORMATS)}")
+    exported = load_exported(run, read_run(run, overrides))
+    pixels = square_image(image, image_size(exported.config, exported.built))[None].to(exported.device)
+    alone = torch.zeros(1, dtype=torch.int64)
+    found = None
+    if pipeline == "pnp":
+        pnp = build_pnp(*exported)
+        found = pnp.viewer.look(pixels, [asked], alone)
+        (read,) = pnp.answer_from(found, pixels, [asked], alone, [asked])
+        answered = Answered(read.text, read.confidence, tuple(read.captions))
+    else:
+        answered = answer_directly(exported.built, pixels, [asked])[0]
+        if overlay is not None:
+            found = build_viewer(exported.config, exported.built, exported.device).look(pixels, [asked], alone)
+    if overlay is not None and found is not None:
+        _write_picture(overlay, picture(image, found, 0, asked, answered))
+    return answered
+
+
+def _write_picture(path: Path, drawn: Image.Image) -> None:
+    target = io.BytesIO()
+    drawn.save(target, Image.registered_extensions()[path.suffix.lower()])
+    write_atomically(path, target.getvalue())

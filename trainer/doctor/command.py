@@ -1,0 +1,58 @@
+"""`duoflow doctor [RECIPE]`: a table of what is there, and exit code 2 with a line for each thing that is missing."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shards.errors import UserError
+from shards.progress import say
+from trainer.doctor.table import Row, Section, faults, render
+
+
+def add_doctor_parser(verbs: Any) -> None:
+    """Add the `doctor` verb; its namespace carries `handler`: namespace -> exit code."""
+    parser = verbs.add_parser(
+        "doctor",
+        help="what this machine can run, and what a recipe misses",
+        description="Look at packages, GPUs, memory and disk, and start DeepSpeed once. With a recipe, look also for "
+        "its weights and shards, and print the commands that get what is missing. Asks no network.",
+    )
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?", type=Path, help="YAML file, or the config.yaml of a run")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="values to change, as for duoflow train")
+    parser.set_defaults(handler=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    sections = examine(arguments.recipe, arguments.overrides)
+    say(render(sections))
+    found = faults(sections)
+    if found:
+        raise UserError("\n".join(found))
+    say(f"{arguments.recipe or 'this machine'}: nothing is missing")
+    return 0
+
+
+def examine(recipe: Path | None, overrides: Sequence[str] = ()) -> list[Section]:
+    """Everything that the table shows."""
+    from trainer.doctor.machine import machine_rows
+    from trainer.doctor.packages import package_rows
+
+    sections = [Section("machine", machine_rows()), Section("packages", package_rows())]
+    if recipe is not None:
+        sections.append(Section(f"recipe {recipe}", _recipe_rows(recipe, overrides)))
+    return sections
+
+
+def _recipe_rows(recipe: Path, overrides: Sequence[str]) -> list[Row]:
+    from trainer.config import load_config
+
+    try:
+        config = load_config(recipe, overrides)
+    except UserError as error:
+        return [Row("recipe", line, line) for line in str(error).splitlines()]
+    try:
+        from trainer.doctor.recipe import recipe_rows  # imports torch
+    except ImportError as error:
+        return [Row("recipe", f"not looked at: {error}", f"not looked at ({error}); install the packages first")]
+    return recipe_rows(config)
