@@ -17,7 +17,7 @@ from trainer.answer_command import add_answer_parser, add_pipeline_option, check
 from trainer.bench import step as bench_step
 from trainer.doctor.command import add_doctor_parser
 from trainer.export_command import add_export_parser
-from trainer.score_command import add_score_parser
+from trainer.gqa.command import add_score_parser
 
 EXIT_USER_MISTAKE = 2
 EXIT_INTERRUPTED = 130

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.gqa_attentions import AttentionForm, read_attentions
-from trainer.gqa_grounding import cells_score, map_cells, map_scores
-from trainer.gqa_predictions import read_choices, read_predictions
-from trainer.gqa_questions import QuestionSet, read_questions
-from trainer.gqa_scenes import read_scenes
-from trainer.gqa_scores import (
+from trainer.gqa.attentions import AttentionForm, read_attentions
+from trainer.gqa.grounding import cells_score, map_cells, map_scores
+from trainer.gqa.predictions import read_choices, read_predictions
+from trainer.gqa.questions import QuestionSet, read_questions
+from trainer.gqa.scenes import read_scenes
+from trainer.gqa.scores import (
     BREAKDOWNS,
     METRICS,
     GqaAnswers,

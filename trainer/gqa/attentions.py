@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from shards.annotations.json_blocks import iterate_array
 from shards.errors import DataError
-from trainer.gqa_grounding import cells_score, map_cells, map_scores
-from trainer.gqa_questions import QuestionSet, Regions, refuse_unseen, scored_places
-from trainer.gqa_scenes import Advance
+from trainer.gqa.grounding import cells_score, map_cells, map_scores
+from trainer.gqa.questions import QuestionSet, Regions, refuse_unseen, scored_places
+from trainer.gqa.scenes import Advance
 
 BEYOND_THE_IMAGE = 0.01
 """How far a box of attention may leave the image; further out, its numbers are not parts of the image."""

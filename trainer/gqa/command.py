@@ -7,8 +7,8 @@ from typing import Any
 
 from shards.errors import UserError
 from shards.progress import say
-from trainer.gqa_predictions import NORMALIZATIONS
-from trainer.score import FIXES, ScoreReport, ScoreRequest, score_files
+from trainer.gqa.predictions import NORMALIZATIONS
+from trainer.gqa.score_files import FIXES, ScoreReport, ScoreRequest, score_files
 
 TITLES = {
     "structural": "Accuracy / structural type",

@@ -10,11 +10,11 @@ from shards.annotations.gqa import expand
 from shards.errors import DataError, UserError
 from shards.index import read_index
 from shards.progress import Progress
-from trainer.gqa_attentions import AttentionForm, read_attentions
-from trainer.gqa_predictions import read_choices, read_predictions
-from trainer.gqa_questions import QuestionSet, read_answers, read_questions
-from trainer.gqa_scenes import Advance, read_scenes
-from trainer.gqa_scores import GqaAnswers, GqaScores, Numbers, entailed_by_correct, score_answers
+from trainer.gqa.attentions import AttentionForm, read_attentions
+from trainer.gqa.predictions import read_choices, read_predictions
+from trainer.gqa.questions import QuestionSet, read_answers, read_questions
+from trainer.gqa.scenes import Advance, read_scenes
+from trainer.gqa.scores import GqaAnswers, GqaScores, Numbers, entailed_by_correct, score_answers
 
 FIXES = ("scene-region", "rows-first", "overlaps-once")
 """Departures from the official script that can be asked for by name."""

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from shards.annotations.json_blocks import iterate_array, iterate_object
 from shards.errors import DataError
-from trainer.gqa_questions import QuestionSet, refuse_unseen, scored_places
-from trainer.gqa_scenes import Advance
-from trainer.gqa_scores import COMMON_ANSWERS, Numbers
+from trainer.gqa.questions import QuestionSet, refuse_unseen, scored_places
+from trainer.gqa.scenes import Advance
+from trainer.gqa.scores import COMMON_ANSWERS, Numbers
 
 NORMALIZATIONS: dict[str, Callable[[str], str]] = {
     "lower": str.lower,

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from shards.annotations.gqa import NOT_A_STEP, count_steps
 from shards.annotations.json_blocks import iterate_object
 from shards.errors import DataError
-from trainer.gqa_scenes import WHOLE_IMAGE, Advance, Box, Scenes
-from trainer.gqa_scores import GqaQuestions, Numbers
+from trainer.gqa.scenes import WHOLE_IMAGE, Advance, Box, Scenes
+from trainer.gqa.scores import GqaQuestions, Numbers
 
 
 class _Types(msgspec.Struct, gc=False):
