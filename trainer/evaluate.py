@@ -5,8 +5,12 @@ from pathlib import Path
 from typing import Literal
 
 from shards.atomic import write_atomically
+from shards.errors import UserError
+from shards.index import read_index
+from shards.loader import Split
 from shards.progress import Progress
 from trainer.build import build_pnp, evaluation_loader, open_split
+from trainer.config import RunConfig
 from trainer.distributed import World
 from trainer.exported import Weights, load_exported, read_run
 from trainer.run_directory import RunDirectory
@@ -60,4 +64,16 @@ def evaluate_run(
         rows = gather_predictions(evaluation.predictions, World())
         name = split if pipeline == "direct" else f"{split}.{pipeline}"
         write_atomically(RunDirectory(path).predictions(name), rows)
-    return evaluation.metrics, evaluation.counts
+    return {**evaluation.metrics, **_answer_ceiling(config, opened, split)}, evaluation.counts
+
+
+def _answer_ceiling(config: RunConfig, opened: Split, split: str) -> dict[str, float]:
+    """`SPLIT/answer_ceiling`: the part of its questions whose answer occurs in training at all, from the indexes."""
+    total = sum(opened.index.answers.values())
+    if config.data.train is None or config.data.limit is not None or not total:
+        return {}
+    try:
+        known = read_index(config.data.train).answers
+    except UserError:
+        return {}  # the shards of training need not be where a model is evaluated
+    return {f"{split}/answer_ceiling": sum(n for answer, n in opened.index.answers.items() if answer in known) / total}

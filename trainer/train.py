@@ -260,6 +260,15 @@ def _recorder(config: RunConfig, directory: RunDirectory, world: World, resumed_
     return recorder
 
 
+def _cost_of_guidance(run: Run) -> str:
+    rows = run.config.data.questions_per_visit
+    return (
+        "second_stream efficient_sam_masks: the fusion runs once per question, up to "
+        f"{rows} times as often as with efficient_sam, no question shares keys and values with another, and each one "
+        "takes a heatmap and a pass of the mask decoder"
+    )
+
+
 def _introduce(run: Run, state: TrainState, *, num_questions: int, num_trained: int) -> None:
     """Say what is about to be trained, and on what."""
     hosts = run.world.gather_text(os.uname().nodename)
@@ -275,6 +284,8 @@ def _introduce(run: Run, state: TrainState, *, num_questions: int, num_trained: 
         f"{num_trained:,}",
         ", ".join(f"{name} {count:,}" for name, count in frozen.items()) or "nothing",
     )
+    if run.built.objective.is_guided:
+        logger.info("%s", _cost_of_guidance(run))
     logger.info(
         "%s questions in %s visits: %d steps per epoch, %d in all, from step %d; %d rank(s) on %s, ZeRO-%d, %s",
         f"{num_questions:,}",

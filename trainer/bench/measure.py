@@ -88,25 +88,27 @@ def measure(
     rounds: int,
     seconds_at_least: float = 0.5,
     seed: int = 1,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Measurement:
     """Compare the gradients in fp32, then time forward, backward and AdamW in `dtype`.
 
     Args:
         dtype: of parameters and activations while timing; AdamW has fp32 copies of the parameters.
         seconds_at_least: steps shorter than this are repeated within a round.
+        progress: told what is being measured: on a CPU, the plain path takes most of a minute each time.
     """
     workload = build_workload(sizes, images=images, questions_per_image=questions_per_image, seed=seed)
     workload = _place(workload, device, torch.float32)
     contenders = paths(workload, with_reference=with_reference)
     with _exact_convolutions():
-        losses, differences = _compare_gradients(workload.objective, contenders)
+        losses, differences = _compare_gradients(workload.objective, contenders, progress)
     _place(workload, device, dtype)
     steps = _training_steps(workload.objective, contenders, _synchronise(device))
     # The gradients have warmed the paths up, in their dtype; AdamW has not made its moments yet.
     for name in [GROUPED] if dtype == torch.float32 else list(steps) * _WARM_UP_STEPS:
         steps[name]()
     return Measurement(
-        rounds=time_rounds(steps, rounds=rounds, seconds_at_least=seconds_at_least),
+        rounds=time_rounds(steps, rounds=rounds, seconds_at_least=seconds_at_least, progress=progress),
         losses=losses,
         differences=differences,
         num_questions=workload.num_questions,
@@ -133,12 +135,13 @@ def _place(workload: Workload, device: torch.device, dtype: torch.dtype) -> Work
 
 
 def _compare_gradients(
-    objective: nn.Module, contenders: Mapping[str, Losses]
+    objective: nn.Module, contenders: Mapping[str, Losses], progress: Callable[[str], None]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Loss of every path, and how far its gradients are from those of the plain path."""
     losses, differences = {}, {}
     reference: list[Tensor] | None = None
     for name in sorted(contenders, key=lambda name: name != PLAIN):
+        progress(f"gradients: {name}")
         objective.zero_grad(set_to_none=True)
         losses[name] = _backward(contenders[name]).item()
         gradients = [parameter.grad for parameter in objective.parameters()]

@@ -14,12 +14,14 @@ def time_rounds(
     rounds: int,
     seconds_at_least: float = 0.0,
     clock: Callable[[], float] = time.perf_counter,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> list[Seconds]:
     """Measure every step in every round, each round beginning with another one.
 
     Args:
         steps: return when their work is done, also that of a device; warmed up already.
         seconds_at_least: a step runs again until so much time has passed; the mean counts.
+        progress: told the times of each round.
     """
     names = list(steps)
     results = []
@@ -27,6 +29,8 @@ def time_rounds(
         start = number % len(names)
         seconds = {name: _mean_seconds(steps[name], seconds_at_least, clock) for name in names[start:] + names[:start]}
         results.append({name: seconds[name] for name in names})
+        told = ", ".join(f"{name} {seconds[name]:.3g} s" for name in names)
+        progress(f"round {number + 1} of {rounds}: {told}")
     return results
 
 

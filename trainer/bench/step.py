@@ -53,6 +53,7 @@ def _run(arguments: argparse.Namespace) -> int:
         device=device,
         dtype=torch.float16 if device.type == "cuda" else torch.float32,
         rounds=ROUNDS,
+        progress=lambda line: say(line, error=True),
     )
     say(table(measured))
     if arguments.json is not None:

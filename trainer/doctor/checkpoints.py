@@ -105,10 +105,8 @@ def width_row(model: ModelConfig, uses: Sequence[Use], checkpoints: Mapping[str,
     found = ", ".join(f"{name} {width}" for name, width in known.items() if width is not None) or "not known yet"
     fault = None
     if len(set(read.values())) > 1:
-        fault = (
-            f"{', '.join(read)}: read image tokens of different widths {sorted(read.values())}; name checkpoints of "
-        )
-        fault += "one size"
+        different = f"{', '.join(read)}: read image tokens of different widths {sorted(read.values())}"
+        fault = f"{different}; name checkpoints of one size"
     elif model.fusion.name == "difnet" and inside is not None and inside % model.fusion.heads:
         fault = f"model.fusion.heads: {model.fusion.heads} does not divide the width {inside}; name a divisor"
     return Row("widths", found, fault)
@@ -121,7 +119,7 @@ def examine(reference: str, keys: Sequence[str]) -> Checkpoint:
         return _examine_directory(directory)
     hub_id, revision = hub_reference(reference)
     if _HUB_ID.fullmatch(hub_id) is None:
-        return Checkpoint("nowhere", [f"{reference}: no such directory, and no hub id (OWNER/NAME)"], {}, ())
+        return Checkpoint("nowhere", ["no such directory, and no hub id (OWNER/NAME)"], {}, ())
     return _examine_cache(hub_id, revision, keys)
 
 
