@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
 from model.losses import answer_loss, matching_loss
+from model.objective import Objective
 from model.pixels import blip_pixels
 from shards.collate import IGNORED_LABEL, Batch
 from trainer.bench.workload import Workload
@@ -75,11 +76,8 @@ class PlainPath:
         maps = self._objective.part("second_stream").maps
         return self._objective.fusion(tokens, maps[rows.image])
 
-    @torch.no_grad()
     def _encode(self, pixels: Tensor) -> Tensor:
-        vision = self._objective.part("vision")
-        dtype = vision.embeddings.patch_embedding.weight.dtype
-        return vision(pixel_values=blip_pixels(pixels, vision.config.image_size, dtype)).last_hidden_state
+        return plain_image_tokens(self._objective, pixels)
 
     def _answer_loss(self, fused: Tensor) -> Tensor:
         tower, batch = self._objective.part("answer"), self._batch
@@ -98,6 +96,14 @@ class PlainPath:
         states = _encode_text(tower.text_encoder, self.pairs, fused)
         losses = matching_loss(tower.itm_head(states[:, 0]), batch.match_labels)
         return (losses * batch.match_weight).sum() * batch.loss_scale
+
+
+@torch.no_grad()
+def plain_image_tokens(objective: Objective, pixels: Tensor) -> Tensor:
+    """(R, 3, S, S) uint8 to (R, N, D) through the vision tower's own forward."""
+    vision = objective.part("vision")
+    dtype = vision.embeddings.patch_embedding.weight.dtype
+    return vision(pixel_values=blip_pixels(pixels, vision.config.image_size, dtype)).last_hidden_state
 
 
 def _encode_text(encoder: nn.Module, rows: Rows, fused: Tensor) -> Tensor:
