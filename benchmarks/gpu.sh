@@ -40,7 +40,7 @@ PY
 packages="deepspeed=deepspeed webdataset=webdataset pydantic=pydantic pydantic_core=pydantic_core
 annotated_types=annotated_types typing_inspection=typing_inspection typing_extensions=typing_extensions hjson=hjson
 braceexpand=braceexpand msgspec=msgspec msgpack=msgpack einops=einops psutil=psutil packaging=packaging tqdm=tqdm
-transformers=transformers tokenizers=tokenizers safetensors=safetensors timm=timm peft=peft scipy=scipy numpy=numpy
+transformers=transformers tokenizers=tokenizers safetensors=safetensors peft=peft scipy=scipy numpy=numpy
 pillow=PIL pyyaml=yaml tensorboard=tensorboard pytest=pytest hypothesis=hypothesis"
 missing=$("$python" -c '
 import importlib.util, sys

@@ -15,10 +15,8 @@ from trainer.config import REPOSITORY
 _PACKAGES = (
     "duoflow",
     "torch",
-    "torchvision",
     "deepspeed",
     "transformers",
-    "timm",
     "peft",
     "webdataset",
     "safetensors",

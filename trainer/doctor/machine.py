@@ -33,7 +33,7 @@ def machine_rows() -> list[Row]:
     """Everything that does not depend on a recipe. Imports torch, and starts DeepSpeed once in another process."""
     gpus = count_gpus(os.environ)
     return [
-        Row("python", f"{platform.python_version()} at {sys.executable}"),
+        Row("python", f"{platform.python_version()} (at least 3.11) at {sys.executable}"),
         *torch_rows(),
         Row("ranks", f"{max(1, gpus)} by default, on {'GPU' if gpus else 'CPU'}"),
         Row("cpu", f"{len(os.sched_getaffinity(0))} cores"),
