@@ -13,14 +13,11 @@ from torch import Tensor
 
 from model.blip import Grouping
 from model.config import GuidanceConfig
-from model.efficient_sam_prompts import PADDING
+from model.efficient_sam_prompts import PADDING, POINT
 from model.heatmap import check_block, default_block, text_heatmaps
 from model.match_tower import MatchTower
 from model.points import Point, choose_points, refine_heatmap, to_unit
 from model.segmenter import Segmenter
-
-_POINT = 1
-"""EfficientSAM's label of a point that is on the thing."""
 
 
 class Look(NamedTuple):
@@ -59,21 +56,14 @@ def look(
         segmenter: None leaves the heatmaps as they are.
         embeddings: (B, K, h, w) of the segmenter's image encoder, made once per image.
     """
-    block = block_of(tower, config)
-    heatmaps = text_heatmaps(tower, ids, mask, image_tokens, grouping, block=block).cpu()
-    heatmaps = heatmaps.nan_to_num(0.0, posinf=0.0)  # what overflowed in half precision points nowhere
-    points = [_points(heatmap, config) for heatmap in heatmaps.numpy()]
+    heatmaps = find_heatmaps(tower, ids, mask, image_tokens, grouping, config)
+    points = find_points(heatmaps, config)
     if segmenter is None or config.blend == 0:
         return Look(heatmaps, points, None, None, heatmaps)
     assert embeddings is not None, "a segmenter reads what its image encoder has made of the images"
-    logits, iou = _masks(segmenter, embeddings, grouping, points, heatmaps.shape[-1])
-    masks = logits.sigmoid().cpu()
-    refined = [
-        refine_heatmap(heatmap, probability if found else None, blend=config.blend)
-        for heatmap, probability, found in zip(heatmaps.numpy(), masks.numpy(), points, strict=True)
-    ]
-    sharpened = torch.from_numpy(np.stack(refined)) if refined else heatmaps
-    return Look(heatmaps, points, masks, iou.cpu(), sharpened)
+    image_of_row = grouping.slots // grouping.rows_per_image
+    masks, iou = find_masks(segmenter, embeddings, image_of_row, points, heatmaps.shape[-1])
+    return Look(heatmaps, points, masks, iou, sharpen(heatmaps, masks, points, config))
 
 
 def block_of(tower: MatchTower, config: GuidanceConfig) -> int:
@@ -88,25 +78,46 @@ def block_of(tower: MatchTower, config: GuidanceConfig) -> int:
     return block
 
 
-def _points(heatmap: np.ndarray, config: GuidanceConfig) -> list[Point]:
-    return choose_points(
-        heatmap,
-        num_points=config.num_points,
-        min_share=config.min_share,
-        smoothing=config.smoothing,
-        seed=config.seed,
-    )
+def find_heatmaps(
+    tower: MatchTower, ids: Tensor, mask: Tensor, image_tokens: Tensor, grouping: Grouping, config: GuidanceConfig
+) -> Tensor:
+    """(R, g, g) float32 on the CPU; what overflowed in half precision is cold."""
+    block = block_of(tower, config)
+    return text_heatmaps(tower, ids, mask, image_tokens, grouping, block=block).cpu().nan_to_num(0.0, posinf=0.0)
+
+
+def find_points(heatmaps: Tensor, config: GuidanceConfig) -> list[list[Point]]:
+    """The points of each heatmap, hottest first."""
+    names = ("num_points", "min_share", "smoothing", "seed")
+    settings = {name: getattr(config, name) for name in names}
+    return [choose_points(heatmap, **settings) for heatmap in heatmaps.numpy()]
 
 
 @torch.no_grad()
-def _masks(
-    segmenter: Segmenter, embeddings: Tensor, grouping: Grouping, points: Sequence[Sequence[Point]], grid: int
+def find_masks(
+    segmenter: Segmenter, embeddings: Tensor, image_of_row: Tensor, points: Sequence[Sequence[Point]], grid: int
 ) -> tuple[Tensor, Tensor]:
+    """Probabilities (R, h', w') of the best mask at each row's points and their predicted IoU (R,), on the CPU.
+
+    A row without points gets a mask of no meaning.
+
+    Args:
+        grid: side of the heatmaps that the points were chosen on.
+    """
     longest = max(1, max(map(len, points), default=1))
     places, labels = torch.zeros(len(points), longest, 2), torch.full((len(points), longest), PADDING)
     for row, chosen in enumerate(points):
         places[row, : len(chosen)] = torch.from_numpy(to_unit(chosen, grid)).float()
-        labels[row, : len(chosen)] = _POINT
+        labels[row, : len(chosen)] = POINT
     device = embeddings.device
-    image_of_row = grouping.slots // grouping.rows_per_image
-    return segmenter.masks_for(embeddings, image_of_row, places.to(device), labels.to(device))
+    logits, iou = segmenter.masks_for(embeddings, image_of_row, places.to(device), labels.to(device))
+    return logits.sigmoid().cpu(), iou.cpu()
+
+
+def sharpen(heatmaps: Tensor, masks: Tensor, points: Sequence[Sequence[Point]], config: GuidanceConfig) -> Tensor:
+    """(R, g, g) heatmaps with the heat inside of the masks emphasised; a row without points keeps its own."""
+    refined = [
+        refine_heatmap(heatmap, mask if found else None, blend=config.blend)
+        for heatmap, mask, found in zip(heatmaps.numpy(), masks.numpy(), points, strict=True)
+    ]
+    return torch.from_numpy(np.stack(refined)) if refined else heatmaps

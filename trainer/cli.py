@@ -14,6 +14,7 @@ from shards.errors import UserError
 from shards.progress import say
 from shards.scenes import add_scenes_parser
 from trainer.answer_command import add_answer_parser, add_pipeline_option, check_run
+from trainer.bench import answer as bench_answer
 from trainer.bench import step as bench_step
 from trainer.doctor.command import add_doctor_parser
 from trainer.export_command import add_export_parser
@@ -66,7 +67,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_export_parser(verbs)
     add_score_parser(verbs)
     bench = verbs.add_parser("bench", help="measure this machine", description="Measure; one table, one JSON.")
-    bench_step.add_parser(bench.add_subparsers(metavar="WHAT", required=True))
+    benchmarks = bench.add_subparsers(metavar="WHAT", required=True)
+    bench_step.add_parser(benchmarks)
+    bench_answer.add_parser(benchmarks)
     add_doctor_parser(verbs)
     return parser
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from shards.errors import UserError
 from shards.progress import say
+from trainer.bench.device import bench_device
 
 if TYPE_CHECKING:
     from trainer.bench.measure import Measurement
@@ -44,7 +45,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from trainer.bench.workload import Sizes
     from trainer.run_directory import write_json
 
-    device = _device(arguments.device)
+    device = bench_device(arguments.device)
     measured = measure(
         Sizes(),
         images=arguments.images,
@@ -66,18 +67,6 @@ def _run(arguments: argparse.Namespace) -> int:
         )
         return 1
     return 0
-
-
-def _device(name: str | None) -> Any:
-    import torch
-
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise UserError(
-            f"--device cuda: torch {torch.__version__} sees no CUDA device on this machine; "
-            "measure with --device cpu, or install a torch that is built for this machine's driver"
-        )
-    return torch.device(name or ("cuda" if available else "cpu"))
 
 
 def table(measured: "Measurement") -> str:
