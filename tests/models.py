@@ -20,6 +20,10 @@ from transformers import (
 
 from model.build import BuiltModel, build_model
 from model.config import LossConfig, ModelConfig
+from model.efficient_sam import EfficientSamEncoderConfig
+from model.efficient_sam_decoder import MaskDecoderConfig
+from model.efficient_sam_weights import save_segmenter
+from model.segmenter import Segmenter, SegmenterConfig
 from model.tokenizer import build_tokenizer
 from shards.collate import IGNORED_LABEL, Batch
 
@@ -43,6 +47,10 @@ EFFICIENT_SAM = {
     "heads": 2,
     "neck_width": 10,
 }
+SEGMENTER = SegmenterConfig(
+    encoder=EfficientSamEncoderConfig(image_size=IMAGE_SIZE, patch_size=8, width=12, depth=1, heads=2, neck_width=8),
+    decoder=MaskDecoderConfig(heads=2, mlp_width=16, upscaling_widths=(4, 2), iou_width=8),
+)
 FUSION = {"layers": 2, "separate_layers": 1, "repeats": 1, "heads": 3, "dropout": 0.0}
 
 
@@ -93,6 +101,16 @@ def tiny_blip(
         initializer_range=0.3,
     )
     return kind(BlipConfig(text_config=text, vision_config=vision, image_text_hidden_size=24)).eval()
+
+
+def tiny_checkpoints(directory: Path) -> dict[str, str]:
+    """Directories as a hub would have them: BLIP's `itm` and `vqa`, and the file of a whole EfficientSAM, `sam`."""
+    for name, kind in (("vqa", BlipForQuestionAnswering), ("itm", BlipForImageTextRetrieval)):
+        tiny_blip(kind).save_pretrained(directory / name)
+        build_tokenizer(WORDS, vocab_size=60).save_pretrained(directory / name)
+    torch.manual_seed(3)
+    save_segmenter(Segmenter(SEGMENTER), directory / "sam.safetensors")
+    return {"vqa": str(directory / "vqa"), "itm": str(directory / "itm"), "sam": str(directory / "sam.safetensors")}
 
 
 def tiny_t5(directory: Path, *, width: int = 24, scale: float = 2.0, seed: int = 0) -> str:

@@ -5,40 +5,24 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import BlipForImageTextRetrieval, BlipForQuestionAnswering
 
 from model.blip import Grouping
 from model.build import BuiltModel
 from model.config import GuidanceConfig
-from model.efficient_sam import EfficientSamEncoderConfig
-from model.efficient_sam_decoder import MaskDecoderConfig
-from model.efficient_sam_weights import save_segmenter
 from model.guidance import Look, look
 from model.objective import Objective
 from model.points import Point, choose_points, refine_heatmap
 from model.second_stream import EfficientSamMaskStream
-from model.segmenter import Segmenter, SegmenterConfig
-from model.tokenizer import build_tokenizer
 from shards.collate import Batch
 from shards.errors import ConfigError
-from tests.models import IMAGE_SIZE, WORDS, random_batch, tiny_blip, tiny_model, tiny_t5
+from tests.models import random_batch, tiny_checkpoints, tiny_model, tiny_t5
 
 ROWS = (2, 1, 3)
-SIZES = SegmenterConfig(
-    encoder=EfficientSamEncoderConfig(image_size=IMAGE_SIZE, patch_size=8, width=12, depth=1, heads=2, neck_width=8),
-    decoder=MaskDecoderConfig(heads=2, mlp_width=16, upscaling_widths=(4, 2), iou_width=8),
-)
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    directory = tmp_path_factory.mktemp("checkpoints")
-    for name, kind in (("vqa", BlipForQuestionAnswering), ("itm", BlipForImageTextRetrieval)):
-        tiny_blip(kind).save_pretrained(directory / name)
-        build_tokenizer(WORDS, vocab_size=60).save_pretrained(directory / name)
-    torch.manual_seed(3)
-    save_segmenter(Segmenter(SIZES), directory / "sam.safetensors")
-    return {name: str(directory / name) for name in ("vqa", "itm")} | {"sam": str(directory / "sam.safetensors")}
+    return tiny_checkpoints(tmp_path_factory.mktemp("checkpoints"))
 
 
 def guided(checkpoints: dict[str, str], **changes: object) -> BuiltModel:

@@ -11,9 +11,8 @@ from transformers import BlipForImageTextRetrieval, BlipForQuestionAnswering, T5
 from model.build import BuiltModel
 from model.config import LoraConfig
 from model.lora import WEIGHTS, add_lora, load_adapters, save_adapters, without_adapters
-from model.tokenizer import build_tokenizer
 from shards.errors import ConfigError, DataError
-from tests.models import WORDS, random_batch, tiny_blip, tiny_model, tiny_t5
+from tests.models import random_batch, tiny_checkpoints, tiny_model, tiny_t5
 
 ROWS = (2, 3)
 BLIP_TARGETS = ("query", "crossattention.self.value")
@@ -22,10 +21,7 @@ BLIP_TARGETS = ("query", "crossattention.self.value")
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     directory = tmp_path_factory.mktemp("checkpoints")
-    for name, kind in (("vqa", BlipForQuestionAnswering), ("itm", BlipForImageTextRetrieval)):
-        tiny_blip(kind).save_pretrained(directory / name)
-        build_tokenizer(WORDS, vocab_size=60).save_pretrained(directory / name)
-    return {"vqa": str(directory / "vqa"), "itm": str(directory / "itm"), "t5": tiny_t5(directory / "t5")}
+    return tiny_checkpoints(directory) | {"t5": tiny_t5(directory / "t5")}
 
 
 def adapted(checkpoints: dict[str, str], tower: str = "vqa", **lora: object) -> BuiltModel:

@@ -5,20 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BlipForImageTextRetrieval, BlipForQuestionAnswering
 
 from model.build import BuiltModel
 from model.captions import load_captioner
 from model.config import CaptionConfig, GuidanceConfig, PnpConfig
-from model.efficient_sam import EfficientSamEncoderConfig
-from model.efficient_sam_decoder import MaskDecoderConfig
-from model.efficient_sam_weights import load_segmenter, save_segmenter
+from model.efficient_sam_weights import load_segmenter
 from model.fid import load_reader
 from model.pnp import PnpAnswer, PnpPipeline
-from model.segmenter import Segmenter, SegmenterConfig
-from model.tokenizer import build_tokenizer
 from model.viewer import Viewer
-from tests.models import IMAGE_SIZE, WORDS, tiny_blip, tiny_captioner, tiny_model, tiny_t5
+from tests.models import IMAGE_SIZE, tiny_captioner, tiny_checkpoints, tiny_model, tiny_t5
 
 QUESTIONS = (
     "what color is the big circle",
@@ -38,22 +33,14 @@ PNP = PnpConfig(
     max_answer_tokens=5,
     seed=4,
 )
-SEGMENTER = SegmenterConfig(
-    encoder=EfficientSamEncoderConfig(image_size=IMAGE_SIZE, patch_size=8, width=12, depth=1, heads=2, neck_width=8),
-    decoder=MaskDecoderConfig(heads=2, mlp_width=16, upscaling_widths=(4, 2), iou_width=8),
-)
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("checkpoints")
-    for name, kind in (("vqa", BlipForQuestionAnswering), ("itm", BlipForImageTextRetrieval)):
-        tiny_blip(kind).save_pretrained(directory / name)
-        build_tokenizer(WORDS, vocab_size=60).save_pretrained(directory / name)
+    tiny_checkpoints(directory)
     tiny_captioner(directory / "captioner")
     tiny_t5(directory / "t5")
-    torch.manual_seed(3)
-    save_segmenter(Segmenter(SEGMENTER), directory / "sam.safetensors")
     return directory
 
 
