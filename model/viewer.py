@@ -11,7 +11,7 @@ from model.guidance import Look, block_of, look
 from model.objective import Objective
 from model.pixels import unit_pixels
 from model.segmenter import Segmenter
-from shards.collate import TextCodec, pad
+from shards.collate import PairCodec, pad
 
 
 class Viewer:
@@ -19,7 +19,7 @@ class Viewer:
 
     Args:
         objective: in evaluation mode, with a matching tower.
-        codec: how the matching tower reads questions.
+        codec: how the matching tower reads texts.
         segmenter: None for heatmaps and points alone.
         config: how to look.
 
@@ -28,22 +28,26 @@ class Viewer:
     """
 
     def __init__(
-        self, objective: Objective, codec: TextCodec, segmenter: Segmenter | None, config: GuidanceConfig
+        self, objective: Objective, codec: PairCodec, segmenter: Segmenter | None, config: GuidanceConfig
     ) -> None:
         assert objective.part("match") is not None, "the heatmap is read from the matching tower"
         block_of(objective.part("match"), config)
         self._objective, self._codec, self._segmenter, self.config = objective, codec, segmenter, config
 
     @torch.no_grad()
-    def look(self, pixels: Tensor, questions: Sequence[str], image_of_row: Tensor) -> Look:
+    def look(
+        self, pixels: Tensor, questions: Sequence[str], image_of_row: Tensor, answers: Sequence[str] | None = None
+    ) -> Look:
         """Heatmaps, points, masks and refined heatmaps of R questions; each depends on its own image and text alone.
 
         Args:
             pixels: (B, 3, S, S) uint8 on the model's device.
             questions: R texts, those of an image side by side.
             image_of_row: (R,) int64, ascending: the image of each question.
+            answers: read along where they are known. Matching is trained on questions with answers, and the heat is on
+                what an answer is about more often than on what a question is about (docs/heatmap.md).
         """
-        rows, _ = self._codec.questions(questions)
+        rows, _ = self._codec.questions(questions) if answers is None else self._codec.pairs(questions, answers)
         ids, mask = (part.to(pixels.device) for part in pad(rows, self._codec.pad_id))
         tokens, maps = self._objective.image_tokens(pixels), self._objective.feature_map(pixels)
         if not self._objective.is_guided:  # a guided fusion would have to know the masks before they are found

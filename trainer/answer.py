@@ -54,7 +54,8 @@ def answer_photo(
     else:
         answered = answer_directly(exported.built, pixels, [asked])[0]
         if overlay is not None:
-            found = build_viewer(exported.config, exported.built, exported.device).look(pixels, [asked], alone)
+            viewer = build_viewer(exported.config, exported.built, exported.device)
+            found = viewer.look(pixels, [asked], alone, [answered.text])
     if overlay is not None and found is not None:
         _write_picture(overlay, picture(image, found, 0, asked, answered))
     return answered

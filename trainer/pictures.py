@@ -44,8 +44,9 @@ class Pictures:
         """Draw all of them; the model is in evaluation mode, with whole weights."""
         for number, shown in enumerate(self._shown):
             pixels = shown.pixels.to(self._device)
-            found = self._viewer.look(pixels, [shown.question], torch.zeros(1, dtype=torch.int64))
             (answered,) = answer_directly(self._built, pixels, [shown.question])
+            alone = torch.zeros(1, dtype=torch.int64)
+            found = self._viewer.look(pixels, [shown.question], alone, [answered.text])
             asked = shown.question if shown.gold is None else f"{shown.question}  ({shown.gold})"
             recorder.picture(step, f"val/question_{number + 1}", picture(shown.image, found, 0, asked, answered))
 

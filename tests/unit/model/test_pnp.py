@@ -123,6 +123,14 @@ def test_what_belongs_to_an_image_is_computed_once_for_its_questions(directory: 
     assert encoded == dict.fromkeys(encoded, 3)
 
 
+def test_an_answer_that_is_read_along_moves_the_heat(directory: Path) -> None:
+    viewer, rows = pipeline(directory).viewer, torch.tensor(IMAGE_OF_QUESTION)
+    alone = viewer.look(pixels(), QUESTIONS, rows)
+    red, blue = (viewer.look(pixels(), QUESTIONS, rows, [color] * len(QUESTIONS)) for color in ("red", "blue"))
+    for first, second in ((alone, red), (red, blue)):
+        assert not torch.allclose(first.heatmaps, second.heatmaps)
+
+
 def test_the_mask_changes_what_is_described(directory: Path) -> None:
     masked, plain = pipeline(directory, blend=1.0), pipeline(directory, blend=0.0)
     rows = torch.tensor(IMAGE_OF_QUESTION)
