@@ -25,11 +25,11 @@ class AnswerTower(nn.Module, ABC):
         """D that it reads."""
 
     @abstractmethod
-    def read(self, fused: Tensor, batch: Batch, *, checkpointing: bool = False) -> Tensor:
+    def read(self, fused: Tensor, batch: Batch) -> Tensor:
         """(B, N, D) fused tokens and the batch's questions to states (Q, ., .), which the other methods take."""
 
     @abstractmethod
-    def losses(self, states: Tensor, batch: Batch, *, checkpointing: bool = False) -> Tensor:
+    def losses(self, states: Tensor, batch: Batch) -> Tensor:
         """(Q,) float32: the mean cross-entropy of each answer's tokens."""
 
     @abstractmethod
@@ -38,24 +38,29 @@ class AnswerTower(nn.Module, ABC):
 
 
 class BlipAnswerTower(AnswerTower):
-    """BLIP's VQA side: the questions of an image share the keys and values of its tokens."""
+    """BLIP's VQA side: the questions of an image share the keys and values of its tokens.
 
-    def __init__(self, text_encoder: nn.Module, text_decoder: nn.Module) -> None:
+    Args:
+        checkpointing: recompute each layer in the backward pass.
+    """
+
+    def __init__(self, text_encoder: nn.Module, text_decoder: nn.Module, *, checkpointing: bool = False) -> None:
         super().__init__()
         self.text_encoder, self.text_decoder = text_encoder, text_decoder
+        self._checkpointing = checkpointing
 
     @property
     def read_width(self) -> int:
         return self.text_encoder.config.encoder_hidden_size
 
-    def read(self, fused: Tensor, batch: Batch, *, checkpointing: bool = False) -> Tensor:
+    def read(self, fused: Tensor, batch: Batch) -> Tensor:
         grouping = Grouping.of(batch.question_image, num_images=len(fused), rows_per_image=batch.questions_per_image)
-        options = {"num_tokens": batch.tokens_in_questions, "checkpointing": checkpointing}
+        options = {"num_tokens": batch.tokens_in_questions, "checkpointing": self._checkpointing}
         return encode_text(self.text_encoder, batch.question_ids, batch.question_mask, fused, grouping, **options)
 
-    def losses(self, states: Tensor, batch: Batch, *, checkpointing: bool = False) -> Tensor:
+    def losses(self, states: Tensor, batch: Batch) -> Tensor:
         logits = decode_text(
-            self.text_decoder, batch.answer_ids, states, batch.question_mask, checkpointing=checkpointing
+            self.text_decoder, batch.answer_ids, states, batch.question_mask, checkpointing=self._checkpointing
         )
         return answer_loss(logits, batch.answer_labels)
 
@@ -93,12 +98,12 @@ class T5AnswerTower(AnswerTower):
     def read_width(self) -> int:
         return self.model.config.d_model
 
-    def read(self, fused: Tensor, batch: Batch, *, checkpointing: bool = False) -> Tensor:  # noqa: ARG002 - see above
+    def read(self, fused: Tensor, batch: Batch) -> Tensor:
         words = self.model.shared(batch.question_ids)
         tokens = torch.cat([fused.to(words.dtype)[batch.question_image], words], dim=1)
         return self.model.encoder(inputs_embeds=tokens, attention_mask=_readable(tokens, batch)).last_hidden_state
 
-    def losses(self, states: Tensor, batch: Batch, *, checkpointing: bool = False) -> Tensor:  # noqa: ARG002
+    def losses(self, states: Tensor, batch: Batch) -> Tensor:
         logits = self.model(
             encoder_outputs=(states,),
             attention_mask=_readable(states, batch),

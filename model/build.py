@@ -11,6 +11,7 @@ from model.answer_towers import BlipAnswerTower
 from model.config import FusionConfig, LossConfig, ModelConfig
 from model.difnet import DifnetEncoder
 from model.fusion import FusionEncoder, PlainSum
+from model.guidance import block_of
 from model.objective import Objective, Towers
 from model.second_stream import GridTokens
 from model.tokenizer import BlipCodec, T5Codec
@@ -66,6 +67,8 @@ def build_model(
     guided = config.second_stream == "efficient_sam_masks"
     if guided:
         _check_guide(config, source)
+    if match is not None and config.guidance.block is not None:
+        block_of(match, config.guidance)
     adapters = source.adapters(match=match is not None, answer=answer is not None)
     torch.manual_seed(seed)  # the fusion starts the same whatever was loaded or made before it
     fusion = _build_fusion(config.fusion, towers, config.gradient_checkpointing)

@@ -150,6 +150,6 @@ def check_block(block: int, num_layers: int) -> None:
         return
     usable = f"0 to {num_layers - 2}" if num_layers > 1 else "none"
     raise ConfigError(
-        f"heatmap block {block}: the text encoder has {num_layers} layers, of which {usable} can be used "
+        f"model.guidance.block: {block}: the text encoder has {num_layers} layers, of which {usable} can be used "
         "(behind the cross-attention of the last one, nothing reads the question's tokens)"
     )

@@ -66,7 +66,7 @@ class Objective(nn.Module):
         answer_codec: the special ids of generation; None without an answer tower.
         max_answer_tokens: length at which generation stops.
         guidance: how a question looks, where the second stream is an EfficientSamMaskStream.
-        checkpointing: recompute text layers, and unfrozen vision layers, in the backward pass.
+        checkpointing: recompute layers of the matching tower, and of an unfrozen vision tower, in the backward pass.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Objective(nn.Module):
         fused, batch = self._see(batch)
         loss, sums = fused.new_zeros((), dtype=torch.float32), self._no_sums(fused)
         if self.part("answer") is not None:
-            states = self.part("answer").read(fused, batch, checkpointing=self._checkpointing)
+            states = self.part("answer").read(fused, batch)
             summed = self._answer_sums(states, batch, sums)
             loss = loss + self._losses.answer * summed
         if self.part("match") is not None:
@@ -220,7 +220,7 @@ class Objective(nn.Module):
             return second_stream(pixels)
 
     def _answer_sums(self, states: Tensor, batch: Batch, sums: dict[str, Tensor]) -> Tensor:
-        losses = self.part("answer").losses(states, batch, checkpointing=self._checkpointing)
+        losses = self.part("answer").losses(states, batch)
         summed = (losses * batch.answer_weight).sum()
         sums["answer_loss"], sums["answered"] = summed.detach(), batch.answer_weight.sum()
         return summed

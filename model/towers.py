@@ -68,7 +68,8 @@ class TowerSource:
         if isinstance(model, T5ForConditionalGeneration):
             return T5AnswerTower(model, checkpointing=self.config.gradient_checkpointing)
         encoder = self._part("model.answer", reference, "text_encoder")
-        return BlipAnswerTower(encoder, self._part("model.answer", reference, "text_decoder"))
+        decoder = self._part("model.answer", reference, "text_decoder")
+        return BlipAnswerTower(encoder, decoder, checkpointing=self.config.gradient_checkpointing)
 
     def second_stream(self) -> EfficientSamStream | BlipStream:
         """EfficientSAM's image encoder, alone or with what makes masks; or a second BLIP's."""

@@ -73,7 +73,7 @@ class EngineConfig(Section):
     policy: str = Field(default="ds_configs/zero1.json", min_length=1)
     """File with the ZeRO policy, from the working directory or else from the repository."""
     processes: int | None = Field(default=None, ge=1)
-    """Ranks on this machine; null is one per GPU, or 1 without a GPU."""
+    """Ranks on this machine, with GPUs at most one for each; null is one per GPU, or 1 without a GPU."""
     timeout_seconds: int = Field(default=600, ge=1)
     """How long a rank waits for the others before it gives up."""
 

@@ -9,9 +9,10 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,8 @@ import torch.distributed as dist
 from shards.errors import ConfigError, DataError, UserError
 
 logger = logging.getLogger(__name__)
+
+Made = TypeVar("Made")
 
 _KINDS = {kind.__name__: kind for kind in (UserError, ConfigError, DataError)}
 _GET_INTERFACE_ADDRESS = 0x8915
@@ -122,7 +125,25 @@ class World:
             return
         own_kind = next(k.__name__ for k in type(error).__mro__ if k.__name__ in _KINDS) if error else ""
         kind, _, message = self.broadcast_text(f"{own_kind}\n{error}", source=failing).partition("\n")
-        raise _KINDS[kind](f"rank {failing}: {message}") from error
+        agreed = _KINDS[kind](f"rank {failing}: {message}")
+        agreed.known_to_all_ranks = True
+        raise agreed from error
+
+    def agree_on(self, make: Callable[[], Made]) -> Made:
+        """What `make` gives on this rank, if it gives something on every rank; collective.
+
+        Raises:
+            UserError: on all ranks, where it raises one on any.
+        """
+        error, made = None, None
+        try:
+            made = make()
+        except UserError as refused:
+            if getattr(refused, "known_to_all_ranks", False):
+                raise  # it came from an agreement inside of `make`, behind which no rank waits for another one
+            error = refused
+        self.agree_or_raise(error)
+        return made
 
     def close(self) -> None:
         """Give up the process groups; after it no collective works. Not collective."""

@@ -1,5 +1,6 @@
 """Minutes before hours: everything about a run that can be found wrong without starting it."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,9 +8,10 @@ from typing import NamedTuple
 
 from launch.local import count_gpus
 from model.config import ModelConfig, local_directory
-from shards.errors import ConfigError, UserError
-from shards.index import SplitIndex, read_index
+from shards.errors import ConfigError, DataError, UserError
+from shards.index import SplitIndex, index_digest, read_index
 from trainer.config import RunConfig, check_world_size, policy_path
+from trainer.run_directory import RunDirectory
 
 
 class Machine(NamedTuple):
@@ -23,8 +25,11 @@ class Machine(NamedTuple):
     """Which of them, one per rank; empty is the first ones."""
 
 
-def preflight(config: RunConfig) -> Machine:
-    """Check files, shards and batch sizes, and say how many ranks will run.
+def preflight(config: RunConfig, *, fresh: bool = False) -> Machine:
+    """Check files, shards, batch sizes and precision, and say how many ranks will run.
+
+    Args:
+        fresh: a run of that name is set aside, so that nothing has to fit it.
 
     Raises:
         UserError: what is wrong, with its key; the first fault found.
@@ -33,22 +38,22 @@ def preflight(config: RunConfig) -> Machine:
     check_world_size(config, machine.processes)
     _check_data(config)
     _check_policy(config)
+    _check_precision(config, machine)
     _check_weights(config)
+    if not fresh:
+        check_same_data(config)
     return machine
 
 
 def plan_machine(config: RunConfig, environment: Mapping[str, str]) -> Machine:
-    """Ranks on this machine: as many as the recipe says, else one per visible GPU, else one.
+    """Ranks on this machine: one per visible GPU, or fewer if the recipe says so; on a CPU as many as it says, or one.
 
     Raises:
-        ConfigError: more ranks than GPUs, or GPUs named by something that the launcher cannot read.
+        ConfigError: GPUs named by something that the launcher cannot read.
     """
     gpus = count_gpus(environment)
-    processes = config.engine.processes or max(1, gpus)
-    if gpus and processes > gpus:
-        raise ConfigError(
-            f"engine.processes: {processes} ranks need a GPU each, and there are {gpus}; set it to {gpus} or less"
-        )
+    wanted = config.engine.processes or max(1, gpus)
+    processes = min(wanted, gpus) if gpus else wanted
     visible = environment.get("CUDA_VISIBLE_DEVICES", "") if gpus else ""
     numbers = tuple(filter(None, visible.replace(" ", "").split(",")))[:processes]
     if not all(number.isdecimal() for number in numbers):
@@ -81,6 +86,37 @@ def _check_policy(config: RunConfig) -> None:
     from trainer.deepspeed_config import read_policy  # imports torch: nothing before it should wait for that
 
     read_policy(policy_path(config))
+
+
+def _check_precision(config: RunConfig, machine: Machine) -> None:
+    from trainer.deepspeed_config import resolve_precision
+
+    resolve_precision(config.precision, "cuda" if machine.gpus else "cpu")
+
+
+def check_same_data(config: RunConfig) -> None:
+    """Whether the shards are those that the run of this name was trained on, if there is one to go on with.
+
+    Raises:
+        DataError: they are others.
+    """
+    run = RunDirectory.of(config)
+    for split, digest in _trained_on(run).items():
+        directory = getattr(config.data, split, None)
+        if directory is not None and index_digest(directory) != digest:
+            raise DataError(
+                f"data.{split}: {directory}: these are not the shards that {run.path} was trained on; put them back, "
+                "or start over with --fresh"
+            )
+
+
+def _trained_on(run: RunDirectory) -> dict[str, str]:
+    """Digests of the shards behind the last checkpoint, by split; none if it cannot be read, which training judges."""
+    try:
+        last = (run.checkpoints / "last").read_text(encoding="utf-8").strip()
+        return json.loads((run.checkpoints / last / "state.json").read_bytes())["progress"]["identity"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _check_weights(config: RunConfig) -> None:

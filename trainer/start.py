@@ -38,7 +38,9 @@ def start_training(recipe: Path, overrides: Sequence[str], *, fresh: bool = Fals
             if is_finished(run.read_status(), previous, config):
                 say(_finished_message(run))
                 return DONE
-    machine = preflight(config)
+    machine = preflight(config, fresh=fresh)
+    if config.engine.processes is not None and machine.processes < config.engine.processes:
+        say(f"engine.processes: {config.engine.processes}, but a rank each for {machine.gpus} GPU(s) is all there is")
     with contextlib.ExitStack() as locks:
         _occupy(run, locks, fresh=fresh)
         for difference in logged:

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from launch.ranks import record_rank
 from model.objective import Objective
-from shards.errors import ConfigError, DataError, UserError
+from shards.errors import ConfigError, UserError
 from shards.index import index_digest
 from trainer.build import (
     assemble_model,
@@ -38,6 +38,7 @@ from trainer.environment import collect_environment
 from trainer.loop import Outcome, fit
 from trainer.milestones import Milestones
 from trainer.pictures import build_pictures
+from trainer.preflight import check_same_data
 from trainer.progress import Console, ConsoleHandler, Progress
 from trainer.recorders import JsonlRecorder, Recorders, TensorBoardRecorder
 from trainer.resume_policy import check_resumable
@@ -139,6 +140,7 @@ def _fault(config: RunConfig, directory: RunDirectory, world: World) -> UserErro
             if name == "train" or config.data.val is not None:
                 open_split(config, name)
         if world.rank == 0:
+            check_same_data(config)
             previous = directory.read_config()
             if previous is not None:
                 check_resumable(previous, config, str(directory.path))
@@ -150,9 +152,12 @@ def _fault(config: RunConfig, directory: RunDirectory, world: World) -> UserErro
 
 def _build(config: RunConfig, directory: RunDirectory, world: World, stop: StopRequest) -> tuple[Run, TrainState]:
     train = open_split(config, "train")
-    built = assemble_model(config, scratch_tokenizer=shared_tokenizer(config, train, directory, world))
+    built = world.agree_on(
+        lambda: assemble_model(config, scratch_tokenizer=shared_tokenizer(config, train, directory, world))
+    )
     if config.initialize_from is not None:
-        _initialize_from(built.objective, config.initialize_from, world)
+        source = config.initialize_from
+        logger.info("initialize_from: %s", world.agree_on(lambda: initialize_from(built.objective, source)))
     trained = sum(parameter.numel() for parameter in built.objective.parameters())  # under ZeRO-3 empty from now on
     batches, loader = training_loader(config, train, built, world)
     validation = None
@@ -168,7 +173,7 @@ def _build(config: RunConfig, directory: RunDirectory, world: World, stop: StopR
         early_stopping=EarlyStopping(mode=early.mode, patience=early.patience, min_delta=early.min_delta)
     )
     identity = {name: index_digest(path) for name in ("train", "val") if (path := getattr(config.data, name))}
-    resumed = _resume(checkpoints, engine, state, identity)
+    resumed = _resume(checkpoints, engine, state)
     questions = int(validation[0].order.visits.sizes.sum()) if validation is not None else 0
     run = Run(
         config=config,
@@ -182,7 +187,7 @@ def _build(config: RunConfig, directory: RunDirectory, world: World, stop: StopR
         milestones=milestones,
         checkpoints=checkpoints,
         identity=identity,
-        pictures=build_pictures(config, built, engine.device) if world.rank == 0 else None,
+        pictures=world.agree_on(lambda: build_pictures(config, built, engine.device) if world.rank == 0 else None),
         recorder=_recorder(config, directory, world, state.global_step if resumed else None),
         console=Console(
             total_steps=milestones.total_steps, every_steps=config.logging.every_steps, is_main=world.rank == 0
@@ -197,15 +202,6 @@ def _build(config: RunConfig, directory: RunDirectory, world: World, stop: StopR
     )
     _introduce(run, state, num_questions=int(train.visits.num_questions.sum()), num_trained=trained)
     return run, state
-
-
-def _initialize_from(objective: Objective, source: str, world: World) -> None:
-    error = None
-    try:
-        logger.info("initialize_from: %s", initialize_from(objective, source))
-    except UserError as refused:
-        error = refused
-    world.agree_or_raise(error)
 
 
 def _engine(config: RunConfig, objective: Objective, world: World) -> Engine:
@@ -231,18 +227,12 @@ def _engine(config: RunConfig, objective: Objective, world: World) -> Engine:
     )
 
 
-def _resume(checkpoints: Checkpoints, engine: Engine, state: TrainState, identity: dict[str, str]) -> bool:
+def _resume(checkpoints: Checkpoints, engine: Engine, state: TrainState) -> bool:
     """Continue from the newest intact checkpoint, if there is one; collective."""
     name = checkpoints.newest()
     if name is None:
         return False
     saved, progress = checkpoints.load(name)
-    for split, digest in progress["identity"].items():
-        if identity[split] != digest:
-            raise DataError(
-                f"data.{split}: these are not the shards that {checkpoints.path(name)} was trained on; put them back, "
-                "or start over with --fresh"
-            )
     engine.import_state(saved)
     state.load({key: value for key, value in progress.items() if key not in ("identity", "world_size")})
     logger.info("resumed from %s at step %d", checkpoints.path(name), state.global_step)

@@ -24,18 +24,27 @@ _LEARNING_RATE = 1e-5
 _WARM_UP_STEPS = 2
 
 
-class OwnTokens(NamedTuple):
-    """How far the grouped path is from the plain one when each has the tokens of its own vision forward, in fp32.
+LARGEST_EXACT_DIFFERENCE = 1e-9
+"""The same in fp64, from the pixels on; the losses themselves are computed in fp32 there too."""
 
-    The one attends by `scaled_dot_product_attention`, the other by an explicit softmax, and the last bits differ. Some
-    of the million units of DIFNet's ReLU stand so close to 0 that they switch, and each switch is a jump of the
-    gradient. In fp64 the gradients agree to 1e-15.
+_EXACT_IMAGES, _EXACT_QUESTIONS = 2, 2
+"""Images, and questions of each, that are compared in fp64: enough to mix up, and little to wait for."""
+
+
+class FromPixels(NamedTuple):
+    """How far the grouped path is from the plain one when each encodes the images by itself.
+
+    The one attends by `scaled_dot_product_attention`, the other by an explicit softmax, and the last bits of the tokens
+    differ. In fp32 some of the million units of DIFNet's ReLU stand so close to 0 that they switch, and each switch is
+    a jump of the gradient; fp64 shows whether that is all.
     """
 
     tokens: float
-    """||tokens - plain tokens|| / ||plain tokens||"""
+    """||tokens - plain tokens|| / ||plain tokens|| in fp32"""
     gradients: float
-    """As `Measurement.differences`."""
+    """As `Measurement.differences`, in fp32."""
+    exact: float
+    """The same in fp64, over a few questions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +57,7 @@ class Measurement:
     differences: dict[str, float]
     """||gradient - plain gradient|| / ||plain gradient|| in fp32, from the same image tokens; empty without the
     reference."""
-    own_tokens: OwnTokens | None
+    from_pixels: FromPixels | None
     """None without the reference."""
     num_questions: int
     circumstances: dict[str, Any]
@@ -56,8 +65,12 @@ class Measurement:
 
     @property
     def unequal(self) -> list[str]:
-        """Paths whose gradients are not those of the plain path."""
-        return [name for name, difference in self.differences.items() if not difference <= LARGEST_DIFFERENCE]
+        """What is not as in the plain path: gradients of paths, the image tokens, or gradients from the pixels on."""
+        unequal = [name for name, difference in self.differences.items() if not difference <= LARGEST_DIFFERENCE]
+        if self.from_pixels is not None:
+            unequal += ["image tokens"] * (not self.from_pixels.tokens <= LARGEST_DIFFERENCE)
+            unequal += [f"{GROUPED} in fp64"] * (not self.from_pixels.exact <= LARGEST_EXACT_DIFFERENCE)
+        return unequal
 
     def milliseconds(self, name: str) -> float:
         """Median over rounds."""
@@ -88,7 +101,7 @@ class Measurement:
             result["ratio_to_one_fused_image_per_question"] = speedup(self.rounds, GROUPED, IMAGE_PER_QUESTION)
             result["gradient_difference"] = _finite(self.differences[GROUPED])
             result["gradients_equal"] = not self.unequal
-            result["own_tokens"] = {name: _finite(value) for name, value in self.own_tokens._asdict().items()}
+            result["from_pixels"] = {name: _finite(value) for name, value in self.from_pixels._asdict().items()}
         return result
 
 
@@ -121,7 +134,10 @@ def measure(
     workload = _place(workload, device, torch.float32)
     contenders = paths(workload, with_reference=with_reference)
     with _exact_convolutions():
-        losses, differences, own_tokens = _compare_gradients(workload, contenders, progress)
+        losses, differences, from_pixels = _compare_gradients(workload, contenders, progress)
+        if from_pixels is not None:
+            progress("gradients: in fp64")
+            from_pixels = from_pixels._replace(exact=_exact_difference(sizes, device, seed))
     _place(workload, device, dtype)
     steps = _training_steps(workload.objective, contenders, _synchronise(device))
     # The gradients have warmed the paths up, in their dtype; AdamW has not made its moments yet.
@@ -131,7 +147,7 @@ def measure(
         rounds=time_rounds(steps, rounds=rounds, seconds_at_least=seconds_at_least, progress=progress),
         losses=losses,
         differences=differences,
-        own_tokens=own_tokens,
+        from_pixels=from_pixels,
         num_questions=workload.num_questions,
         circumstances={
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -157,7 +173,7 @@ def _place(workload: Workload, device: torch.device, dtype: torch.dtype) -> Work
 
 def _compare_gradients(
     workload: Workload, contenders: Mapping[str, Losses], progress: Callable[[str], None]
-) -> tuple[dict[str, float], dict[str, float], OwnTokens | None]:
+) -> tuple[dict[str, float], dict[str, float], FromPixels | None]:
     """Loss of every path, and how far its gradients are from those of the plain path."""
     objective, batch = workload
     if PLAIN not in contenders:
@@ -173,7 +189,16 @@ def _compare_gradients(
             differences[name] = relative_difference(found, reference)
     own = relative_difference([objective.image_tokens(batch.pixels)], [tokens])
     whole = relative_difference(_gradients(objective, contenders[GROUPED])[1], reference)
-    return {name: losses[name] for name in contenders}, differences, OwnTokens(own, whole)
+    return {name: losses[name] for name in contenders}, differences, FromPixels(own, whole, math.nan)
+
+
+def _exact_difference(sizes: Sizes, device: torch.device, seed: int) -> float:
+    """Of the grouped path's gradients to the plain path's in fp64, nothing given to either."""
+    workload = build_workload(sizes, images=_EXACT_IMAGES, questions_per_image=_EXACT_QUESTIONS, seed=seed)
+    workload = _place(workload, device, torch.float64)
+    contenders = paths(workload, with_reference=True)
+    found, expected = (_gradients(workload.objective, contenders[name])[1] for name in (GROUPED, PLAIN))
+    return relative_difference(found, expected)
 
 
 def _gradients(objective: nn.Module, path: Losses) -> tuple[float, list[Tensor]]:

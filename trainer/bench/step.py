@@ -89,10 +89,10 @@ def table(measured: "Measurement") -> str:
             line += f"{speedup(measured.rounds, name, PLAIN):>9.2f}x{measured.differences[name]:>11.1e}"
         lines.append(f"{line}  {DESCRIPTIONS[name]}")
     if PLAIN in measured.losses:
-        lines += ["", "gradients: relative difference to those of plain, fp32, from the same image tokens;"]
-        own = measured.own_tokens
+        lines += ["", "gradients: relative difference to those of plain, fp32, from the same image tokens"]
+        found = measured.from_pixels
         lines.append(
-            f"the tokens of the two vision forwards differ by {own.tokens:.1e}, and from its own tokens grouped's "
-            f"gradients by {own.gradients:.1e}: units of a ReLU that stand at 0 switch"
+            f"grouped from pixels on: tokens {found.tokens:.1e}, gradients {found.gradients:.1e} in fp32 and "
+            f"{found.exact:.1e} in fp64"
         )
     return "\n".join(lines)

@@ -232,7 +232,7 @@ def test_gradients_that_float16_cannot_hold_are_not_lost() -> None:
 @pytest.mark.parametrize("block", [-1, 3, 7])
 def test_a_block_that_tells_nothing_is_refused(block: int) -> None:
     model = plain_model()
-    with pytest.raises(ConfigError, match=rf"block {block}: the text encoder has 4 layers, of which 0 to 2 can be"):
+    with pytest.raises(ConfigError, match=rf"block: {block}: the text encoder has 4 layers, of which 0 to 2 can be"):
         Asked(model, [[5]]).heatmaps(tower_of(model), block=block)
 
 

@@ -24,7 +24,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return tiny_checkpoints(directory) | {"t5": tiny_t5(directory / "t5")}
 
 
-def adapted(checkpoints: dict[str, str], tower: str = "vqa", **lora: object) -> BuiltModel:
+def adapted(
+    checkpoints: dict[str, str], tower: str = "vqa", *, gradient_checkpointing: bool = False, **lora: object
+) -> BuiltModel:
     """A model with frozen towers from checkpoints and adapters of rank 2."""
     targets = ("q", "v") if tower == "t5" else BLIP_TARGETS
     sections = {"answer": {"rank": 2, "targets": targets}, "match": {"rank": 2, "targets": BLIP_TARGETS}} | lora
@@ -34,6 +36,7 @@ def adapted(checkpoints: dict[str, str], tower: str = "vqa", **lora: object) -> 
         answer=checkpoints[tower],
         freeze=("vision", "match", "answer"),
         lora=sections,
+        gradient_checkpointing=gradient_checkpointing,
     )
 
 
@@ -83,8 +86,7 @@ def test_every_adapter_gets_a_gradient_and_no_frozen_weight_does(
     checkpoints: dict[str, str], tower: str, checkpointing: bool
 ) -> None:
     def gradients(checkpointing: bool) -> dict[str, Tensor]:
-        objective = adapted(checkpoints, tower).objective
-        objective._checkpointing = checkpointing
+        objective = adapted(checkpoints, tower, gradient_checkpointing=checkpointing).objective
         for leaves in objective.adapters.values():
             changed(leaves)  # B is 0 at first, and A's gradient with it
         objective(random_batch(ROWS)).loss.backward()

@@ -122,7 +122,7 @@ def test_photos_of_any_kind_are_read(run: Path, mode: str, size: tuple[int, int]
         (["--overlay", "out.tar"], "out.tar: ends with '.tar'; expected .png"),
         (["optim.lr=1"], "optim.lr=1: is settled by the run"),
         (["--pipeline", "pnp"], "pnp.captioner: is not set"),
-        (["model.guidance.block=5", "--overlay", "out.png"], "heatmap block 5"),
+        (["model.guidance.block=5", "--overlay", "out.png"], "model.guidance.block: 5"),
     ],
 )
 def test_what_cannot_be_used_is_one_line_and_code_2(

@@ -10,9 +10,16 @@ import pytest
 import torch
 from torch import nn
 
+from model.blip import encode_image
 from shards.collate import IGNORED_LABEL
 from trainer import cli
-from trainer.bench.measure import LARGEST_DIFFERENCE, Measurement, measure, relative_difference
+from trainer.bench.measure import (
+    LARGEST_DIFFERENCE,
+    LARGEST_EXACT_DIFFERENCE,
+    Measurement,
+    measure,
+    relative_difference,
+)
 from trainer.bench.paths import (
     DESCRIPTIONS,
     GROUPED,
@@ -102,15 +109,13 @@ class TestEquality:
         assert measured.unequal == []
 
     def test_the_grouped_path_is_the_plain_one_from_pixels_on_too(self, measured: Measurement):
-        """At these sizes no unit of a ReLU stands so close to 0 that rounding switches it; fp64 has no such units."""
-        assert 0 < measured.own_tokens.tokens <= LARGEST_DIFFERENCE
-        assert measured.own_tokens.gradients <= LARGEST_DIFFERENCE
-        workload = build_workload(TINY, images=IMAGES, questions_per_image=QUESTIONS_PER_IMAGE)
-        workload.objective.double()
-        workload.objective.place_frozen(torch.device("cpu"), torch.float64)
-        contenders = paths(workload, with_reference=True)
-        expected = gradients_of(workload, contenders[PLAIN])
-        assert relative_difference(gradients_of(workload, contenders[GROUPED]), expected) <= 1e-12
+        assert 0 < measured.from_pixels.tokens <= LARGEST_DIFFERENCE
+        assert measured.from_pixels.exact <= LARGEST_EXACT_DIFFERENCE
+
+    def test_a_vision_forward_that_mixes_up_images_is_found_out(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr("model.objective.encode_image", lambda *a, **k: encode_image(*a, **k).flip(0))
+        wrong = measure_tiny(torch.float32, with_reference=True)
+        assert wrong.unequal == ["image tokens", "grouped in fp64"]
 
     def test_a_decoder_that_reads_the_padding_of_questions_is_found_out(self, workload: Workload):
         contenders = paths(workload, with_reference=True)

@@ -79,7 +79,7 @@ def test_where_they_cannot_be_drawn_or_seen_there_are_none(project: Project, ove
 
 
 def test_a_layer_that_cannot_be_read_is_refused_before_training(project: Project) -> None:
-    with pytest.raises(ConfigError, match="heatmap block 1: the text encoder has 2 layers"):
+    with pytest.raises(ConfigError, match=r"model\.guidance\.block: 1: the text encoder has 2 layers"):
         pictures_of(project, "model.guidance.block=1")
 
 

@@ -1,14 +1,16 @@
 """What can be found wrong without starting a run is found, and named by its key."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from shards.errors import ConfigError, UserError
-from shards.index import INDEX_NAME, SplitIndex, encode_index
+from shards.errors import ConfigError, DataError, UserError
+from shards.index import INDEX_NAME, SplitIndex, encode_index, index_digest
 from trainer import preflight as module
 from trainer.config import RunConfig, load_config
 from trainer.preflight import plan_machine, preflight
+from trainer.run_directory import RunDirectory
 
 
 @pytest.fixture
@@ -71,14 +73,38 @@ def test_what_the_run_does_not_use_need_not_exist(recipe: Path):
     assert preflight(loaded(recipe, *unused, "model.efficient_sam.checkpoint=none.pt")).processes == 1
 
 
+def test_precision_that_this_machine_lacks_is_found_before_the_start(recipe: Path, monkeypatch):
+    monkeypatch.setattr("trainer.deepspeed_config._cpu_has_fp16", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    with pytest.raises(ConfigError, match="precision: fp16 needs a GPU"):
+        preflight(loaded(recipe, "precision=fp16"))
+
+
+def test_other_shards_than_a_run_was_trained_on_are_found_before_the_start(recipe: Path):
+    config = loaded(recipe)
+    run = RunDirectory.of(config)
+    last = run.checkpoints / "step1"
+    last.mkdir(parents=True)
+    (run.checkpoints / "last").write_text("step1")
+
+    def trained_on(digest: str) -> None:
+        (last / "state.json").write_text(json.dumps({"progress": {"identity": {"train": digest}}}))
+
+    trained_on(index_digest(config.data.train))
+    preflight(config)
+    trained_on("0" * 64)
+    with pytest.raises(DataError, match=r"data\.train: .*not the shards that .* was trained on"):
+        preflight(config)
+    preflight(config, fresh=True)
+
+
 class TestMachine:
     def test_every_gpu_gets_a_rank_unless_the_recipe_says_less(self, recipe: Path):
         assert plan_machine(loaded(recipe), {"GPUS": "4"}).processes == 4
         assert plan_machine(loaded(recipe, "engine.processes=2"), {"GPUS": "4"}).processes == 2
 
-    def test_more_ranks_than_gpus_are_refused(self, recipe: Path):
-        with pytest.raises(ConfigError, match=r"engine\.processes: 8 ranks need a GPU each, and there are 4"):
-            plan_machine(loaded(recipe, "engine.processes=8"), {"GPUS": "4"})
+    def test_there_are_no_more_ranks_than_gpus(self, recipe: Path):
+        assert plan_machine(loaded(recipe, "engine.processes=2"), {"GPUS": "1"}) == (1, 1, ())
 
     def test_a_cpu_runs_as_many_ranks_as_it_is_told(self, recipe: Path):
         assert plan_machine(loaded(recipe, "engine.processes=8"), {"CUDA_VISIBLE_DEVICES": "-1"}) == (8, 0, ())

@@ -18,7 +18,7 @@ RUN = RunDirectory(Path("runs/tiny"))
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(start, "preflight", lambda _: Machine(2, 0, ()))
+    monkeypatch.setattr(start, "preflight", lambda *_, **__: Machine(2, 0, ()))
     path = tmp_path / "tiny.yaml"
     path.write_text("batch: {visits: 4, micro_visits: 2}\nmodel: {freeze: []}\n")
     return path
@@ -164,7 +164,7 @@ class TestOneAtATime:
 
 
 def test_nothing_is_made_for_a_recipe_that_fails_its_checks(recipe: Path, monkeypatch):
-    def refuse(_: object) -> Machine:
+    def refuse(_: object, *, fresh: bool) -> Machine:  # noqa: ARG001 - as it is called
         raise ConfigError("data.train: is not set")
 
     monkeypatch.setattr(start, "preflight", refuse)
