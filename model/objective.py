@@ -97,6 +97,7 @@ class Objective(nn.Module):
                 self.add_module(name, tower.requires_grad_(True))
         if adapters:
             self.lora = nn.ModuleDict({name: leaves.requires_grad_(True) for name, leaves in adapters.items()})
+        self.train()  # `from_pretrained` gives towers in evaluation mode, and adapters lie in towers that are frozen
 
     def part(self, name: str) -> nn.Module | None:
         """A tower by name, frozen or trained; None when the recipe has none."""

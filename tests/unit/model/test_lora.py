@@ -100,6 +100,18 @@ def test_every_adapter_gets_a_gradient_and_no_frozen_weight_does(
         torch.testing.assert_close(gradient, expected[name])
 
 
+def test_what_is_trained_starts_in_training_mode_and_what_is_frozen_stays_out_of_it(
+    checkpoints: dict[str, str],
+) -> None:
+    lora = {"rank": 2, "targets": BLIP_TARGETS, "dropout": 0.5}
+    objective, batch = adapted(checkpoints, answer=lora).objective, random_batch(ROWS)
+    changed(objective.adapters["answer"])
+    assert objective(batch).loss.item() != objective(batch).loss.item()
+    unfrozen = tiny_model(vision=checkpoints["itm"], match=checkpoints["itm"], answer=checkpoints["vqa"]).objective
+    assert all(part.training for part in unfrozen.modules())
+    assert not any(part.training for _, tower in adapted(checkpoints).objective.frozen_parts() for part in [tower])
+
+
 def test_dropout_of_adapters_follows_the_mode_of_the_objective(checkpoints: dict[str, str]) -> None:
     lora = {"rank": 2, "targets": BLIP_TARGETS, "dropout": 0.5}
     objective, batch = adapted(checkpoints, answer=lora).objective, random_batch(ROWS)
