@@ -59,6 +59,9 @@ def build_model(
     """
     torch.manual_seed(seed)
     source = TowerSource(config, scratch_tokenizer)
+    # Before the towers, which take hold of the layers that they find.
+    with torch.random.fork_rng(devices=[]):  # what starts untrained is the same with adapters and without
+        adapters = source.adapters(match=losses.itm > 0, answer=losses.answer > 0)
     match = source.match() if losses.itm > 0 else None
     answer = source.answer() if losses.answer > 0 else None
     second_stream = source.second_stream() if config.second_stream != "none" else None
@@ -69,7 +72,6 @@ def build_model(
         _check_guide(config, source)
     if match is not None and config.guidance.block is not None:
         block_of(match, config.guidance)
-    adapters = source.adapters(match=match is not None, answer=answer is not None)
     torch.manual_seed(seed)  # the fusion starts the same whatever was loaded or made before it
     fusion = _build_fusion(config.fusion, towers, config.gradient_checkpointing)
     limits = {"max_question_tokens": max_question_tokens, "max_answer_tokens": max_answer_tokens}

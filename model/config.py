@@ -110,7 +110,7 @@ class GuidanceConfig(Section):
     """The most points of a question; rather fewer than wrong ones."""
     min_share: float = Field(default=0.3, gt=0.0, le=1.0)
     """Regions whose heat peaks below this part of the hottest one's are left out."""
-    smoothing: float = Field(default=1.0, ge=0.0)
+    smoothing: float = Field(default=1.0, ge=0.0, le=100.0)
     """Standard deviation in cells with which the heatmap is smoothed before points are chosen."""
     blend: float = Field(default=0.5, ge=0.0, le=1.0)
     """How much of the heat, or of the second stream, the mask decides; 0 asks for no mask."""

@@ -212,7 +212,7 @@ def _refuse_differences(path: Path, stored: Sizes, asked: Sizes) -> None:
 def _read(path: Path, config: EfficientSamEncoderConfig | None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors under their official names, and the metadata where the format has any."""
     if not path.is_file():
-        raise DataError(_how_to_get(path, config))
+        raise DataError(how_to_get(path, config))
     return _read_safetensors(path) if path.suffix == ".safetensors" else (_read_official(path), {})
 
 
@@ -259,7 +259,8 @@ def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def _how_to_get(path: Path, config: EfficientSamEncoderConfig | None) -> str:
+def how_to_get(path: Path, config: EfficientSamEncoderConfig | None) -> str:
+    """That a weights file is missing, where it was looked for, and the way to get it."""
     missing = f"EfficientSAM weights {path.name} not found, looked for at {path.absolute()}"
     if path.suffix == ".safetensors":
         return f"{missing}; give the path of a file that was saved before, or of an official .pt"

@@ -70,7 +70,8 @@ class FidReader:
             captions: what is seen in the image of each.
             captions_per_context: PNP-VQA: 5 for GQA, 1 for VQAv2 and OK-VQA.
             max_tokens: of an answer, with the decoder's start token and the end token.
-            max_context_tokens: of a context, with the end token; what is longer is cut.
+            max_context_tokens: of a context, with the end token; a question is cut to the half of it, so that captions
+                have room, and then the context to the whole.
 
         Returns:
             Q answers; none depends on the other questions.
@@ -78,7 +79,7 @@ class FidReader:
         if not questions:
             return []
         texts = [
-            contexts(question, seen, captions_per_context=captions_per_context)
+            contexts(self._cut(question, max_context_tokens // 2), seen, captions_per_context=captions_per_context)
             for question, seen in zip(questions, captions, strict=True)
         ]
         states = self._encode([text for question in texts for text in question], max_context_tokens)
@@ -101,6 +102,10 @@ class FidReader:
         confidence = self._confidence(ids, torch.stack(generated.scores, dim=1))
         answers = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [Answer(text.strip(), value) for text, value in zip(answers, confidence.tolist(), strict=True)]
+
+    def _cut(self, question: str, max_tokens: int) -> str:
+        ids = self._tokenizer(question, add_special_tokens=False, verbose=False)["input_ids"]
+        return question if len(ids) <= max_tokens else self._tokenizer.decode(ids[:max_tokens])
 
     def _encode(self, texts: list[str], max_tokens: int) -> list[Tensor]:
         """Last hidden states (L, D) of each text alone, without padding; texts of like length share a batch."""

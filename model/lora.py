@@ -26,7 +26,9 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _ADAPTER = "default"
 _PREFIX = "base_model.model."
 """What PEFT puts in front of a model's own names."""
-_VISION = r"vision_model(\..*)?"
+_UNUSED = ("vision_model", "text_proj", "vision_proj")
+"""Children of a BLIP model that its tower of text does not run."""
+_EXCLUDED = rf"({'|'.join(_UNUSED)})(\..*)?"
 
 
 def add_lora(model: nn.Module, config: LoraConfig, key: str) -> nn.Module:
@@ -42,7 +44,7 @@ def add_lora(model: nn.Module, config: LoraConfig, key: str) -> nn.Module:
         ConfigError: no layer has one of the names, or one of them cannot have an adapter.
     """
     try:
-        peft_config = _peft_config(config, excluded=_VISION if hasattr(model, "vision_model") else None)
+        peft_config = _peft_config(config, excluded=_EXCLUDED if hasattr(model, "vision_model") else None)
         inject_adapter_in_model(peft_config, model, adapter_name=_ADAPTER)
     except ValueError as error:
         reason = str(error).strip().splitlines()[0]
@@ -70,11 +72,11 @@ def _peft_config(config: LoraConfig, *, excluded: str | None = None, base: str |
 
 
 def _linear_names(model: nn.Module) -> list[str]:
-    """The last parts of the names of the linear layers outside of the vision tower."""
+    """The last parts of the names of the linear layers that can have an adapter."""
     names = {
         path.rpartition(".")[2]
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not path.startswith("vision_model.")
+        if isinstance(module, nn.Linear) and path.partition(".")[0] not in _UNUSED
     }
     return sorted(names)
 
@@ -103,7 +105,7 @@ def save_adapters(weights: Mapping[str, Tensor], config: LoraConfig, base: str, 
         weights: full tensors by the names that they have below `add_lora`'s leaves.
         base: reference of the model that they adapt.
     """
-    excluded = _VISION if any(name.startswith("text_") for name in weights) else None
+    excluded = _EXCLUDED if any(name.startswith("text_") for name in weights) else None
     _peft_config(config, excluded=excluded, base=base).save_pretrained(directory)
     state = {f"{_PREFIX}{name}": value.contiguous() for name, value in weights.items()}
     save_file(state, directory / WEIGHTS, metadata={"format": "pt"})
@@ -118,16 +120,25 @@ def load_adapters(leaves: nn.Module, directory: Path) -> None:
     """
     path = directory / WEIGHTS
     try:
-        state = {name.removeprefix(_PREFIX): value for name, value in load_file(path).items()}
-        leaves.load_state_dict(state, strict=True)
+        leaves.load_state_dict(plain_names(load_file(path)), strict=True)
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path}: does not load into this recipe's adapters ({reason})") from None
 
 
+def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file in PEFT's format under the names that they have below `add_lora`'s leaves."""
+    return {name.removeprefix(_PREFIX): value for name, value in state.items()}
+
+
 def without_adapters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict of an adapted module under the names that it had before, the adapters left out."""
-    return {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
+    parts = {name: name.split(".") for name in state}
+    return {
+        ".".join(part for part in parts[name] if part != "base_layer"): value
+        for name, value in state.items()
+        if not any(part.startswith("lora_") for part in parts[name])
+    }
 
 
 def absolute_reference(reference: str) -> str:

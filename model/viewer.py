@@ -14,6 +14,11 @@ from model.segmenter import Segmenter
 from shards.collate import PairCodec, pad
 
 
+def read_alone(questions: Sequence[str]) -> list[str]:
+    """Questions as the matching tower reads them without an answer: PNP-VQA takes the question mark off."""
+    return [question.strip("? ") for question in questions]
+
+
 class Viewer:
     """Finds where in an image a question looks, through the fusion that a run has trained.
 
@@ -44,10 +49,14 @@ class Viewer:
             pixels: (B, 3, S, S) uint8 on the model's device.
             questions: R texts, those of an image side by side.
             image_of_row: (R,) int64, ascending: the image of each question.
-            answers: read along where they are known. Matching is trained on questions with answers, and the heat is on
+            answers: read along where they are known; without them, a question is read without its question mark, as
+                in PNP-VQA. Matching is trained on questions with answers, and the heat is on
                 what an answer is about more often than on what a question is about (docs/heatmap.md).
         """
-        rows, _ = self._codec.questions(questions) if answers is None else self._codec.pairs(questions, answers)
+        if answers is None:
+            rows, _ = self._codec.questions(read_alone(questions))
+        else:
+            rows, _ = self._codec.pairs(questions, answers)
         ids, mask = (part.to(pixels.device) for part in pad(rows, self._codec.pad_id))
         tokens, maps = self._objective.image_tokens(pixels), self._objective.feature_map(pixels)
         if not self._objective.is_guided:  # a guided fusion would have to know the masks before they are found

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from shards.errors import UserError
+
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file aside, flush it to the disk and rename it into place.
@@ -33,3 +35,22 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_writable(option: str, path: Path) -> None:
+    """Refuse a file that cannot be written before anything is computed for it.
+
+    Args:
+        option: what a message calls it, such as `--json`.
+
+    Raises:
+        UserError: it is a directory, or its own directory cannot be made or written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{option} {path}: {path.parent} cannot be made: {error.strerror}") from None
+    if path.is_dir():
+        raise UserError(f"{option} {path}: is a directory; name a file")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{option} {path}: {path.parent} cannot be written to")

@@ -1,9 +1,12 @@
 """Micro-batches in the planned order: workers read, decode and tokenise, and cannot change the order."""
 
+import atexit
 import signal
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -50,6 +53,8 @@ class MicroBatch(NamedTuple):
     """The row of `batch.pixels` of each of `questions`."""
     image_numbers: tuple[int, ...]
     """The image of each row of `batch.pixels`."""
+    num_visits: int
+    """Visits, padding excluded: an evaluation joins those of an image."""
 
 
 class Fault(NamedTuple):
@@ -130,10 +135,15 @@ class _MicroBatches(Dataset):
         keep_questions: bool,
     ) -> MicroBatch:
         numbers = [int(visit) for visit in visits if visit != PADDING]
-        images = [int(image_of[number]) for number in numbers]
+        if keep_questions:
+            joined = groupby(numbers, key=lambda number: int(image_of[number]))
+            parts = [(image, list(group)) for image, group in joined]
+        else:
+            parts = [(int(image_of[number]), [number]) for number in numbers]
+        images = [image for image, _ in parts]
         visit_texts = [
-            self._texts(image, positions_of(number), negatives_from)
-            for image, number in zip(images, numbers, strict=True)
+            self._texts(image, np.concatenate([positions_of(number) for number in group]), negatives_from)
+            for image, group in parts
         ]
         batch, cut = collate(
             [self._pixels(self._shown_image(image)) for image in images],
@@ -147,7 +157,7 @@ class _MicroBatches(Dataset):
         missing = sum(visit.negatives_asked - len(negatives) for visit in visit_texts for negatives in visit.negatives)
         rows = tuple(row for row, visit in enumerate(visit_texts) for _ in visit.questions)
         kept = (questions, rows) if keep_questions else ((), ())
-        return MicroBatch(batch, len(questions), cut, missing, *kept, tuple(images))
+        return MicroBatch(batch, len(questions), cut, missing, *kept, tuple(images), len(numbers))
 
     def _texts(self, image: int, positions: Ints, negatives_from: EpochOrder) -> VisitTexts:
         sample = self.split.reader.sample(image)
@@ -275,6 +285,9 @@ class Loader:
             pin_memory=pin_memory,
             worker_init_fn=_start_worker,
         )
+        if workers:
+            # At exit Python would send its children a SIGTERM, which these ignore, and wait for them for ever.
+            atexit.register(_end_workers, weakref.ref(self._loader))
 
     def batches(self, keys: list[tuple[int, ...]]) -> Iterator[MicroBatch]:
         """The micro-batches of these keys.
@@ -287,6 +300,12 @@ class Loader:
             if isinstance(item, Fault):
                 raise DataError(item.message)
             yield item
+
+
+def _end_workers(loader: "weakref.ref[DataLoader]") -> None:
+    iterator = getattr(loader(), "_iterator", None)
+    if iterator is not None:
+        iterator._shutdown_workers()  # as when it is deleted, which a traceback that still refers to it would prevent
 
 
 def _start_worker(_: int) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from shards.atomic import write_atomically
+from shards.atomic import check_writable, write_atomically
 from shards.errors import UserError
 from shards.loader import square_image
 from shards.photo import check_question, read_photo
 from trainer.build import build_pnp, build_viewer, image_size
 from trainer.evaluate import Pipeline
-from trainer.exported import load_exported, read_run
+from trainer.exported import load_exported, open_keys, read_run
 from trainer.overlays import Answered, answer_directly, picture
 
 PICTURE_FORMATS = (".png", ".jpg", ".jpeg", ".webp")
@@ -34,19 +34,21 @@ def answer_photo(
         run: a run directory with an export.
         overlay: where to write a picture of what was looked at: heatmap, points, mask, question and answer.
         pipeline: `direct` for the trained model's own answer, `pnp` for PNP-VQA's.
-        overrides: `key=value` for the sections that a run leaves open.
+        overrides: `key=value` where a run leaves a choice.
 
     Raises:
         UserError: the photo, the question or the run cannot be used; nothing was written.
     """
     asked, image = check_question(question), read_photo(photo)
-    if overlay is not None and overlay.suffix.lower() not in PICTURE_FORMATS:
-        raise UserError(f"--overlay {overlay}: ends with {overlay.suffix!r}; expected {', '.join(PICTURE_FORMATS)}")
-    exported = load_exported(run, read_run(run, overrides))
+    if overlay is not None:
+        _check_overlay(overlay, photo)
+    pnp_asked = pipeline == "pnp"
+    keys = open_keys(looks=pnp_asked or overlay is not None, pnp=pnp_asked)
+    exported = load_exported(run, read_run(run, overrides, open_keys=keys))
     pixels = square_image(image, image_size(exported.config, exported.built))[None].to(exported.device)
     alone = torch.zeros(1, dtype=torch.int64)
     found = None
-    if pipeline == "pnp":
+    if pnp_asked:
         pnp = build_pnp(*exported)
         found = pnp.viewer.look(pixels, [asked], alone)
         (read,) = pnp.answer_from(found, pixels, [asked], alone, [asked])
@@ -59,6 +61,14 @@ def answer_photo(
     if overlay is not None and found is not None:
         _write_picture(overlay, picture(image, found, 0, asked, answered))
     return answered
+
+
+def _check_overlay(overlay: Path, photo: Path) -> None:
+    if overlay.suffix.lower() not in PICTURE_FORMATS:
+        raise UserError(f"--overlay {overlay}: ends with {overlay.suffix!r}; expected {', '.join(PICTURE_FORMATS)}")
+    if overlay.exists() and overlay.samefile(photo):
+        raise UserError(f"--overlay {overlay}: is the photo itself; name another file")
+    check_writable("--overlay", overlay)
 
 
 def _write_picture(path: Path, drawn: Image.Image) -> None:

@@ -17,7 +17,9 @@ def add_answer_parser(verbs: Any) -> None:
         description="Answer a question about a photo with the exported weights of a run, and show where it looked.",
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/NAME")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="values below pnp. and model.guidance.")
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="values that the run leaves open, such as model.guidance.*"
+    )
     parser.add_argument("--image", required=True, metavar="F", type=Path, help="a photo")
     parser.add_argument("--question", required=True, metavar="TEXT", help="what to ask about it")
     parser.add_argument(

@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from model.build import BuiltModel, build_model
@@ -20,13 +18,12 @@ from model.second_stream import EfficientSamMaskStream, EfficientSamStream
 from model.segmenter import SEGMENTER_CONFIGS, Segmenter
 from model.tokenizer import build_tokenizer, load_tokenizer
 from model.viewer import Viewer
-from shards.errors import ConfigError, DataError, UserError
+from shards.errors import ConfigError, UserError
 from shards.loader import EvaluationBatches, Loader, Split, Texts, TrainingBatches
 from shards.plan import Share
 from trainer.config import RunConfig, plan_order
 from trainer.distributed import World
 from trainer.run_directory import RunDirectory
-from trainer.state_file import MODEL, STATE, verify_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -158,6 +155,9 @@ def _build_segmenter(model: ModelConfig, objective: Objective) -> Segmenter | No
     checkpoint, stream = model.efficient_sam.checkpoint, objective.part("second_stream")
     if checkpoint is None or model.guidance.blend == 0:
         return None
+    if not model.second_stream.startswith("efficient_sam") and not Path(checkpoint).expanduser().is_file():
+        logger.info("no masks: model.efficient_sam.checkpoint: %s is not there, and nothing else needs it", checkpoint)
+        return None
     if isinstance(stream, EfficientSamMaskStream):
         return stream.segmenter
     shared = isinstance(stream, EfficientSamStream) and "second_stream" in model.freeze
@@ -185,58 +185,3 @@ def build_pnp(config: RunConfig, built: BuiltModel, device: torch.device, dtype:
     pipeline = PnpPipeline(build_viewer(config, built, device), captioner, reader, pnp)
     pipeline.place(device, dtype)
     return pipeline
-
-
-def initialize_from(objective: Objective, source: str) -> str:
-    """Load weights, and nothing else, into the trained parts of an objective; says what was loaded.
-
-    Args:
-        source: a run directory (its best checkpoint, else its last), a checkpoint, or an export.
-
-    Raises:
-        ConfigError: nothing that holds weights, or weights of another model.
-        DataError: the weights are damaged.
-    """
-    path = _weights_file(Path(source).expanduser())
-    try:
-        if (path.parent / STATE).is_file():
-            verify_checkpoint(path.parent)
-        weights = load_file(path)
-    except DataError as error:
-        raise DataError(f"initialize_from: {error}") from None
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"initialize_from: {path}: not readable ({error})") from None
-    if path.name == FUSION_FILE:
-        weights = {f"fusion.{name}": tensor for name, tensor in weights.items()}
-    own = dict(objective.named_parameters())
-    wanted = {name for name in own if path.name != FUSION_FILE or name.startswith("fusion.")}
-    faults = [f"{name} is missing" for name in sorted(wanted - weights.keys())]
-    faults += [
-        f"{name} is {tuple(weights[name].shape)}, expected {tuple(own[name].shape)}"
-        for name in sorted(wanted & weights.keys())
-        if weights[name].shape != own[name].shape
-    ]
-    if faults:
-        raise ConfigError(
-            f"initialize_from: {path}: {'; '.join(faults[:3])} ({len(faults)} faults); "
-            "expected weights of the same model section"
-        )
-    with torch.no_grad():
-        for name in wanted:
-            own[name].copy_(weights[name])
-    return f"weights of {len(wanted)} of {len(own)} trained tensors from {path}"
-
-
-def _weights_file(source: Path) -> Path:
-    candidates = [source / MODEL, source / FUSION_FILE]
-    for pointer in ("best", "last"):
-        file = source / "checkpoints" / pointer
-        if file.is_file():
-            candidates.append(source / "checkpoints" / file.read_text(encoding="utf-8").strip() / MODEL)
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise ConfigError(
-        f"initialize_from: {source}: no weights in it; expected a run directory with a checkpoint, a checkpoint or an "
-        "export"
-    )

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from shards.atomic import check_writable
 from shards.commands import add_shards_parser
 from shards.errors import UserError
 from shards.progress import say
@@ -138,7 +139,9 @@ def _add_evaluate(verbs: Any) -> None:
         description="Answer every question of a split with the exported weights of a run, and score the answers.",
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/NAME")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="values below pnp. and model.guidance.")
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="values that the run leaves open, such as data.test=DIR"
+    )
     parser.add_argument("--split", required=True, choices=SPLITS, help="which of the recipe's splits")
     parser.add_argument("--json", metavar="F", type=Path, help="write the scores to this file as well")
     parser.add_argument(
@@ -153,6 +156,8 @@ def _add_evaluate(verbs: Any) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     check_run(arguments.run)
+    if arguments.json is not None:
+        check_writable("--json", arguments.json)
 
     from trainer.evaluate import evaluate_run  # after the run was found: it imports torch
     from trainer.run_directory import write_json

@@ -12,7 +12,7 @@ from shards.progress import Progress
 from trainer.build import build_pnp, evaluation_loader, open_split
 from trainer.config import RunConfig
 from trainer.distributed import World
-from trainer.exported import Weights, load_exported, read_run
+from trainer.exported import Weights, load_exported, open_keys, read_run
 from trainer.run_directory import RunDirectory
 from trainer.validate import evaluate, evaluate_pnp, gather_predictions
 
@@ -39,7 +39,7 @@ def evaluate_run(
         weights: `initial` leaves the fusion encoder as the seed made it: where training began.
         pipeline: `direct` takes the answers of the trained model, `pnp` those that T5 reads from captions of what the
             trained model's heatmap points at.
-        overrides: `key=value` for the sections that a run leaves open (`trainer.exported.OVERRIDABLE`).
+        overrides: `key=value` where a run leaves a choice (`trainer.exported.open_keys`).
 
     Returns:
         Metrics (parts of 1) and the questions behind them; both empty of accuracies where the split has no answers.
@@ -47,14 +47,15 @@ def evaluate_run(
     Raises:
         ConfigError, DataError: there is no such run or split, or the export does not load.
     """
-    config = read_run(path, overrides)
+    pnp = pipeline == "pnp"
+    config = read_run(path, overrides, open_keys=open_keys(looks=pnp, pnp=pnp))
     opened = open_split(config, split)
     exported = load_exported(path, config, weights=weights)
     world = World(device=exported.device)
     batches, loader = evaluation_loader(config, opened, exported.built, world, shuffle_images=images == "shuffled")
     with Progress(f"evaluating {split}", len(batches.order.visits), "images") as progress:
         common = {"prefix": split, "detailed": True, "progress": progress.advance}
-        if pipeline == "pnp":
+        if pnp:
             evaluation = evaluate_pnp(build_pnp(*exported), batches, loader, world, **common)
         else:
             objective, losses = exported.built.objective, config.losses

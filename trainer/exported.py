@@ -14,12 +14,16 @@ from trainer.config import RunConfig, load_config
 from trainer.deepspeed_config import resolve_precision
 from trainer.distributed import device_type
 from trainer.export import exported_model_config, load_exported_adapters, load_fusion
+from trainer.initial_weights import initialize_from
 from trainer.run_directory import RunDirectory
 
 Weights = Literal["trained", "initial"]
 
-OVERRIDABLE = ("pnp.", "model.guidance.")
-"""What may differ from the recipe of the run: nothing that its weights depend on."""
+DATA = ("data.val=", "data.testdev=", "data.test=", "data.challenge=", "data.workers=", "precision=")
+"""What may differ from the recipe of a run wherever its export is used: nothing that its weights depend on."""
+LOOKS = ("model.guidance.",)
+"""What decides where an answer is looked for; of no effect where nothing looks."""
+PNP = ("pnp.",)
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -33,21 +37,34 @@ class Exported(NamedTuple):
     dtype: torch.dtype
 
 
-def read_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def read_run(path: Path, overrides: Sequence[str] = (), *, open_keys: Sequence[str] = DATA) -> RunConfig:
     """The recipe of a run.
 
+    Args:
+        overrides: `key=value` in place of the recipe's.
+        open_keys: how those begin that may be given.
+
     Raises:
-        ConfigError: there is no run, or an override is wrong or of a key that its weights depend on.
+        ConfigError: there is no run, or an override is wrong, of no effect, or of a key that its weights depend on.
     """
     directory = RunDirectory(path)
     if not directory.config.is_file():
         raise ConfigError(f"{path}: no run in it; expected a run directory such as runs/NAME, with a config.yaml")
     for override in overrides:
-        if not override.startswith(OVERRIDABLE):
-            raise ConfigError(
-                f"{override}: is settled by the run; what can be changed begins with {' or '.join(OVERRIDABLE)}"
-            )
-    return load_config(directory.config, overrides)
+        if not override.startswith(tuple(open_keys)):
+            fate = "has no effect here" if override.startswith((*LOOKS, *PNP)) else "is settled by the run"
+            raise ConfigError(f"{override}: {fate}; what can be given begins with {', '.join(open_keys)}")
+    config = load_config(directory.config, overrides)
+    guided = config.model.second_stream == "efficient_sam_masks"
+    for override in overrides:
+        if guided and override.startswith(LOOKS):
+            raise ConfigError(f"{override}: is settled by the run, whose second stream was trained under its guidance")
+    return config
+
+
+def open_keys(*, looks: bool, pnp: bool) -> tuple[str, ...]:
+    """How the overrides begin that have an effect, where something looks and where PNP-VQA answers."""
+    return (*DATA, *(LOOKS if looks else ()), *(PNP if pnp else ()))
 
 
 def load_exported(path: Path, config: RunConfig, *, weights: Weights = "trained") -> Exported:
@@ -70,6 +87,8 @@ def load_exported(path: Path, config: RunConfig, *, weights: Weights = "trained"
     if weights == "trained":
         load_fusion(objective, export)
         load_exported_adapters(objective, export)
+    elif config.initialize_from is not None:
+        initialize_from(objective, config.initialize_from)
     dtype = _DTYPES[resolve_precision(config.precision, device.type, t5_is_trained=objective.trains_t5)]
     objective.to(device=device, dtype=dtype).eval()
     objective.place_frozen(device, dtype)

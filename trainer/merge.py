@@ -8,11 +8,12 @@ from peft import PeftModel
 
 from model.config import ModelConfig
 from model.hub import BLIP_ARCHITECTURES, T5_ARCHITECTURES, load_pretrained
-from shards.errors import DataError, UserError
+from shards.errors import UserError
 from trainer.export import EXPORT_FILE, ITM, T5, VQA, read_export, replace_directory
 from trainer.exported import read_run
 from trainer.run_directory import RunDirectory, write_json
 
+_ARCHITECTURES = (*BLIP_ARCHITECTURES, *T5_ARCHITECTURES)
 _DIRECTORIES = {
     "BlipForQuestionAnswering": VQA,
     "BlipForImageTextRetrieval": ITM,
@@ -41,10 +42,14 @@ def copy_export(run: Path, out: Path, *, merge: bool) -> list[str]:
     aside = out.with_name(f".{out.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(export, aside)
-    if merge:
-        content = _merge(config.model, content, aside)
-    replace_directory(aside, out)
+    try:
+        shutil.copytree(export, aside)
+        if merge:
+            content = _merge(config.model, content, aside)
+        replace_directory(aside, out)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     return [f"{out}: fusion encoder", *(f"{out / name}: {part}" for part, name in sorted(_lying(content)))]
 
 
@@ -58,11 +63,11 @@ def _merge(model: ModelConfig, content: dict[str, Any], aside: Path) -> dict[str
     """Put checkpoints in the place of the adapters of a copy; gives what its export.json says then."""
     parts = dict(content["parts"])
     for part, name in content["adapters"].items():
-        reference = getattr(model, part)
-        checkpoint = load_pretrained(reference, (*BLIP_ARCHITECTURES, *T5_ARCHITECTURES))
+        checkpoint = load_pretrained(getattr(model, part), _ARCHITECTURES)
         directory = aside / _DIRECTORIES[type(checkpoint.model).__name__]
-        if directory.exists():
-            raise DataError(f"{directory.name}: the export has one already, and the adapters of {part} belong to it")
+        if directory.exists():  # it has the trained vision tower, and the rest as the adapters found it
+            checkpoint = load_pretrained(str(directory.absolute()), _ARCHITECTURES)
+            shutil.rmtree(directory)
         merged = PeftModel.from_pretrained(checkpoint.model, aside / name).merge_and_unload()
         merged.save_pretrained(directory)
         checkpoint.tokenizer.save_pretrained(directory)

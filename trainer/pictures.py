@@ -41,7 +41,17 @@ class Pictures:
         self._built, self._viewer, self._shown, self._device = built, viewer, shown, device
 
     def record(self, recorder: Recorders, step: int) -> None:
-        """Draw all of them; the model is in evaluation mode, with whole weights."""
+        """Draw all of them; the model is in evaluation mode, with whole weights. After a failure nothing more is drawn.
+
+        The other ranks wait for this one, and no picture is worth a run.
+        """
+        try:
+            self._draw(recorder, step)
+        except Exception as error:
+            logger.warning("no more pictures: %s: %s", type(error).__name__, error, exc_info=True)
+            self._shown = []
+
+    def _draw(self, recorder: Recorders, step: int) -> None:
         for number, shown in enumerate(self._shown):
             pixels = shown.pixels.to(self._device)
             (answered,) = answer_directly(self._built, pixels, [shown.question])

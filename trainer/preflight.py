@@ -120,23 +120,26 @@ def _trained_on(run: RunDirectory) -> dict[str, str]:
 
 
 def _check_weights(config: RunConfig) -> None:
-    if config.initialize_from is not None and not Path(config.initialize_from).exists():
+    if config.initialize_from is not None and not Path(config.initialize_from).expanduser().exists():
         raise ConfigError(
             f"initialize_from: {config.initialize_from}: no such file or directory; name a run directory, a checkpoint "
             "or an export, or null"
         )
-    checkpoint = config.model.efficient_sam.checkpoint
-    if (
-        config.model.second_stream.startswith("efficient_sam")
-        and checkpoint is not None
-        and not Path(checkpoint).is_file()
-    ):
-        raise ConfigError(
-            f"model.efficient_sam.checkpoint: {checkpoint}: no such file; expected the official weights, such as "
-            "efficient_sam_vitt.pt; `duoflow doctor RECIPE` says where they are"
-        )
+    _check_efficient_sam(config.model)
     second = {"second_vision"} if config.model.second_stream == "blip" else set()
     _check_references(config.model, used={"vision"} | second | _towers_of_losses(config))
+
+
+def _check_efficient_sam(model: ModelConfig) -> None:
+    checkpoint = model.efficient_sam.checkpoint if model.second_stream.startswith("efficient_sam") else None
+    if checkpoint is None or Path(checkpoint).expanduser().is_file():
+        return
+
+    from model.efficient_sam import EFFICIENT_SAM_CONFIGS
+    from model.efficient_sam_weights import how_to_get
+
+    message = how_to_get(Path(checkpoint).expanduser(), EFFICIENT_SAM_CONFIGS.get(model.efficient_sam.variant))
+    raise ConfigError(f"model.efficient_sam.checkpoint: {message}")
 
 
 def _towers_of_losses(config: RunConfig) -> set[str]:

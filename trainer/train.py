@@ -23,7 +23,6 @@ from shards.index import index_digest
 from trainer.build import (
     assemble_model,
     evaluation_loader,
-    initialize_from,
     open_split,
     shared_tokenizer,
     training_loader,
@@ -35,6 +34,7 @@ from trainer.distributed import LostRankError, World, initialize
 from trainer.early_stopping import EarlyStopping
 from trainer.engine import Engine
 from trainer.environment import collect_environment
+from trainer.initial_weights import initialize_from
 from trainer.loop import Outcome, fit
 from trainer.milestones import Milestones
 from trainer.pictures import build_pictures

@@ -86,7 +86,7 @@ def evaluate(
             texts = built.answer_codec.decode(output.answer_ids.tolist())
             # An empty micro-batch has a dummy row, which no question belongs to.
             predictions |= score_answers(answers, item.questions, texts, detailed=detailed)
-        progress(len(item.image_numbers))
+        progress(item.num_visits)
         if world.any_rank(stop_requested()):
             return None
     named = dict(zip(SUM_NAMES, sums.tolist(), strict=True))
@@ -116,7 +116,7 @@ def evaluate_pnp(
             found = pipeline.answer(item.batch.pixels.to(world.device), texts, images, keys)
             said = [answer.text for answer in found]
             predictions |= score_answers(answers, item.questions, said, detailed=detailed)
-        progress(len(item.image_numbers))
+        progress(item.num_visits)
     (merged,) = merge_over_ranks([answers], lambda v: world.sum_across_ranks(v).tolist())
     return Evaluation(merged.as_metrics(prefix), merged.as_counts(prefix), predictions)
 

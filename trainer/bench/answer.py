@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shards.atomic import check_writable
 from shards.errors import UserError
 from shards.progress import say
 from trainer.bench.device import bench_device
@@ -41,6 +42,9 @@ def _run(arguments: argparse.Namespace) -> int:
     for name in ("questions", "rounds"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} {getattr(arguments, name)}: expected at least 1")
+
+    if arguments.json is not None:
+        check_writable("--json", arguments.json)
 
     import torch
 

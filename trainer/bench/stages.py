@@ -11,6 +11,7 @@ from model.captions import Captioner
 from model.fid import Answer, contexts
 from model.guidance import find_heatmaps, find_masks, find_points, sharpen
 from model.points import Point
+from model.viewer import read_alone
 from shards.collate import pad
 from trainer.bench.answer_workload import Models
 from trainer.overlays import answer_directly
@@ -68,7 +69,7 @@ class Asked:
     def find_heat(self) -> None:
         """Where the match of image and question comes from."""
         codec = self._models.built.match_codec
-        rows, _ = codec.questions(self._questions)
+        rows, _ = codec.questions(read_alone(self._questions))
         ids, mask = (part.to(self._pixels.device) for part in pad(rows, codec.pad_id))
         tower = self._objective.part("match")
         self.heatmaps = find_heatmaps(tower, ids, mask, self._fused, self._grouping, self._guidance)

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shards.atomic import check_writable
 from shards.errors import UserError
 from shards.progress import say
 from trainer.bench.device import bench_device
@@ -38,6 +39,9 @@ def add_parser(subparsers: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.images < 1:
         raise UserError(f"--images {arguments.images}: expected at least 1")
+
+    if arguments.json is not None:
+        check_writable("--json", arguments.json)
 
     import torch
 

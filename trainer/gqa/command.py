@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shards.errors import UserError
+from shards.atomic import check_writable
 from shards.progress import say
 from trainer.gqa.predictions import NORMALIZATIONS
 from trainer.gqa.score_files import FIXES, ScoreReport, ScoreRequest, score_files
@@ -83,6 +83,8 @@ def run_score(arguments: argparse.Namespace) -> int:
     """Score, print and, if asked, write."""
     from trainer.run_directory import write_json  # it reads recipes too, which takes a while to import
 
+    if arguments.json is not None:
+        check_writable("--json", arguments.json)
     request = ScoreRequest(
         questions=arguments.questions,
         predictions=arguments.predictions,
@@ -103,10 +105,7 @@ def run_score(arguments: argparse.Namespace) -> int:
     for line in report_lines(report):
         say(line)
     if arguments.json is not None:
-        try:
-            write_json(arguments.json, report_document(request, report))
-        except OSError as error:
-            raise UserError(f"--json {arguments.json}: cannot be written: {error.strerror}") from None
+        write_json(arguments.json, report_document(request, report))
     return 0
 
 

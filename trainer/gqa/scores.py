@@ -71,7 +71,7 @@ class GqaAnswers:
     plausible: NDArray[np.bool_] | None = None
     """(M,) whether it makes sense at all."""
     grounding: NDArray[np.float64] | None = None
-    """(M,) attention on the objects that the question is about, see trainer/gqa_grounding.py; None without it."""
+    """(M,) attention on the objects that the question is about, see trainer/gqa/grounding.py; None without it."""
 
 
 class Share(NamedTuple):

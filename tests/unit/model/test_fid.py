@@ -107,10 +107,15 @@ def test_every_caption_counts(reader: FidReader) -> None:
         assert reader.answer(QUESTIONS[:1], [seen], **SIZES)[0].confidence != base.confidence
 
 
-def test_long_contexts_are_cut_and_keep_their_end_token(reader: FidReader) -> None:
-    cut = reader.answer(QUESTIONS[:1], [["red blue"]], **SIZES, max_context_tokens=5)
-    asked = " ".join(QUESTIONS[0].split()[:4])
-    assert cut == reader.answer([asked], [[]], **SIZES)
+def test_long_contexts_are_cut_and_a_long_question_leaves_room_for_captions(reader: FidReader) -> None:
+    words, limit = ("what color is the big circle " * 10).split(), {"max_context_tokens": 8}
+    red, blue = (reader.answer([" ".join(words)], [[color]], **SIZES, **limit) for color in ("red", "blue"))
+    assert red != blue
+    assert red == reader.answer([" ".join(words[:4])], [["red"]], **SIZES, **limit)
+    long = [["red blue square circle " * 5]]
+    assert reader.answer(["what color"], long, **SIZES, **limit) == reader.answer(
+        ["what color"], [["red blue square circle red blue"]], **SIZES, **limit
+    )
 
 
 def test_what_a_checkpoint_says_of_beams_and_lengths_does_not_apply(reader: FidReader, directory: str) -> None:

@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -200,6 +202,31 @@ def test_evaluation_keeps_the_questions_and_the_negatives_of_epoch_0(shards: Pat
     trained = all_batches(TrainingBatches(split, TEXTS, SIZE, alone(4)), 0)
     strip = lambda rows: sorted(tuple(t for t in row if t) for row in rows)  # noqa: E731
     assert strip(pairs(items)) == strip(pairs(trained))
+
+
+def test_an_evaluation_joins_the_visits_of_an_image_and_loses_none(shards: Path) -> None:
+    dataset = EvaluationBatches(open_split(shards), TEXTS, SIZE, alone(5))
+    items = [dataset[key] for key in dataset.all_keys()]
+    assert sum(item.num_visits for item in items) == len(dataset.order.visits) > sum(len(i.batch.pixels) for i in items)
+    for item in items:
+        assert len(set(item.image_numbers)) == len(item.image_numbers) == len(item.batch.pixels)
+        assert item.batch.question_image.tolist() == list(item.question_images)
+        assert item.batch.question_image.bincount().max() == item.batch.questions_per_image
+
+
+def test_an_error_ends_the_process_although_workers_ignore_signals(shards: Path) -> None:
+    """Python waits at exit for children that it has sent a SIGTERM."""
+    script = f"""
+from tests.unit.shards.test_loader import SIZE, TEXTS, alone, open_split
+from shards.loader import EvaluationBatches, Loader
+batches = EvaluationBatches(open_split({str(shards)!r}), TEXTS, SIZE, alone(2))
+loader = Loader(batches, workers=1, pin_memory=False)
+for item in loader.batches(batches.all_keys()):
+    raise RuntimeError("in the middle of an epoch")
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 1
+    assert "in the middle of an epoch" in ended.stderr
 
 
 def test_shuffled_images_show_every_image_once_and_never_the_own_one(shards: Path) -> None:

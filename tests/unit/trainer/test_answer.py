@@ -66,6 +66,10 @@ def pnp(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [f"pnp.captioner={captioner}", f"pnp.reader={reader}", *SMALL]
 
 
+def given(pipeline: str, pnp: list[str]) -> list[str]:
+    return pnp if pipeline == "pnp" else []
+
+
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
     colors = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -93,7 +97,7 @@ def test_the_overlay_is_a_picture_of_the_photo_with_the_answer(
     run: Path, pnp: list[str], photo: Path, pipeline: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.png"
-    found = answer_photo(run, photo, QUESTION, overlay=out, pipeline=pipeline, overrides=pnp)
+    found = answer_photo(run, photo, QUESTION, overlay=out, pipeline=pipeline, overrides=given(pipeline, pnp))
     drawn = Image.open(out)
     assert drawn.width >= 60
     assert drawn.height > drawn.width * 40 / 60
@@ -103,7 +107,8 @@ def test_the_overlay_is_a_picture_of_the_photo_with_the_answer(
 @pytest.mark.parametrize("question", [QUESTION, "红色的方块在哪里?", "x" * 10_000, "is there\x00 a\x07 red\nsquare?"])
 def test_any_question_gets_an_answer(run: Path, pnp: list[str], photo: Path, question: str) -> None:
     for pipeline in ("direct", "pnp"):
-        assert isinstance(answer_photo(run, photo, question, pipeline=pipeline, overrides=pnp).text, str)
+        found = answer_photo(run, photo, question, pipeline=pipeline, overrides=given(pipeline, pnp))
+        assert isinstance(found.text, str)
 
 
 @pytest.mark.parametrize(("mode", "size"), [("L", (9, 9)), ("CMYK", (30, 8)), ("RGBA", (1, 1)), ("I;16", (20, 20))])
@@ -121,6 +126,9 @@ def test_photos_of_any_kind_are_read(run: Path, mode: str, size: tuple[int, int]
         (["--image", "nowhere.png"], "nowhere.png: cannot be read"),
         (["--overlay", "out.tar"], "out.tar: ends with '.tar'; expected .png"),
         (["optim.lr=1"], "optim.lr=1: is settled by the run"),
+        (["model.guidance.block=0"], "model.guidance.block=0: has no effect here"),
+        (["--overlay", "photo.png"], "photo.png: is the photo itself"),
+        (["--overlay", "photo.png/out.png"], "photo.png cannot be made"),
         (["--pipeline", "pnp"], "pnp.captioner: is not set"),
         (["model.guidance.block=5", "--overlay", "out.png"], "model.guidance.block: 5"),
     ],
@@ -152,9 +160,27 @@ def test_pnp_answers_a_split_and_leaves_the_direct_predictions_alone(run: Path, 
     rows = json.loads(RunDirectory(run).predictions("val.pnp").read_text())
     assert len(rows) == 25
     assert RunDirectory(run).predictions("val").read_bytes() == direct
-    smaller = [*pnp, "batch.micro_visits=1"]
     with pytest.raises(ConfigError, match=r"batch\.micro_visits=1: is settled by the run"):
-        read_run(run, smaller)
+        read_run(run, ["batch.micro_visits=1"])
+    with pytest.raises(ConfigError, match=r"pnp\.captioner=.*: has no effect here; what can be given begins with"):
+        evaluate_run(run, "val", overrides=pnp)
+
+
+def test_a_split_that_the_recipe_lacks_can_be_named_later(run: Path, project: Project) -> None:
+    metrics, _ = evaluate_run(run, "val")
+    elsewhere, _ = evaluate_run(run, "testdev", overrides=[f"data.testdev={project.config().data.val}"])
+    assert elsewhere["testdev/accuracy"] == metrics["val/accuracy"]
+
+
+def test_an_export_from_before_there_were_adapters_is_used_and_copied(run: Path, photo: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(run, old)
+    content = json.loads((old / "export" / "export.json").read_text())
+    del content["adapters"]
+    (old / "export" / "export.json").write_text(json.dumps(content))
+    assert answer_photo(old, photo, QUESTION) == answer_photo(run, photo, QUESTION)
+    copy_export(old, tmp_path / "copy", merge=True)
+    assert (tmp_path / "copy" / "export.json").is_file()
 
 
 def test_a_run_without_a_matching_tower_has_no_heatmap_and_says_so(
@@ -210,6 +236,35 @@ def test_merged_adapters_give_plain_checkpoints_that_answer_alike(
     expected, found = answer_photo(adapted, photo, QUESTION), answer_photo(plain.path, photo, QUESTION)
     assert found.text == expected.text
     assert found.confidence == pytest.approx(expected.confidence, rel=1e-4)
+
+
+def test_adapters_merge_into_the_checkpoint_that_has_the_trained_vision_tower(
+    project: Project, run: Path, photo: Path, tmp_path: Path
+) -> None:
+    export = RunDirectory(run).export
+    adapted = finished_run(
+        project,
+        tmp_path / "lora",
+        f"model.vision={export / 'blip_itm'}",
+        f"model.match={export / 'blip_itm'}",
+        f"model.answer={export / 'blip_vqa'}",
+        f"model.efficient_sam.checkpoint={export / 'efficient_sam.safetensors'}",
+        "model.freeze=[second_stream, match, answer]",
+        *("model.lora.match.rank=2", "model.lora.match.targets=[query, itm_head]"),
+        *("model.lora.answer.rank=2", "model.lora.answer.targets=[value]"),
+    )
+    copy_export(adapted, tmp_path / "merged", merge=True)
+    assert not list(tmp_path.glob(".*.partial"))
+    plain = RunDirectory(tmp_path / "plain")
+    plain.create()
+    config = read_run(adapted)
+    plain.write_config(config.model_copy(update={"model": config.model.model_copy(update={"lora": LoraParts()})}))
+    shutil.copytree(tmp_path / "merged", plain.export)
+    expected, found = answer_photo(adapted, photo, QUESTION), answer_photo(plain.path, photo, QUESTION)
+    assert found.text == expected.text
+    assert found.confidence == pytest.approx(expected.confidence, rel=1e-4)
+    for split in (evaluate_run(path, "val")[0] for path in (adapted, plain.path)):
+        assert split["val/itm_loss"] == pytest.approx(evaluate_run(adapted, "val")[0]["val/itm_loss"], rel=1e-4)
 
 
 def test_an_export_is_copied_whole_and_never_over_something(adapted: Path, tmp_path: Path) -> None:

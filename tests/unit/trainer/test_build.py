@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.build import BuiltModel
 from shards.errors import ConfigError, DataError
+from tests.models import tiny_t5
 from tests.runs import Project, engine_state, weights
 from trainer.build import (
     FUSION_FILE,
     evaluation_loader,
     image_size,
-    initialize_from,
     make_texts,
     open_split,
     shared_tokenizer,
@@ -22,6 +23,7 @@ from trainer.build import (
 from trainer.checkpoints import Checkpoints
 from trainer.distributed import World
 from trainer.export import export_model
+from trainer.initial_weights import initialize_from
 from trainer.run_directory import RunDirectory
 from trainer.state_file import MODEL
 
@@ -116,6 +118,55 @@ def test_more_weights_than_the_recipe_trains_are_no_fault(project: Project, sour
     everything = weights(project.model(seed=11).objective)
     assert len(weights(objective)) < len(everything)
     assert same(weights(objective), {name: everything[name] for name in weights(objective)})
+
+
+LORA = ("model.lora.answer.rank=2", "model.lora.answer.targets=[q]")
+
+
+@pytest.fixture(scope="module")
+def towers(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Overrides for frozen towers from the export, and T5."""
+    export = source / "export"
+    return (
+        f"model.vision={export / 'blip_itm'}",
+        f"model.match={export / 'blip_itm'}",
+        f"model.answer={tiny_t5(tmp_path_factory.mktemp('t5'))}",
+        f"model.efficient_sam.checkpoint={export / 'efficient_sam.safetensors'}",
+        "model.freeze=[vision, second_stream, match, answer]",
+    )
+
+
+def moved(built: BuiltModel, by: float) -> BuiltModel:
+    """The model with every trained weight moved, adapters that start at 0 too."""
+    with torch.no_grad():
+        for parameter in built.objective.parameters():
+            parameter += by
+    return built
+
+
+def test_adapters_come_from_an_export(project: Project, towers: tuple[str, ...], tmp_path: Path):
+    built = moved(project.model(*towers, *LORA), by=4)
+    saved = weights(built.objective)
+    export_model(project.config(*towers, *LORA), built, saved, tmp_path / "export", step=1, metrics={})
+    objective = project.model(*towers, *LORA, seed=5).objective
+    assert "start as they are" not in initialize_from(objective, str(tmp_path / "export"))
+    assert same(weights(objective), saved)
+
+
+def test_adapters_are_new_where_a_run_had_none_and_named_where_none_are_wanted(
+    project: Project, towers: tuple[str, ...], tmp_path: Path
+):
+    plain, adapted = (moved(project.model(*towers, *lora), by=4).objective for lora in ((), LORA))
+    for name, objective in (("plain", plain), ("adapted", adapted)):
+        checkpoints = Checkpoints(tmp_path / name / "checkpoints", World())
+        checkpoints.publish("best", checkpoints.save("step1", engine_state(objective), {}))
+    objective = project.model(*towers, *LORA, seed=5).objective
+    before = weights(objective)
+    assert "; lora start as they are" in initialize_from(objective, str(tmp_path / "plain"))
+    expected = {name: value if name.startswith("lora.") else weights(plain)[name] for name, value in before.items()}
+    assert same(weights(objective), expected)
+    said = initialize_from(project.model(*towers, seed=5).objective, str(tmp_path / "adapted"))
+    assert "; lora of it is not used" in said
 
 
 @pytest.mark.parametrize(

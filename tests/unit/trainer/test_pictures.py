@@ -83,6 +83,20 @@ def test_a_layer_that_cannot_be_read_is_refused_before_training(project: Project
         pictures_of(project, "model.guidance.block=1")
 
 
+def test_a_picture_that_fails_is_named_once_and_ends_nothing(project: Project, monkeypatch, caplog) -> None:
+    pictures, _ = pictures_of(project)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("trainer.pictures.answer_directly", fail)
+    album = Album()
+    pictures.record(Recorders([album]), 1)
+    pictures.record(Recorders([album]), 2)
+    assert [record.message for record in caplog.records] == ["no more pictures: RuntimeError: out of memory"]
+    assert album.pictures == {}
+
+
 def test_tensorboard_shows_them_and_metrics_do_not(project: Project, tmp_path: Path) -> None:
     pictures, _ = pictures_of(project, "logging.pictures=1")
     with Recorders([TensorBoardRecorder(tmp_path / "tb"), JsonlRecorder(tmp_path / "metrics.jsonl")]) as recorders:

@@ -52,7 +52,10 @@ def test_a_sound_recipe_passes_and_runs_one_process_without_a_gpu(recipe: Path):
         ("engine.processes=8", r"batch\.micro_visits: 2 does not divide the 1 visits"),
         ("engine.policy=none.json", r"engine\.policy: no file none\.json"),
         ("initialize_from=runs/none", r"initialize_from: runs/none: no such file or directory"),
-        ("model.efficient_sam.checkpoint=sam.pt", r"model\.efficient_sam\.checkpoint: sam\.pt: no such file"),
+        (
+            "model.efficient_sam.checkpoint=sam.pt",
+            r"model\.efficient_sam\.checkpoint: \S+ weights sam\.pt not found.*git hash-object",
+        ),
         ("model.vision=./blip", r"model\.vision: \./blip is no directory; expected a directory"),
         ("model.answer=val", r"model\.answer: val has no config\.json"),
     ],
