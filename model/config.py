@@ -111,7 +111,7 @@ class GuidanceConfig(Section):
     min_share: float = Field(default=0.3, gt=0.0, le=1.0)
     """Regions whose heat peaks below this part of the hottest one's are left out."""
     smoothing: float = Field(default=1.0, ge=0.0, le=100.0)
-    """Standard deviation in cells with which the heatmap is smoothed before points are chosen."""
+    """Standard deviation with which the heatmap is smoothed before points are chosen, in 24ths of the image's side."""
     blend: float = Field(default=0.5, ge=0.0, le=1.0)
     """How much of the heat, or of the second stream, the mask decides; 0 asks for no mask."""
     seed: int = Field(default=0, ge=0, lt=2**32)

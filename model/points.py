@@ -15,6 +15,9 @@ from scipy.ndimage import gaussian_filter, maximum_filter
 
 Floats = NDArray[np.float64]
 
+USUAL_GRID = 24
+"""Cells on a side of BLIP's grid at 384 pixels, in which smoothing is measured."""
+
 BACKGROUND_QUANTILE = 0.25
 """What most of the image has is no heat of its own; a thing may cover three quarters of the image and stand out."""
 FLAT = 0.01
@@ -51,14 +54,15 @@ def choose_points(
         heatmap: (g, g), not negative.
         num_points: the most points to give.
         min_share: in (0, 1]; regions whose peak is lower than this part of the highest are left out.
-        smoothing: standard deviation in cells; 0 leaves the heatmap as it is.
+        smoothing: standard deviation in cells of a 24 x 24 grid, BLIP's at 384 pixels; on another grid it is as wide
+            in the image. 0 leaves the heatmap as it is.
         seed: of the clustering; the same seed gives the same points.
 
     Returns:
         None at all for a heatmap that is empty, level, or not finite everywhere.
     """
     heat = np.asarray(heatmap, dtype=np.float64)
-    rise = _rise_above_background(heat, smoothing)
+    rise = _rise_above_background(heat, smoothing * len(heat) / USUAL_GRID)
     if rise is None:
         return []
     candidates = np.argwhere(rise >= min_share)
