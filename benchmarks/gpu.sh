@@ -41,6 +41,7 @@ packages="deepspeed=deepspeed webdataset=webdataset pydantic=pydantic pydantic_c
 annotated_types=annotated_types typing_inspection=typing_inspection typing_extensions=typing_extensions hjson=hjson
 braceexpand=braceexpand msgspec=msgspec msgpack=msgpack einops=einops psutil=psutil packaging=packaging tqdm=tqdm
 transformers=transformers tokenizers=tokenizers safetensors=safetensors peft=peft scipy=scipy numpy=numpy
+huggingface_hub=huggingface_hub accelerate=accelerate regex=regex py-cpuinfo=cpuinfo iniconfig=iniconfig pluggy=pluggy
 pillow=PIL pyyaml=yaml tensorboard=tensorboard pytest=pytest hypothesis=hypothesis"
 missing=$("$python" -c '
 import importlib.util, sys

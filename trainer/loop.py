@@ -12,7 +12,7 @@ from model.objective import SUM_NAMES
 from shards.errors import UserError
 from shards.loader import MicroBatch, training_keys
 from trainer.loss_watch import LossWatch
-from trainer.report import report_step
+from trainer.report import report_data, report_step
 from trainer.run import STEP_SUMS, Run, Step, TrainState
 from trainer.saving import export_last, repair_export, save, validate_if_due
 from trainer.schedule import learning_rate
@@ -135,6 +135,7 @@ def _finished(run: Run, state: TrainState) -> Outcome:
     else:
         repair_export(run, state)
     if run.validation is None:
+        report_data(run, state.take_window("since_validation"))
         return Outcome(True, f"trained {state.global_step} steps")
     early = run.config.early_stopping
     why = "trained to the end"

@@ -135,6 +135,14 @@ def test_every_micro_batch_of_every_epoch_is_trained_once_in_order(new_run):
     assert ledger.exported == [TOTAL_STEPS]
 
 
+def test_a_run_without_validations_says_at_its_end_how_many_questions_were_cut(new_run, monkeypatch):
+    told = []
+    monkeypatch.setattr("trainer.loop.report_data", lambda _, window: told.append(window))
+    fit(new_run(Ledger()), state_at())
+    micro_batches = TOTAL_STEPS * ACCUMULATION
+    assert [(window["questions"], window["questions_cut"]) for window in told] == [(3 * micro_batches, micro_batches)]
+
+
 @pytest.mark.parametrize("step", [3, 5, 9, 10])
 def test_a_resumed_run_does_the_rest(new_run, step: int):
     whole, rest = Ledger(), Ledger(first_step=step)
