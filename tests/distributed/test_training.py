@@ -21,7 +21,7 @@ from shards.writer import build_shards
 from tests.corpora import write_corpus
 from tests.distributed.launch import launch_alone, launch_ranks
 from tests.distributed.training_worker import Case, Fault, read_codes, write_cases
-from tests.models import FUSION, tiny_t5
+from tests.models import FUSION, tiny_checkpoints, tiny_t5
 from tests.runs import (
     NO_COMPILER,
     STEPS_PER_EPOCH,
@@ -43,10 +43,13 @@ STAGES = (0, 1, 2, 3)
 DONE, MISTAKE, STOPPED, KILLED = 0, 2, 75, -9
 DROPOUT = ("model.fusion.dropout=0.1", "model.scratch.dropout=0.1")
 LORA = {
-    "blip": ("model.lora.match.rank=2", "model.lora.match.targets=[query, value]"),
+    "blip": (
+        *("model.lora.match.rank=2", "model.lora.match.targets=[query, value]"),
+        *("model.lora.answer.rank=2", "model.lora.answer.targets=[crossattention.self.query]"),
+    ),
     "t5": ("model.lora.answer.rank=2", "model.lora.answer.targets=[q, v]"),
 }
-"""Adapters on BLIP's matching tower, and on T5 in the place of BLIP's decoder."""
+"""Adapters on BLIP's matching tower and decoder, and on T5 in the place of BLIP's decoder."""
 PICTURES = ("logging.tensorboard=true", "logging.pictures=2", "model.scratch.text_layers=2")
 EARLY = ("early_stopping.metric=val/loss", "early_stopping.mode=min", "early_stopping.patience=2")
 
@@ -93,6 +96,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str]) -> Run
         _case(frozen, "frozen"),
         *(_case(frozen, f"lora_{tower}", *_adapted(tower, t5)) for tower in LORA),
         _case(frozen, "lora_dropout", *lora_dropout),
+        _case(_guided_recipe(out, data), "masks"),
         *(lora_killed, _again(lora_killed)),
         _case(recipe, "dropout", *DROPOUT),
         *(killed, _again(killed)),
@@ -133,6 +137,7 @@ def together(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str], alo
         *(validating, _again(validating)),
         _case(recipe, "elsewhere", *DROPOUT, f"limits.max_steps={STEPS_PER_EPOCH}", copy=elsewhere),
         _case(recipe, "one_lane", "batch.lanes=1"),
+        _case(_guided_recipe(out, data), "masks3", "engine.policy=ds_configs/zero3.json"),
         _case(recipe, "pictures", *PICTURES, "engine.policy=ds_configs/zero3.json", "limits.epochs=1"),
     ]
     return _train(out, cases, processes=2)
@@ -166,6 +171,20 @@ def _frozen_recipe(out: Path, trained: Path, data: dict[str, str]) -> Path:
         "fusion": FUSION,
     }
     return write_recipe(out / "frozen.yaml", data, model=model)
+
+
+def _guided_recipe(out: Path, data: dict[str, str]) -> Path:
+    """A fusion encoder that runs once per question, over masks that the question's heatmap leads to."""
+    checkpoints = tiny_checkpoints(out / "checkpoints")
+    model = {
+        "vision": checkpoints["itm"],
+        "match": checkpoints["itm"],
+        "answer": checkpoints["vqa"],
+        "second_stream": "efficient_sam_masks",
+        "efficient_sam": {"variant": "custom", "checkpoint": checkpoints["sam"]},
+        "fusion": FUSION,
+    }
+    return write_recipe(out / "guided.yaml", data, model=model)
 
 
 def _adapted(tower: str, t5: str) -> tuple[str, ...]:
@@ -229,15 +248,22 @@ def test_adapters_learn_the_same_at_every_stage_and_lie_in_the_export(
 ):
     name = f"lora_{tower}{stage}"
     assert together.codes[name] == [DONE, DONE], together.said(name)
-    run, part = together[name], {"blip": "match", "t5": "answer"}[tower]
+    run, parts = together[name], {"blip": ("match", "answer"), "t5": ("answer",)}[tower]
     _assert_same_losses(run, alone[f"lora_{tower}"])
     weights = load_file(run.checkpoint("last") / MODEL)
     assert {name.split(".")[0] for name in weights} == {"fusion", "lora"}
     assert all(value.any() for name, value in weights.items() if "lora_B" in name), "every adapter has learnt"
-    assert run.exported["adapters"] == {part: f"lora_{part}"}
+    assert run.exported["adapters"] == {part: f"lora_{part}" for part in parts}
     validated = run.predictions
     evaluate_run(run.path, "val")
     assert run.predictions == validated
+
+
+def test_a_fusion_that_masks_guide_learns_the_same_on_two_ranks_under_zero_3(alone: Runs, together: Runs):
+    assert together.codes["masks3"] == [DONE, DONE], together.said("masks3")
+    assert "the fusion runs once per question" in together.said("masks3")
+    _assert_same_losses(together["masks3"], alone["masks"])
+    assert together["masks3"].predictions == alone["masks"].predictions
 
 
 def _assert_same_losses(run: LeftOver, expected: LeftOver) -> None:
