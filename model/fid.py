@@ -19,8 +19,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from model.hub import T5_ARCHITECTURES, load_pretrained
 from model.precision import t5_dtype
 
-CONTEXTS_PER_BATCH = 64
-"""Contexts that the encoder reads at once."""
+CONTEXTS_PER_BATCH = 320
+"""Contexts that the encoder reads at once: those of 16 questions, with PNP-VQA's 20 for each."""
 
 
 class Answer(NamedTuple):

@@ -99,6 +99,18 @@ def test_an_answer_does_not_depend_on_the_other_questions(reader: FidReader, mon
     assert reader.answer([], []) == []
 
 
+def test_all_contexts_of_all_questions_are_one_encoder_batch_and_one_generate_call(
+    reader: FidReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded, generated = [], []
+    generate = reader._model.generate
+    monkeypatch.setattr(reader._model, "generate", lambda **named: generated.append(1) or generate(**named))
+    handle = reader._model.encoder.register_forward_hook(lambda *_: encoded.append(1))
+    reader.answer(QUESTIONS, CAPTIONS, **SIZES)
+    handle.remove()
+    assert (len(encoded), len(generated)) == (1, 1)
+
+
 def test_every_caption_counts(reader: FidReader) -> None:
     base = reader.answer(QUESTIONS[:1], [["red", "blue", "the left", "no"]], **SIZES)[0]
     for place in range(4):
