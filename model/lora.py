@@ -5,7 +5,6 @@ small leaf modules inside of it, which the objective registers by reference: the
 of the tower.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -139,8 +138,3 @@ def without_adapters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for name, value in state.items()
         if not any(part.startswith("lora_") for part in parts[name])
     }
-
-
-def absolute_reference(reference: str) -> str:
-    """A local directory's full path, anything else as it is: an adapter lies elsewhere than the recipe."""
-    return os.path.abspath(reference) if os.path.isdir(reference) else reference

@@ -12,8 +12,7 @@ from shards.errors import UserError
 from shards.loader import square_image
 from shards.photo import check_question, read_photo
 from trainer.build import build_pnp, build_viewer, image_size
-from trainer.evaluate import Pipeline
-from trainer.exported import load_exported, open_keys, read_run
+from trainer.exported import Pipeline, load_exported, open_keys, read_run
 from trainer.overlays import Answered, answer_directly, picture
 
 PICTURE_FORMATS = (".png", ".jpg", ".jpeg", ".webp")
@@ -33,7 +32,7 @@ def answer_photo(
     Args:
         run: a run directory with an export.
         overlay: where to write a picture of what was looked at: heatmap, points, mask, question and answer.
-        pipeline: `direct` for the trained model's own answer, `pnp` for PNP-VQA's.
+        pipeline: whose answer.
         overrides: `key=value` where a run leaves a choice.
 
     Raises:
@@ -47,7 +46,6 @@ def answer_photo(
     exported = load_exported(run, read_run(run, overrides, open_keys=keys))
     pixels = square_image(image, image_size(exported.config, exported.built))[None].to(exported.device)
     alone = torch.zeros(1, dtype=torch.int64)
-    found = None
     if pnp_asked:
         pnp = build_pnp(*exported)
         found = pnp.viewer.look(pixels, [asked], alone)
@@ -55,11 +53,12 @@ def answer_photo(
         answered = Answered(read.text, read.confidence, tuple(read.captions))
     else:
         answered = answer_directly(exported.built, pixels, [asked])[0]
-        if overlay is not None:
-            viewer = build_viewer(exported.config, exported.built, exported.device)
-            found = viewer.look(pixels, [asked], alone, [answered.text])
-    if overlay is not None and found is not None:
-        _write_picture(overlay, picture(image, found, 0, asked, answered))
+        if overlay is None:
+            return answered
+        viewer = build_viewer(exported.config, exported.built, exported.device)
+        found = viewer.look(pixels, [asked], alone, [answered.text])
+    if overlay is not None:
+        _write_picture(overlay, picture(image, found, asked, answered))
     return answered
 
 

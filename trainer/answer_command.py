@@ -4,9 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from shards.errors import UserError
 from shards.progress import say
-from trainer.run_directory import RunDirectory
+from trainer.run_arguments import add_pipeline_option, check_run
 
 
 def add_answer_parser(verbs: Any) -> None:
@@ -27,26 +26,6 @@ def add_answer_parser(verbs: Any) -> None:
     )
     add_pipeline_option(parser)
     parser.set_defaults(handler=_answer)
-
-
-def add_pipeline_option(parser: argparse.ArgumentParser) -> None:
-    """Add `--pipeline`, the way to an answer."""
-    parser.add_argument(
-        "--pipeline",
-        choices=("direct", "pnp"),
-        default="direct",
-        help="direct: the trained model's own answers; pnp: T5's, from captions of what the model's heatmap points at",
-    )
-
-
-def check_run(run: Path) -> None:
-    """Refuse what is no run directory before anything heavy is imported.
-
-    Raises:
-        UserError: it has no config.yaml.
-    """
-    if not RunDirectory(run).config.is_file():
-        raise UserError(f"{run}: no run here (no config.yaml); name the directory of a run, such as runs/NAME")
 
 
 def _answer(arguments: argparse.Namespace) -> int:

@@ -14,12 +14,13 @@ from shards.commands import add_shards_parser
 from shards.errors import UserError
 from shards.progress import say
 from shards.scenes import add_scenes_parser
-from trainer.answer_command import add_answer_parser, add_pipeline_option, check_run
+from trainer.answer_command import add_answer_parser
 from trainer.bench import answer as bench_answer
 from trainer.bench import step as bench_step
 from trainer.doctor.command import add_doctor_parser
 from trainer.export_command import add_export_parser
 from trainer.gqa.command import add_score_parser
+from trainer.run_arguments import add_pipeline_option, check_run
 
 EXIT_USER_MISTAKE = 2
 EXIT_INTERRUPTED = 130

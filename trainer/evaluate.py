@@ -12,12 +12,11 @@ from shards.progress import Progress
 from trainer.build import build_pnp, evaluation_loader, open_split
 from trainer.config import RunConfig
 from trainer.distributed import World
-from trainer.exported import Weights, load_exported, open_keys, read_run
+from trainer.exported import Pipeline, Weights, load_exported, open_keys, read_run
 from trainer.run_directory import RunDirectory
 from trainer.validate import evaluate, evaluate_pnp, gather_predictions
 
 Images = Literal["own", "shuffled"]
-Pipeline = Literal["direct", "pnp"]
 
 
 def evaluate_run(
@@ -37,8 +36,7 @@ def evaluate_run(
     Args:
         images: `shuffled` shows every question the image of another sample: what is left without looking.
         weights: `initial` leaves the fusion encoder as the seed made it: where training began.
-        pipeline: `direct` takes the answers of the trained model, `pnp` those that T5 reads from captions of what the
-            trained model's heatmap points at.
+        pipeline: whose answers are scored.
         overrides: `key=value` where a run leaves a choice (`trainer.exported.open_keys`).
 
     Returns:

@@ -26,10 +26,10 @@ from transformers import BlipConfig, BlipForImageTextRetrieval, BlipForQuestionA
 
 from model.answer_towers import T5AnswerTower
 from model.build import BuiltModel
-from model.config import EfficientSamConfig, ModelConfig
+from model.config import EfficientSamConfig, ModelConfig, local_directory
 from model.efficient_sam import EfficientSamEncoder
 from model.efficient_sam_weights import save_efficient_sam_encoder
-from model.lora import absolute_reference, load_adapters, save_adapters, without_adapters
+from model.lora import load_adapters, save_adapters, without_adapters
 from model.objective import Objective
 from shards.errors import DataError
 from trainer.build import FUSION_FILE
@@ -194,8 +194,11 @@ def _export_adapters(
     model: ModelConfig, built: BuiltModel, weights: Mapping[str, Tensor], aside: Path
 ) -> dict[str, str]:
     for part in built.objective.adapters:
-        directory, base = aside / adapter_directory(part), absolute_reference(getattr(model, part))
-        save_adapters(_below(weights, f"lora.{part}."), getattr(model.lora, part), base, directory)
+        reference = getattr(model, part)
+        base = local_directory(reference)  # its full path: an adapter lies elsewhere than the recipe
+        found_at = reference if base is None else str(base.absolute())
+        directory = aside / adapter_directory(part)
+        save_adapters(_below(weights, f"lora.{part}."), getattr(model.lora, part), found_at, directory)
     return {part: adapter_directory(part) for part in built.objective.adapters}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.progress import say
-from trainer.answer_command import check_run
+from trainer.run_arguments import check_run
 
 
 def add_export_parser(verbs: Any) -> None:

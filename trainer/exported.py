@@ -15,9 +15,12 @@ from trainer.deepspeed_config import resolve_precision
 from trainer.distributed import device_type
 from trainer.export import exported_model_config, load_exported_adapters, load_fusion
 from trainer.initial_weights import initialize_from
+from trainer.run_arguments import check_run
 from trainer.run_directory import RunDirectory
 
 Weights = Literal["trained", "initial"]
+Pipeline = Literal["direct", "pnp"]
+"""Whose answers: the trained model's own, or those that T5 reads from captions of what its heatmap points at."""
 
 DATA = ("data.val=", "data.testdev=", "data.test=", "data.challenge=", "data.workers=", "precision=")
 """What may differ from the recipe of a run wherever its export is used: nothing that its weights depend on."""
@@ -47,14 +50,12 @@ def read_run(path: Path, overrides: Sequence[str] = (), *, open_keys: Sequence[s
     Raises:
         ConfigError: there is no run, or an override is wrong, of no effect, or of a key that its weights depend on.
     """
-    directory = RunDirectory(path)
-    if not directory.config.is_file():
-        raise ConfigError(f"{path}: no run in it; expected a run directory such as runs/NAME, with a config.yaml")
+    check_run(path)
     for override in overrides:
         if not override.startswith(tuple(open_keys)):
             fate = "has no effect here" if override.startswith((*LOOKS, *PNP)) else "is settled by the run"
             raise ConfigError(f"{override}: {fate}; what can be given begins with {', '.join(open_keys)}")
-    config = load_config(directory.config, overrides)
+    config = load_config(RunDirectory(path).config, overrides)
     guided = config.model.second_stream == "efficient_sam_masks"
     for override in overrides:
         if guided and override.startswith(LOOKS):

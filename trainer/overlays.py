@@ -52,10 +52,10 @@ def answer_directly(built: BuiltModel, pixels: torch.Tensor, questions: Sequence
     return [Answered(*pair) for pair in zip(words, probabilities.tolist(), strict=True)]
 
 
-def picture(image: Image.Image, found: Look, row: int, question: str, answered: Answered) -> Image.Image:
-    """What was looked at for a row of `found`, drawn over its image."""
-    heatmap, points = found.refined[row].numpy(), found.points[row]
-    mask = None if found.masks is None or not points else found.masks[row].numpy() >= 0.5
+def picture(image: Image.Image, found: Look, question: str, answered: Answered) -> Image.Image:
+    """What was looked at for a single question, drawn over its image."""
+    heatmap, (points,) = found.refined[0].numpy(), found.points
+    mask = None if found.masks is None or not points else found.masks[0].numpy() >= 0.5
     return draw_overlay(
         image,
         heatmap,

@@ -58,7 +58,7 @@ class Pictures:
             alone = torch.zeros(1, dtype=torch.int64)
             found = self._viewer.look(pixels, [shown.question], alone, [answered.text])
             asked = shown.question if shown.gold is None else f"{shown.question}  ({shown.gold})"
-            recorder.picture(step, f"val/question_{number + 1}", picture(shown.image, found, 0, asked, answered))
+            recorder.picture(step, f"val/question_{number + 1}", picture(shown.image, found, asked, answered))
 
 
 def build_pictures(config: RunConfig, built: BuiltModel, device: torch.device) -> Pictures | None:

@@ -1,0 +1,27 @@
+"""What the commands that use a run have in common; light enough to be imported before anything is known to be there."""
+
+import argparse
+from pathlib import Path
+
+from shards.errors import ConfigError
+from trainer.run_directory import RunDirectory
+
+
+def add_pipeline_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--pipeline`, the way to an answer."""
+    parser.add_argument(
+        "--pipeline",
+        choices=("direct", "pnp"),
+        default="direct",
+        help="direct: the trained model's own answers; pnp: T5's, from captions of what the model's heatmap points at",
+    )
+
+
+def check_run(run: Path) -> None:
+    """Refuse what is no run directory before anything heavy is imported.
+
+    Raises:
+        ConfigError: it has no config.yaml.
+    """
+    if not RunDirectory(run).config.is_file():
+        raise ConfigError(f"{run}: no run here (no config.yaml); name the directory of a run, such as runs/NAME")
