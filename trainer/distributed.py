@@ -4,15 +4,17 @@ The agreements run over a process group of their own (gloo, on the CPU, with a t
 DeepSpeed's collectives and work the same on GPUs. A rank alone talks to nobody.
 """
 
+import atexit
 import contextlib
 import logging
 import os
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -192,6 +194,19 @@ def initialize(timeout_seconds: float) -> World:
     dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout, **bound)
     control = dist.new_group(backend="gloo", timeout=timeout)
     return World(rank, local_rank, world_size, device, timeout_seconds, control)
+
+
+def leave(code: int) -> NoReturn:
+    """End a process that has used process groups, with exit code `code`, after what is registered with atexit.
+
+    The interpreter is not taken down. gloo's threads let go of a collective's tensors a moment after it has returned,
+    for which they need the interpreter's lock; a thread that waits for it while the interpreter goes down aborts a
+    process whose work is done: "terminate called without an active exception", exit code -6 (pytorch/pytorch#190489).
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def read_environment() -> tuple[int, int, int]:

@@ -30,7 +30,7 @@ from trainer.build import (
 from trainer.checkpoints import Checkpoints
 from trainer.config import RunConfig, check_world_size, dump_config, load_config, policy_path
 from trainer.deepspeed_config import read_policy, resolve, resolve_precision
-from trainer.distributed import LostRankError, World, initialize
+from trainer.distributed import LostRankError, World, initialize, leave
 from trainer.early_stopping import EarlyStopping
 from trainer.engine import Engine
 from trainer.environment import collect_environment
@@ -335,4 +335,4 @@ def _log_to(directory: RunDirectory, rank: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

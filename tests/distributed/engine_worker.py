@@ -13,7 +13,7 @@ from shards.errors import DataError, UserError
 from tests.distributed.toy import PRECISIONS, STAGES, VISITS, Toy, ToyBatch, step_batches
 from trainer.checkpoints import Checkpoints
 from trainer.deepspeed_config import read_policy, resolve
-from trainer.distributed import World, initialize
+from trainer.distributed import World, initialize, leave
 from trainer.engine import Engine, Update
 from trainer.state_file import EngineState
 
@@ -300,3 +300,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

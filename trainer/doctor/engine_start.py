@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.deepspeed_config import resolve
-from trainer.distributed import initialize
+from trainer.distributed import initialize, leave
 from trainer.engine import Engine
 
 TIMEOUT_SECONDS = 120.0
@@ -43,3 +43,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

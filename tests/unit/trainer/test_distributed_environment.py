@@ -1,5 +1,9 @@
 """What a process concludes from the launcher's environment, and what a process alone does without any group."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -107,3 +111,24 @@ def test_sums_are_taken_in_double_precision_and_leave_the_argument_alone():
     assert total.dtype == torch.float64
     total += 1
     assert values.tolist() == [1.0, 2.0]
+
+
+LEAVING = """
+import atexit
+import os
+from trainer.distributed import leave
+
+class TakenDown:
+    def __del__(self, write=os.write):
+        write(1, b" taken down")
+
+taken_down = TakenDown()
+atexit.register(lambda: print(" registered", end=""))
+print("printed", end="")
+leave(3)
+"""
+
+
+def test_leaving_does_what_is_registered_and_does_not_take_the_interpreter_down():
+    done = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, cwd=Path(__file__).parents[3])
+    assert (done.returncode, done.stdout, done.stderr) == (3, b"printed registered", b"")
