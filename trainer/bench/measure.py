@@ -31,20 +31,19 @@ _EXACT_IMAGES, _EXACT_QUESTIONS = 2, 2
 """Images, and questions of each, that are compared in fp64: enough to mix up, and little to wait for."""
 
 
-class FromPixels(NamedTuple):
-    """How far the grouped path is from the plain one when each encodes the images by itself.
+class Encoders(NamedTuple):
+    """How far the grouped path's image encoder is from the plain one, and what that does to the gradients in fp64.
 
-    The one attends by `scaled_dot_product_attention`, the other by an explicit softmax, and the last bits of the tokens
-    differ. In fp32 some of the million units of DIFNet's ReLU stand so close to 0 that they switch, and each switch is
-    a jump of the gradient; fp64 shows whether that is all.
+    On a CPU the tokens are the same bits. A GPU rounds by the kernels that it chooses for a batch's size, and has fused
+    attention besides; in fp32 some of the million units of DIFNet's ReLU stand so close to 0 that they switch, each a
+    jump of the gradient, so there all paths are compared from the same tokens on, and in fp64 from the pixels on.
     """
 
     tokens: float
     """||tokens - plain tokens|| / ||plain tokens|| in fp32"""
-    gradients: float
-    """As `Measurement.differences`, in fp32."""
     exact: float
-    """The same in fp64, over a few questions."""
+    """The grouped path's gradients from the pixels on, as `Measurement.differences` but in fp64, over a few
+    questions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +54,9 @@ class Measurement:
     losses: dict[str, float]
     """Loss of a step from the first weights, in fp32."""
     differences: dict[str, float]
-    """||gradient - plain gradient|| / ||plain gradient|| in fp32, from the same image tokens; empty without the
-    reference."""
-    from_pixels: FromPixels | None
+    """||gradient - plain gradient|| / ||plain gradient|| in fp32, on a CPU from the pixels on, on a GPU from the plain
+    path's image tokens; empty without the reference."""
+    encoders: Encoders | None
     """None without the reference."""
     num_questions: int
     circumstances: dict[str, Any]
@@ -65,11 +64,11 @@ class Measurement:
 
     @property
     def unequal(self) -> list[str]:
-        """What is not as in the plain path: gradients of paths, the image tokens, or gradients from the pixels on."""
+        """What is not as in the plain path: gradients of paths, the image tokens, or gradients in fp64."""
         unequal = [name for name, difference in self.differences.items() if not difference <= LARGEST_DIFFERENCE]
-        if self.from_pixels is not None:
-            unequal += ["image tokens"] * (not self.from_pixels.tokens <= LARGEST_DIFFERENCE)
-            unequal += [f"{GROUPED} in fp64"] * (not self.from_pixels.exact <= LARGEST_EXACT_DIFFERENCE)
+        if self.encoders is not None:
+            unequal += ["image tokens"] * (not self.encoders.tokens <= LARGEST_DIFFERENCE)
+            unequal += [f"{GROUPED} in fp64"] * (not self.encoders.exact <= LARGEST_EXACT_DIFFERENCE)
         return unequal
 
     def milliseconds(self, name: str) -> float:
@@ -101,7 +100,7 @@ class Measurement:
             result["ratio_to_one_fused_image_per_question"] = speedup(self.rounds, GROUPED, IMAGE_PER_QUESTION)
             result["gradient_difference"] = _finite(self.differences[GROUPED])
             result["gradients_equal"] = not self.unequal
-            result["from_pixels"] = {name: _finite(value) for name, value in self.from_pixels._asdict().items()}
+            result["encoders"] = {name: _finite(value) for name, value in self.encoders._asdict().items()}
         return result
 
 
@@ -134,10 +133,8 @@ def measure(
     workload = _place(workload, device, torch.float32)
     contenders = paths(workload, with_reference=with_reference)
     with _exact_convolutions():
-        losses, differences, from_pixels = _compare_gradients(workload, contenders, progress)
-        if from_pixels is not None:
-            progress("gradients: in fp64")
-            from_pixels = from_pixels._replace(exact=_exact_difference(sizes, device, seed))
+        losses, differences = _compare_gradients(workload, contenders, progress)
+        encoders = _compare_encoders(workload, sizes, seed, progress) if with_reference else None
     _place(workload, device, dtype)
     steps = _training_steps(workload.objective, contenders, _synchronise(device))
     # The gradients have warmed the paths up, in their dtype; AdamW has not made its moments yet.
@@ -147,7 +144,7 @@ def measure(
         rounds=time_rounds(steps, rounds=rounds, seconds_at_least=seconds_at_least, progress=progress),
         losses=losses,
         differences=differences,
-        from_pixels=from_pixels,
+        encoders=encoders,
         num_questions=workload.num_questions,
         circumstances={
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -173,32 +170,32 @@ def _place(workload: Workload, device: torch.device, dtype: torch.dtype) -> Work
 
 def _compare_gradients(
     workload: Workload, contenders: Mapping[str, Losses], progress: Callable[[str], None]
-) -> tuple[dict[str, float], dict[str, float], FromPixels | None]:
+) -> tuple[dict[str, float], dict[str, float]]:
     """Loss of every path, and how far its gradients are from those of the plain path."""
     objective, batch = workload
     if PLAIN not in contenders:
-        return {name: _gradients(objective, path)[0] for name, path in contenders.items()}, {}, None
+        return {name: _gradients(objective, path)[0] for name, path in contenders.items()}, {}
     losses, differences = {}, {}
     reference: list[Tensor] | None = None
-    tokens = plain_image_tokens(objective, batch.pixels)
-    with _given_tokens(objective, tokens):
+    given = _given_tokens(objective, batch.pixels) if batch.pixels.is_cuda else contextlib.nullcontext()
+    with given:
         for name in sorted(contenders, key=lambda name: name != PLAIN):
             progress(f"gradients: {name}")
             losses[name], found = _gradients(objective, contenders[name])
             reference = found if reference is None else reference
             differences[name] = relative_difference(found, reference)
-    own = relative_difference([objective.image_tokens(batch.pixels)], [tokens])
-    whole = relative_difference(_gradients(objective, contenders[GROUPED])[1], reference)
-    return {name: losses[name] for name in contenders}, differences, FromPixels(own, whole, math.nan)
+    return {name: losses[name] for name in contenders}, differences
 
 
-def _exact_difference(sizes: Sizes, device: torch.device, seed: int) -> float:
-    """Of the grouped path's gradients to the plain path's in fp64, nothing given to either."""
-    workload = build_workload(sizes, images=_EXACT_IMAGES, questions_per_image=_EXACT_QUESTIONS, seed=seed)
-    workload = _place(workload, device, torch.float64)
-    contenders = paths(workload, with_reference=True)
-    found, expected = (_gradients(workload.objective, contenders[name])[1] for name in (GROUPED, PLAIN))
-    return relative_difference(found, expected)
+def _compare_encoders(workload: Workload, sizes: Sizes, seed: int, progress: Callable[[str], None]) -> Encoders:
+    progress("gradients: in fp64")
+    objective, pixels = workload.objective, workload.batch.pixels
+    tokens = relative_difference([objective.image_tokens(pixels)], [plain_image_tokens(objective, pixels)])
+    few = build_workload(sizes, images=_EXACT_IMAGES, questions_per_image=_EXACT_QUESTIONS, seed=seed)
+    few = _place(few, pixels.device, torch.float64)
+    contenders = paths(few, with_reference=True)
+    found, expected = (_gradients(few.objective, contenders[name])[1] for name in (GROUPED, PLAIN))
+    return Encoders(tokens, relative_difference(found, expected))
 
 
 def _gradients(objective: nn.Module, path: Losses) -> tuple[float, list[Tensor]]:
@@ -211,8 +208,9 @@ def _gradients(objective: nn.Module, path: Losses) -> tuple[float, list[Tensor]]
 
 
 @contextlib.contextmanager
-def _given_tokens(objective: Objective, tokens: Tensor) -> Iterator[None]:
-    """The objective takes these image tokens for its vision tower's."""
+def _given_tokens(objective: Objective, pixels: Tensor) -> Iterator[None]:
+    """The objective takes the plain path's tokens of these pixels for its vision tower's."""
+    tokens = plain_image_tokens(objective, pixels)
     objective.image_tokens = lambda _: tokens
     try:
         yield

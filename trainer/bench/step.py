@@ -93,10 +93,12 @@ def table(measured: "Measurement") -> str:
             line += f"{speedup(measured.rounds, name, PLAIN):>9.2f}x{measured.differences[name]:>11.1e}"
         lines.append(f"{line}  {DESCRIPTIONS[name]}")
     if PLAIN in measured.losses:
-        lines += ["", "gradients: relative difference to those of plain, fp32, from the same image tokens"]
-        found = measured.from_pixels
-        lines.append(
-            f"grouped from pixels on: tokens {found.tokens:.1e}, gradients {found.gradients:.1e} in fp32 and "
-            f"{found.exact:.1e} in fp64"
-        )
+        start = "the pixels" if about["device"] == "cpu" else "the same image tokens"
+        found = measured.encoders
+        lines += [
+            "",
+            f"gradients: relative difference to those of plain, fp32, from {start} on",
+            f"grouped also: image tokens in fp32 {found.tokens:.1e}, gradients from the pixels on in fp64 "
+            f"{found.exact:.1e}",
+        ]
     return "\n".join(lines)

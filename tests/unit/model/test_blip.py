@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from transformers import BlipForImageTextRetrieval, BlipForQuestionAnswering
 
+from model import blip
 from model.blip import Grouping, decode_text, encode_image, encode_text, generate_greedily
 from tests.models import IMAGE_SIZE, random_batch, tiny_blip
 
@@ -42,11 +43,18 @@ def test_packing_keeps_every_row_and_unpacking_returns_it() -> None:
     assert not packed[1, 4:].any()
 
 
-def test_the_vision_transformer_equals_the_plain_one() -> None:
+@pytest.mark.parametrize("scores_at_once", [1, 600, 2**20])
+def test_the_vision_transformer_equals_the_plain_one(scores_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, pixels = tiny_blip(), torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE)
+    monkeypatch.setattr(blip, "_CACHED_SCORES", scores_at_once)
     torch.testing.assert_close(
-        encode_image(model.vision_model, pixels), model.vision_model(pixels).last_hidden_state, atol=1e-5, rtol=1e-5
+        encode_image(model.vision_model, pixels), model.vision_model(pixels).last_hidden_state, atol=1e-6, rtol=1e-6
     )
+
+
+def test_on_a_cpu_the_vision_transformer_gives_the_plain_ones_bits() -> None:
+    model, pixels = tiny_blip(), torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE)
+    assert torch.equal(encode_image(model.vision_model, pixels), model.vision_model(pixels).last_hidden_state)
 
 
 def test_grouped_questions_equal_one_question_per_row_in_output_and_gradient() -> None:

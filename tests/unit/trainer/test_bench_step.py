@@ -108,14 +108,14 @@ class TestEquality:
             assert measured.losses[name] == pytest.approx(measured.losses[PLAIN], rel=1e-5), name
         assert measured.unequal == []
 
-    def test_the_grouped_path_is_the_plain_one_from_pixels_on_too(self, measured: Measurement):
-        assert 0 < measured.from_pixels.tokens <= LARGEST_DIFFERENCE
-        assert measured.from_pixels.exact <= LARGEST_EXACT_DIFFERENCE
+    def test_the_grouped_path_encodes_images_as_the_plain_one(self, measured: Measurement):
+        assert measured.encoders.tokens <= 1e-7
+        assert measured.encoders.exact <= LARGEST_EXACT_DIFFERENCE
 
     def test_a_vision_forward_that_mixes_up_images_is_found_out(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("model.objective.encode_image", lambda *a, **k: encode_image(*a, **k).flip(0))
         wrong = measure_tiny(torch.float32, with_reference=True)
-        assert wrong.unequal == ["image tokens", "grouped in fp64"]
+        assert wrong.unequal == [GROUPED, KEYS_PER_ROW, "image tokens", "grouped in fp64"]
 
     def test_a_decoder_that_reads_the_padding_of_questions_is_found_out(self, workload: Workload):
         contenders = paths(workload, with_reference=True)
