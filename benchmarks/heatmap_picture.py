@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers.utils import logging as transformers_logging
 
-from model.blip import Grouping
 from model.build import BuiltModel
 from model.heatmap import default_block, text_heatmaps
 from model.overlay import draw_overlay
 from model.points import choose_points, to_pixels
+from model.rows import Grouping
 from shards.atomic import write_atomically
 from shards.collate import VisitTexts, collate, pad
 from shards.errors import ConfigError, UserError

@@ -11,8 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
-from model.blip import Grouping, decode_text, encode_text, generate_greedily
+from model.blip import decode_text, encode_text, generate_greedily
 from model.losses import answer_loss
+from model.rows import Grouping
 from shards.collate import Batch, TextCodec
 
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.blip import Grouping
 from model.config import GuidanceConfig
 from model.efficient_sam_prompts import PADDING, POINT
 from model.heatmap import check_block, default_block, text_heatmaps
 from model.match_tower import MatchTower
 from model.points import Point, choose_points, refine_heatmap, to_unit
+from model.rows import Grouping
 from model.segmenter import Segmenter
 
 

@@ -16,8 +16,9 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from model.blip import Grouping, Words, encode_text_layer
+from model.blip import encode_text_layer
 from model.match_tower import MatchTower
+from model.rows import Grouping, Words
 from shards.errors import ConfigError
 
 USUAL_BLOCK = 7

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model.blip import Grouping
 from model.config import GuidanceConfig
 from model.guidance import Look, block_of, look
 from model.objective import Objective
 from model.pixels import unit_pixels
+from model.rows import Grouping
 from model.segmenter import Segmenter
 from shards.collate import PairCodec, pad
 

@@ -6,11 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.blip import Grouping
 from model.captions import Captioner
 from model.fid import Answer, contexts
 from model.guidance import find_heatmaps, find_masks, find_points, sharpen
 from model.points import Point
+from model.rows import Grouping
 from model.viewer import read_alone
 from shards.collate import pad
 from trainer.bench.answer_workload import Models

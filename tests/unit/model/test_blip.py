@@ -6,7 +6,8 @@ from torch import Tensor
 from transformers import BlipForImageTextRetrieval, BlipForQuestionAnswering
 
 from model import blip
-from model.blip import Grouping, decode_text, encode_image, encode_text, generate_greedily
+from model.blip import decode_text, encode_image, encode_text, generate_greedily
+from model.rows import Grouping
 from tests.models import IMAGE_SIZE, random_batch, tiny_blip
 
 ROWS = (3, 1, 4)
@@ -30,17 +31,6 @@ def plain_rows(model: BlipForQuestionAnswering, tokens: Tensor, batch) -> list[T
         row = model.text_encoder(ids[mask][None], encoder_hidden_states=read).last_hidden_state
         states.append(row[0])
     return states
-
-
-def test_packing_keeps_every_row_and_unpacking_returns_it() -> None:
-    image = torch.tensor([0, 0, 1, 2, 2, 2])
-    grouping = Grouping.of(image, num_images=3, rows_per_image=3)
-    rows = torch.randn(6, 4, 5)
-    packed = grouping.pack(rows)
-    assert packed.shape == (3, 12, 5)
-    assert torch.equal(grouping.unpack(packed, 4), rows)
-    assert torch.equal(packed[1, :4], rows[2])
-    assert not packed[1, 4:].any()
 
 
 @pytest.mark.parametrize("scores_at_once", [1, 600, 2**20])

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.blip import Grouping
 from model.build import BuiltModel
 from model.config import GuidanceConfig
 from model.guidance import Look, look
 from model.objective import Objective
 from model.points import Point, choose_points, refine_heatmap
+from model.rows import Grouping
 from model.second_stream import EfficientSamMaskStream
 from shards.collate import Batch
 from shards.errors import ConfigError

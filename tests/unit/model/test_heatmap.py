@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from transformers import BlipConfig, BlipForImageTextRetrieval, BlipTextConfig, BlipVisionConfig
 
-from model.blip import Grouping
 from model.heatmap import default_block, text_heatmaps
 from model.match_tower import MatchTower
+from model.rows import Grouping
 from shards.errors import ConfigError
 
 PATCH = 4
