@@ -30,6 +30,8 @@ class BuildRequest:
     resize: int | None = None
     """Bring the short side down to so many pixels; None keeps the files as they are."""
     shard_bytes: int = SHARD_BYTES
+    lowercase_answers: bool = False
+    """Write answers in lower case and with single spaces, the only form that a generated answer is compared in."""
     show_progress: bool = False
 
     def __post_init__(self) -> None:
@@ -50,10 +52,13 @@ class BuildRequest:
 
     def options(self) -> dict[str, str | int | bool | None]:
         """What changes the content of the shards, beside the input."""
-        return {
+        options: dict[str, str | int | bool | None] = {
             "balanced_only": self.balanced_only,
             "limit": self.limit,
             "on_missing": self.on_missing,
             "resize": self.resize,
             "shard_bytes": self.shard_bytes,
         }
+        if self.lowercase_answers:  # named only where it is asked for: an index without it keeps its bytes
+            options["lowercase_answers"] = True
+        return options

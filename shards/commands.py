@@ -10,12 +10,12 @@ from typing import Any
 from shards.annotations import READERS
 from shards.build_request import SHARD_BYTES, BuildRequest
 from shards.index import SplitIndex, read_index
+from shards.lower_case import unmatched_answers
 from shards.progress import say
 from shards.verify import verify_shards
 from shards.writer import build
 
 USERS_MISTAKE = 2
-STOPPED = 1
 TOP_ANSWERS = 10
 
 
@@ -23,7 +23,7 @@ def add_shards_parser(subparsers: Any) -> None:
     """Add `shards` and its verbs to a command's subparsers.
 
     Each verb sets `handler`: a function of the parsed arguments that returns the exit code. A handler raises UserError
-    for the caller to print.
+    for the caller to print, and lets KeyboardInterrupt through.
     """
     shards = subparsers.add_parser("shards", help="build, verify and describe shards of images with their questions")
     verbs = shards.add_subparsers(dest="shards_verb", required=True, metavar="build | verify | info")
@@ -50,14 +50,17 @@ def run_build(arguments: argparse.Namespace) -> int:
         balanced_only=arguments.balanced_only,
         resize=arguments.resize,
         shard_bytes=arguments.shard_bytes,
+        lowercase_answers=arguments.lowercase_answers,
         show_progress=True,
     )
     try:
         index, is_new = build(request)
     except KeyboardInterrupt:
         say(f"{request.out}: stopped; nothing half-written is left", error=True)
-        return STOPPED
+        raise
     say(f"{request.out}: {'built' if is_new else 'already built, nothing changed'}: {_one_line(index)}")
+    if warning := unmatched_answers(index.answers):
+        say(f"{request.out}: warning: {warning}", error=True)
     return 0
 
 
@@ -127,6 +130,11 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--balanced-only", action="store_true", help="leave out questions that are not balanced")
     parser.add_argument("--resize", type=int, metavar="N", help="bring the short side down to N pixels, as JPEG")
     parser.add_argument("--shard-bytes", type=int, metavar="N", default=SHARD_BYTES, help="largest size of a tar")
+    parser.add_argument(
+        "--lowercase-answers",
+        action="store_true",
+        help="write answers in lower case with single spaces, as a model's are compared",
+    )
     parser.set_defaults(handler=run_build)
 
 

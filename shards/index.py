@@ -67,7 +67,8 @@ class SplitIndex(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """The annotation format it was built from: gqa, jsonl or csv."""
     sources: list[Source]
     options: dict[str, str | int | bool | None]
-    """The options of the build that change its content: resize, balanced_only, limit, on_missing, shard_bytes."""
+    """The options of the build that change its content: resize, balanced_only, limit, on_missing, shard_bytes; and
+    lowercase_answers where it was given."""
     counts: dict[str, int]
     """images, questions, answered (questions with an answer); left out: missing_images, unreadable_images and their
     skipped_questions, duplicate_questions (identical repetitions), unbalanced_questions."""

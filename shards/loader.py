@@ -224,6 +224,9 @@ class EvaluationBatches(_MicroBatches):
     Args:
         max_images: evaluate so many hash-chosen images; None is all.
         shuffle_images: show every question the image of another sample, which tells what a model owes to its eyes.
+
+    Raises:
+        DataError: images are to be shuffled, and there is only one.
     """
 
     def __init__(

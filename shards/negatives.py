@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
+from shards.lower_case import normalise
 from shards.plan import EpochOrder, Ints, hash64
 from shards.records import ImageSample, Question
 
@@ -12,11 +13,6 @@ QUESTION_TRIES = 8
 _YES_NO = {"yes": "no", "no": "yes"}
 _MAX_OPTION_WORDS = 4
 _WORD = re.compile(r"[\w'-]+")
-
-
-def normalise(text: str) -> str:
-    """Lower case, stripped, white space collapsed: when two texts count as the same question."""
-    return " ".join(text.lower().split())
 
 
 def answer_negative(

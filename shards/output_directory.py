@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shards.atomic import sync_directory
+from shards.atomic import sync_directory, write_atomically
 from shards.errors import DataError
 from shards.index import INDEX_NAME, SplitIndex, encode_index, read_index
 
@@ -21,14 +21,12 @@ def claimed(directory: Path) -> Iterator[None]:
     """Make the directory, and keep every other build out of it meanwhile; remove it if it was made for nothing.
 
     Raises:
-        DataError: another build is writing here, or no directory can be made.
+        DataError: another build is writing here.
+        OSError: no directory can be made.
     """
-    try:
-        made = not directory.exists()
-        directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise DataError(f"{directory}: not a directory that can be written: {error.strerror}") from None
+    made = not directory.exists()
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         _lock(descriptor, directory)
         try:
@@ -64,14 +62,31 @@ def staging_in(directory: Path) -> Iterator[Path]:
     """An empty directory inside `directory`, on the same file system, for files that are not finished.
 
     It is removed at the end, with every shard that an interrupted `publish` had moved out of it.
+
+    Raises:
+        OSError: the directory cannot be written.
     """
     staging = directory / STAGING_NAME
-    _discard(directory, staging)
+    discard_unfinished(directory)
     staging.mkdir()
     try:
         yield staging
     finally:
-        _discard(directory, staging)
+        discard_unfinished(directory)
+
+
+def discard_unfinished(directory: Path) -> None:
+    """Remove what a build that did not end left: its staging directory, and shards that no index describes.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    staging = directory / STAGING_NAME
+    if not staging.exists():
+        return
+    if not (directory / INDEX_NAME).exists():
+        _remove_shards(directory)
+    shutil.rmtree(staging)
 
 
 def publish(directory: Path, index: SplitIndex) -> None:
@@ -81,10 +96,7 @@ def publish(directory: Path, index: SplitIndex) -> None:
     """
     staging = directory / STAGING_NAME
     staged_index = staging / INDEX_NAME
-    with staged_index.open("wb") as file:
-        file.write(encode_index(index))
-        file.flush()
-        os.fsync(file.fileno())
+    write_atomically(staged_index, encode_index(index))  # a disk may be full, and the old shards are still there
     (directory / INDEX_NAME).unlink(missing_ok=True)
     sync_directory(directory)
     _remove_shards(directory)
@@ -93,14 +105,6 @@ def publish(directory: Path, index: SplitIndex) -> None:
     sync_directory(directory)
     os.replace(staged_index, directory / INDEX_NAME)
     sync_directory(directory)
-
-
-def _discard(directory: Path, staging: Path) -> None:
-    if not staging.exists():
-        return
-    if not (directory / INDEX_NAME).exists():
-        _remove_shards(directory)
-    shutil.rmtree(staging)
 
 
 def _remove_shards(directory: Path) -> None:

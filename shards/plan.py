@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.errors import ConfigError
+from shards.errors import ConfigError, DataError
 
 Ints = NDArray[np.int64]
 Purpose = Literal["question", "shard", "visit", "answer_negative", "question_negative", "subset", "exchange"]
@@ -241,8 +241,17 @@ def sample_images(num_questions: Ints, max_images: int | None, seed: int) -> Int
 
 
 def exchanged_images(num_questions: Ints, seed: int) -> Ints:
-    """For each image in use the number of another one, each of them once: a single cycle in hash order."""
+    """For each image in use the number of another one, each of them once: a single cycle in hash order.
+
+    Raises:
+        DataError: only one image is in use.
+    """
     used = np.flatnonzero(num_questions > 0)
+    if len(used) == 1:
+        raise DataError(
+            "--images shuffled: only one image of this split is asked about; expected at least two: take a larger "
+            "split or data.limit, or --images own"
+        )
     cycle = used[hash_order(seed, 0, "exchange", used)]
     other = np.arange(len(num_questions))
     other[cycle] = np.roll(cycle, 1)

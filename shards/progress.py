@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TextIO
 
@@ -18,7 +19,21 @@ def say(text: str, *, error: bool = False) -> None:
     try:
         print(text, file=stream, flush=True)
     except (OSError, ValueError):
-        _silence(stream)
+        silence(stream)
+
+
+def silence(stream: TextIO | None) -> None:
+    """Send a stream that nobody reads any more to nowhere: else Python fails once more when it flushes at exit.
+
+    A stream that is None, closed or no file stays as it is.
+    """
+    if stream is None:
+        return
+    with suppress(OSError, ValueError):
+        descriptor = stream.fileno()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
 
 
 def progress_line(what: str, done: int, total: int, unit: str, seconds: float) -> str:
@@ -91,14 +106,3 @@ def _is_terminal(stream: TextIO | None) -> bool:
         return stream is not None and stream.isatty()
     except ValueError:  # closed
         return False
-
-
-def _silence(stream: TextIO) -> None:
-    """Send a stream's file to nowhere: else Python fails once more when it flushes at exit."""
-    try:
-        descriptor = stream.fileno()
-    except (OSError, ValueError):
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, descriptor)
-    os.close(nowhere)

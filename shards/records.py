@@ -1,7 +1,5 @@
 """What a sample says: one image with all its questions, as stored in the JSON member of a shard."""
 
-from typing import Literal
-
 import msgspec
 
 Box = tuple[float, float, float, float]
@@ -72,9 +70,9 @@ def decode_sample(data: bytes | memoryview) -> ImageSample:
     """The inverse of `encode_sample`.
 
     Raises:
-        msgspec.DecodeError: the bytes are not such a sample.
+        msgspec.DecodeError: the bytes are not such a sample: no JSON, no UTF-8, nested too deep, or of another form.
     """
-    return _decoder.decode(data)
-
-
-Split = Literal["train", "val", "testdev", "test", "challenge"]
+    try:
+        return _decoder.decode(data)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from None

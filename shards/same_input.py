@@ -35,7 +35,9 @@ def refuse_another(present: SplitIndex, sources: list[Source], request: BuildReq
     found = {"format": present.reader, **present.options}
     asked = {"format": request.format, **request.options()}
     changes = [
-        f"{name} {found.get(name)} there, {value} asked" for name, value in asked.items() if found.get(name) != value
+        f"{name} {found.get(name, False)} there, {asked.get(name, False)} asked"
+        for name in {**asked, **found}
+        if found.get(name, False) != asked.get(name, False)  # a flag that was not given may not be named at all
     ]
     if present.sources != sources:
         there, asked_for = ([f"{s.name} ({s.sha256[:8]})" for s in side] for side in (present.sources, sources))

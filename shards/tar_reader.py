@@ -1,6 +1,7 @@
 """One sample by its number: bytes are read by offset, no tar is ever scanned or extracted."""
 
 import os
+import weakref
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,17 +14,26 @@ from shards.records import ImageSample, decode_sample
 CACHED_SAMPLES = 1024
 """Decoded annotations kept per process: negatives read those of other images of the same block."""
 
+OPEN_SHARDS = 256
+"""Shards kept open per reader. An epoch goes through up to lanes x shuffle_shards of them at a time (64 x 8), and
+opening one again costs little; but a process that reads a training and a validation split has 1,024 descriptors, where
+nobody raised that limit, for everything."""
+
 
 class ShardReader:
     """Reads images and annotations of a split; safe to hand to worker processes (files open on first use).
 
+    One thread at a time: to open a shard may close another one.
+
     Raises (all methods):
-        DataError: a shard is missing, is shorter than the index says, or holds no such sample.
+        DataError: a shard is missing, cannot be read, is shorter than the index says, or holds no such sample.
     """
 
     def __init__(self, directory: str | Path, index: SplitIndex) -> None:
         self.directory, self.index = Path(directory), index
         self._open_files: dict[str, int] = {}
+        """Shard -> descriptor; the one used last stands last."""
+        weakref.finalize(self, _close_all, self._open_files)
         self._cached_sample = lru_cache(CACHED_SAMPLES)(self._read_sample)
 
     def __getstate__(self) -> dict:
@@ -58,7 +68,15 @@ class ShardReader:
             raise DataError(f"{self.describe(image)}: damaged annotations ({error}); {self._remedy}") from None
 
     def _read(self, shard: Shard, offset: int, size: int) -> bytes:
-        data = os.pread(self._open(shard), size, offset)
+        try:
+            data = os.pread(self._open(shard), size, offset)
+        except FileNotFoundError as error:
+            raise DataError(f"{self.directory / shard.name}: {error.strerror}; {self._remedy}") from None
+        except OSError as error:
+            raise DataError(
+                f"{self.directory / shard.name}: cannot be read at byte {offset}: {error.strerror}; see to the disk, "
+                "the mount or the rights, and run the same command again"
+            ) from None
         if len(data) != size:
             raise DataError(
                 f"{self.directory / shard.name}: ends at byte {offset + len(data)}, expected {shard.bytes}; "
@@ -67,14 +85,19 @@ class ShardReader:
         return data
 
     def _open(self, shard: Shard) -> int:
-        if shard.name not in self._open_files:
-            path = self.directory / shard.name
-            try:
-                self._open_files[shard.name] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as error:
-                raise DataError(f"{path}: {error.strerror}; {self._remedy}") from None
-        return self._open_files[shard.name]
+        descriptor = self._open_files.pop(shard.name, None)
+        if descriptor is None:
+            while len(self._open_files) >= OPEN_SHARDS:
+                os.close(self._open_files.pop(next(iter(self._open_files))))
+            descriptor = os.open(self.directory / shard.name, os.O_RDONLY | os.O_CLOEXEC)
+        self._open_files[shard.name] = descriptor
+        return descriptor
 
     @property
     def _remedy(self) -> str:
         return f"list every fault with `duoflow shards verify {self.directory}` and build the shards again"
+
+
+def _close_all(open_files: dict[str, int]) -> None:
+    while open_files:
+        os.close(open_files.popitem()[1])

@@ -188,7 +188,7 @@ def _json_member(descriptor: int, part: _Part, position: int, faults: list[str])
     where = f"{shard.name}: {sample_key(part.first_image + position)}.json"
     try:
         sample = decode_sample(_read(descriptor, shard.json_offsets[position], shard.json_bytes[position]))
-    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+    except (msgspec.DecodeError, ValueError) as error:
         faults.append(f"{where}: not a sample: {error}")
         return None
     if sample.image_id != shard.image_ids[position]:

@@ -4,7 +4,7 @@ import hashlib
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,8 @@ from shards.errors import DataError
 from shards.grouping import Grouping
 from shards.images import MissingImage, find_image
 from shards.index import Shard, SkippedImage, Source, SplitIndex, read_index
-from shards.output_directory import claimed, present_index, publish, staging_in
+from shards.lower_case import with_lowercase_answer
+from shards.output_directory import claimed, discard_unfinished, present_index, publish, staging_in
 from shards.packing import Packed, Task, Unusable, map_in_order, pack
 from shards.packing import Source as ImageSource
 from shards.progress import Progress
@@ -46,6 +47,7 @@ def build_shards(
     balanced_only: bool = False,
     resize: int | None = None,
     shard_bytes: int = SHARD_BYTES,
+    lowercase_answers: bool = False,
     show_progress: bool = False,
 ) -> SplitIndex:
     """Build a directory of shards and return its index; with the same shards already there, do nothing.
@@ -68,6 +70,7 @@ def build_shards(
         balanced_only=balanced_only,
         resize=resize,
         shard_bytes=shard_bytes,
+        lowercase_answers=lowercase_answers,
         show_progress=show_progress,
     )
     return build(request).index
@@ -77,19 +80,32 @@ def build(request: BuildRequest) -> Built:
     """Carry out a request; see `build_shards`."""
     files = READERS[request.format].expand(request.questions)
     sources = hash_sources(request, files)
-    with claimed(request.out):
-        present = present_index(request.out)
-        with staging_in(request.out) as staging:
-            if present is not None:
-                refuse_another(present, sources, request)
-                if is_whole(present, request.out) and images_digest(present, request) == present.images_sha256:
-                    return Built(present, False)
-            try:
+    try:
+        with claimed(request.out):
+            present = present_index(request.out)
+            if present is not None and _is_same(present, sources, request):
+                with suppress(OSError):  # the shards are right, even where nothing can be tidied up beside them
+                    discard_unfinished(request.out)
+                return Built(present, False)
+            with staging_in(request.out) as staging:
                 return Built(_write(request, files, sources, staging), True)
-            except sqlite3.Error as error:
-                raise DataError(f"{request.out}: cannot be written: {error}; nothing was changed") from None
-            except OSError as error:
-                raise DataError(f"{error.filename or request.out}: {error.strerror}; nothing was changed") from None
+    except sqlite3.Error as error:
+        raise _cannot_write(request.out, request.out, str(error)) from None
+    except OSError as error:
+        raise _cannot_write(request.out, error.filename or request.out, error.strerror or str(error)) from None
+
+
+def _is_same(present: SplitIndex, sources: list[Source], request: BuildRequest) -> bool:
+    """Whether nothing is left to do. Only reads: finished shards may lie on a disk that cannot be written."""
+    refuse_another(present, sources, request)
+    return is_whole(present, request.out) and images_digest(present, request) == present.images_sha256
+
+
+def _cannot_write(out: Path, place: str | Path, reason: str) -> DataError:
+    return DataError(
+        f"{place}: {reason}; nothing was changed; see that {out} is a directory with room that can be written, or "
+        "choose another --out"
+    )
 
 
 def _write(request: BuildRequest, files: list[Path], sources: list[Source], staging: Path) -> SplitIndex:
@@ -125,8 +141,10 @@ def read_and_group(request: BuildRequest, files: list[Path], grouping: Grouping,
             for annotation in reader.read(path, scenes, progress.advance):
                 if request.balanced_only and not annotation.question.is_balanced:
                     unbalanced += 1
-                else:
-                    grouping.add(annotation, number)
+                    continue
+                if request.lowercase_answers:
+                    annotation = annotation._replace(question=with_lowercase_answer(annotation.question))
+                grouping.add(annotation, number)
     return {"duplicate_questions": grouping.seal(files), "unbalanced_questions": unbalanced}
 
 

@@ -54,11 +54,14 @@ def expand(paths: Sequence[Path]) -> list[Path]:
     """Question files, with each directory of chunks (`train_all_questions_0.json`, ...) replaced by its chunks.
 
     Raises:
-        DataError: a directory holds no chunks, or chunks of several sets.
+        DataError: a directory holds no chunks, or chunks of several sets, or cannot be read.
     """
     files: list[Path] = []
     for path in paths:
-        files += _chunks(path) if path.is_dir() else [path]
+        try:
+            files += _chunks(path) if path.is_dir() else [path]
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     return files
 
 

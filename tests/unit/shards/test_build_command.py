@@ -1,6 +1,7 @@
 """`duoflow shards build | verify | info`: exit codes, lines, JSON."""
 
 import argparse
+import io
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from shards import commands, progress, writer
 from shards.errors import UserError
 from shards.index import read_index
-from shards.progress import Progress, progress_line
+from shards.progress import Progress, progress_line, silence
 from tests.corpora import Corpus, write_corpus
 
 ROOT = Path(__file__).parents[3]
@@ -92,18 +93,42 @@ def test_what_was_left_out_is_said(corpus, tmp_path, capsys):
     assert "left out: 1 missing image, " in capsys.readouterr().out
 
 
+def test_answers_that_no_generated_one_can_match_are_said_once_with_the_way_out(corpus, tmp_path, capsys):
+    names = sorted(path.name for path in corpus.images.iterdir())
+    table = tmp_path / "rows.csv"
+    answers = ["Yes", "Yes", "very  dark", "red", ""]
+    rows = [f"{name},What is it?,{answer}" for name, answer in zip(names, answers, strict=True)]
+    table.write_text("\n".join(["image,question,answer", *rows]))
+    words = ["build", "--format", "csv", "--questions", table, "--images", corpus.images, "--workers", 0, "--out"]
+    assert duoflow(*words, tmp_path / "out") == 0
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert line.startswith(f"{tmp_path / 'out'}: warning: 3 of 4 answers are not in lower case with single spaces, ")
+    assert "such as 'Yes'" in line
+    assert "--lowercase-answers into another --out" in line
+    assert duoflow(*words, tmp_path / "lower", "--lowercase-answers") == 0
+    assert capsys.readouterr().err == ""
+    assert read_index(tmp_path / "lower").answers == {"yes": 2, "very dark": 1, "red": 1}
+
+
+def test_answers_in_lower_case_are_not_warned_of(corpus, tmp_path, capsys):
+    duoflow(*build_words(corpus, tmp_path / "out"))
+    assert capsys.readouterr().err == ""
+
+
 def test_a_user_error_goes_to_the_caller(corpus, tmp_path):
     corpus.questions.write_text("[]")
     with pytest.raises(UserError, match="broken JSON at byte 0"):
         duoflow(*build_words(corpus, tmp_path / "out"))
 
 
-def test_an_interrupt_is_one_line(corpus, tmp_path, capsys, monkeypatch):
+def test_an_interrupt_is_one_line_and_goes_to_the_caller(corpus, tmp_path, capsys, monkeypatch):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(writer, "_pack_all", interrupt)
-    assert duoflow(*build_words(corpus, tmp_path / "out")) == 1
+    with pytest.raises(KeyboardInterrupt):  # for which every verb has the same exit code
+        duoflow(*build_words(corpus, tmp_path / "out"))
     assert capsys.readouterr().err == f"{tmp_path / 'out'}: stopped; nothing half-written is left\n"
     assert not (tmp_path / "out").exists()
 
@@ -190,3 +215,18 @@ def test_without_a_terminal_lines_come_now_and_then(capsys, monkeypatch):
     with Progress("packing", 1, "images", clock=lambda: now[0]) as bar:
         bar.advance()
     assert capsys.readouterr().err == ""
+
+
+def test_a_stream_that_was_silenced_takes_text_and_a_stream_without_a_file_stays():
+    reader, writer_end = os.pipe()
+    with os.fdopen(writer_end, "w") as stream:
+        os.close(reader)
+        silence(stream)
+        stream.write("nobody reads this")
+        stream.flush()
+    silence(stream)  # closed
+    silence(None)
+    text = io.StringIO()
+    silence(text)
+    print("kept", file=text, end="")
+    assert text.getvalue() == "kept"

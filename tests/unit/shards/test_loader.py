@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -197,8 +197,6 @@ def test_evaluation_keeps_the_questions_and_the_negatives_of_epoch_0(shards: Pat
             tuple(row.tolist()) for item in batches for row in item.batch.match_ids[item.batch.match_labels == 0]
         )
 
-    longest = [max(row.shape[1] for row in (i.batch.match_ids for i in group)) for group in (items,)]
-    assert longest[0] > 0
     trained = all_batches(TrainingBatches(split, TEXTS, SIZE, alone(4)), 0)
     strip = lambda rows: sorted(tuple(t for t in row if t) for row in rows)  # noqa: E731
     assert strip(pairs(items)) == strip(pairs(trained))
@@ -242,6 +240,14 @@ def test_shuffled_images_show_every_image_once_and_never_the_own_one(shards: Pat
     assert all(different)
 
 
+def test_a_single_image_cannot_be_shuffled(shards: Path) -> None:
+    split = open_split(shards)
+    EvaluationBatches(split, TEXTS, SIZE, alone(1), max_images=2, shuffle_images=True)
+    with pytest.raises(DataError, match=r"--images shuffled: only one image .* or --images own") as caught:
+        EvaluationBatches(split, TEXTS, SIZE, alone(1), max_images=1, shuffle_images=True)
+    assert "\n" not in str(caught.value)
+
+
 def test_questions_that_were_cut_are_counted(shards: Path) -> None:
     item = TrainingBatches(open_split(shards), TEXTS, SIZE, alone(4))[(0, 0, 0)]
     assert 0 < item.questions_cut <= item.num_questions
@@ -276,18 +282,30 @@ def test_an_image_that_lies_on_its_side_is_turned_upright() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_shard_is_named_with_its_image(shards: Path, tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize(
+    ("member", "damage", "what"),
+    [
+        ("image", lambda data: bytes(len(data)), "not a JPEG, PNG or WebP "),
+        ("json", lambda data: data.replace(b'"image_id":"', b'"image_id":\xff', 1), "damaged annotations "),
+        ("json", lambda data: data.replace(b"What", b"W\xffat", 1).replace(b"Is", b"I\xff", 1), "damaged annotations "),
+    ],
+    ids=["no image", "no JSON", "no UTF-8"],
+)
+def test_a_damaged_shard_is_named_with_its_image(
+    shards: Path, tmp_path: Path, member: str, damage: Callable[[bytes], bytes], what: str, workers: int
+) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(shards, broken)
     split = open_split(broken)
     shard = split.index.shards[0]
+    at, size = getattr(shard, f"{member}_offsets")[0], getattr(shard, f"{member}_bytes")[0]
     with (broken / shard.name).open("r+b") as file:
-        file.seek(shard.image_offsets[0])
-        file.write(bytes(shard.image_bytes[0]))
+        file.seek(at)
+        damaged = damage(file.read(size))
+        file.seek(at)
+        file.write(damaged)
     dataset = TrainingBatches(split, TEXTS, SIZE, alone(4))
-    with pytest.raises(
-        DataError, match=rf"{shard.name}: image '{shard.image_ids[0]}': not a JPEG, PNG or WebP .*verify"
-    ):
+    with pytest.raises(DataError, match=rf"{shard.name}: image '{shard.image_ids[0]}': {what}.*verify"):
         all_batches(dataset, 0, workers)
 
 

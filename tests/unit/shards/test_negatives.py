@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.loader import Split
-from shards.negatives import answer_draw, answer_negative, normalise, question_negative
+from shards.lower_case import normalise
+from shards.negatives import answer_draw, answer_negative, question_negative
 from shards.plan import Order
 from shards.records import Groups, Question, Types
 from tests.corpora import build_corpus

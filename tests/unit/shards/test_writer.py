@@ -1,5 +1,6 @@
 """Shards: same input, same bytes; complete or not there; a fault is one clear line."""
 
+import errno
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -182,8 +184,41 @@ class TestContent:
         assert index.answers == {"a shape": len(names)}
         assert not build(BuildRequest(**arguments(corpus, tmp_path / "out", format=format, questions=[table]))).is_new
 
+    def test_answers_and_their_alternatives_are_lowered_where_asked_and_nothing_else_is(self, corpus, tmp_path):
+        plain = build_shards(**arguments(corpus, tmp_path / "plain"))
+
+        def shout(records: dict) -> None:
+            for record in records.values():
+                record["answer"] = f" {record['answer'].upper()}\t"
+                for step in record["semantic"]:
+                    step["argument"] = step["argument"].upper()
+
+        edit_questions(corpus, shout)
+        shouted = build_shards(**arguments(corpus, tmp_path / "shouted"))
+        lowered = build_shards(**arguments(corpus, tmp_path / "lowered", lowercase_answers=True))
+        assert not shouted.answers.keys() & plain.answers.keys()
+        assert (lowered.answers, lowered.groups) == (plain.answers, plain.groups)
+        readers = (ShardReader(tmp_path / "plain", plain), ShardReader(tmp_path / "lowered", lowered))
+        options = set()
+        for number in range(plain.num_images):
+            one, other = (reader.sample(number) for reader in readers)
+            assert [q.answer for q in one.questions] == [q.answer for q in other.questions]
+            assert [q.question for q in one.questions] == [q.question for q in other.questions]
+            options |= {q.options for q in other.questions}
+        assert ("left", "right") in options
+
+    def test_questions_without_an_answer_stay_without_one_in_lower_case(self, corpus, tmp_path):
+        edit_questions(corpus, lambda records: [record.pop("answer") for record in records.values()])
+        index = build_shards(**arguments(corpus, tmp_path / "out", lowercase_answers=True))
+        assert (index.counts["answered"], index.answers) == (0, {})
+
 
 class TestSameInputSameBytes:
+    def test_options_that_are_not_given_are_not_in_the_index(self, corpus, tmp_path):
+        """The names are part of the bytes: one more would make every data set that was ever built another one."""
+        options = build_shards(**arguments(corpus, tmp_path / "out")).options
+        assert sorted(options) == ["balanced_only", "limit", "on_missing", "resize", "shard_bytes"]
+
     def test_workers_order_of_files_and_times_of_images_change_nothing(self, tmp_path):
         one = write_corpus(tmp_path / "one", num_images=7)
         records = list(json.loads(one.questions.read_text()).items())
@@ -215,6 +250,30 @@ class TestSameInputSameBytes:
         assert (first.is_new, second.is_new) == (True, False)
         assert second.index == first.index
         assert {path.name: path.stat() for path in (tmp_path / "out").iterdir()} == before
+
+    @pytest.mark.parametrize("leftovers", [False, True])
+    def test_building_again_works_where_nothing_can_be_written(self, corpus, tmp_path, monkeypatch, leftovers):
+        out = tmp_path / "out"
+        request = BuildRequest(**arguments(corpus, out))
+        index = build(request).index
+        if leftovers:
+            (out / STAGING_NAME).mkdir()
+        with monkeypatch.context() as patch:
+            make_read_only(out, patch)
+            assert build(request) == (index, False)
+            Image.new("RGB", (48, 40)).save(some_image(corpus, ".png"))
+            with pytest.raises(DataError, match="Read-only file system; nothing was changed"):
+                build(request)
+        assert read_index(out) == index
+
+    def test_building_again_removes_what_a_killed_build_left_beside_finished_shards(self, corpus, tmp_path):
+        request = BuildRequest(**arguments(corpus, tmp_path / "out"))
+        build(request)
+        before = contents(tmp_path / "out")
+        (tmp_path / "out" / STAGING_NAME).mkdir()
+        (tmp_path / "out" / STAGING_NAME / "000000.tar").write_bytes(b"half")
+        assert not build(request).is_new
+        assert contents(tmp_path / "out") == before
 
     def test_a_changed_image_is_packed_anew(self, corpus, tmp_path):
         request = BuildRequest(**arguments(corpus, tmp_path / "out"))
@@ -253,6 +312,7 @@ class TestOutputDirectory:
             ({"limit": 3}, "limit None there, 3 asked"),
             ({"resize": 20}, "resize None there, 20 asked"),
             ({"balanced_only": True}, "balanced_only False there, True asked"),
+            ({"lowercase_answers": True}, "lowercase_answers False there, True asked"),
         ],
     )
     def test_another_data_set_is_refused(self, corpus, tmp_path, change, what):
@@ -261,6 +321,13 @@ class TestOutputDirectory:
         with pytest.raises(DataError, match=f"out: holds another data set: {what}"):
             build_shards(**arguments(corpus, tmp_path / "out", **change))
         assert contents(tmp_path / "out") == before
+
+    def test_answers_as_they_are_written_are_another_data_set_than_lowered_ones(self, corpus, tmp_path):
+        request = arguments(corpus, tmp_path / "out", lowercase_answers=True)
+        assert build_shards(**request).options["lowercase_answers"]
+        assert not build(BuildRequest(**request)).is_new
+        with pytest.raises(DataError, match="another data set: lowercase_answers True there, False asked;"):
+            build_shards(**{**request, "lowercase_answers": False})
 
     def test_other_annotations_are_another_data_set(self, corpus, tmp_path):
         build_shards(**arguments(corpus, tmp_path / "out"))
@@ -337,6 +404,21 @@ class TestOutputDirectory:
         assert errors.count(b"Traceback") == 1, errors.decode()
         assert not (tmp_path / "out").exists()
         wait_until_gone(workers)
+
+
+def make_read_only(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nothing inside a directory be made, moved or removed, for root as well."""
+
+    def refusing(change: Callable) -> Callable:
+        def guarded(path: str | Path, *more: object, **options: object) -> object:
+            if isinstance(path, (str, Path)) and directory in Path(path).parents:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+            return change(path, *more, **options)
+
+        return guarded
+
+    for name in ("mkdir", "rmdir", "unlink", "replace", "rename"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
 
 
 def start_slow_build(corpus: Corpus, directory: Path) -> tuple[subprocess.Popen, list[str]]:
@@ -494,9 +576,32 @@ class TestFaults:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(writer.TarShards, "add", full)
-        with pytest.raises(DataError, match="out: No space left on device; nothing was changed"):
+        with pytest.raises(DataError, match=r"out: No space left on device; nothing was changed; .*with room"):
             build_shards(**arguments(corpus, tmp_path / "out"))
         assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("out", ["/dev/null/out", "/sys/duoflow-out", "/dev/null"])
+    def test_an_output_that_cannot_be_made_is_one_line(self, corpus, out):
+        with pytest.raises(DataError, match=rf"{out}: .*; nothing was changed; .*choose another --out") as caught:
+            build_shards(**arguments(corpus, Path(out)))
+        assert "\n" not in str(caught.value)
+
+    def test_an_output_that_cannot_be_written_is_one_line(self, corpus, tmp_path, monkeypatch):
+        out = tmp_path / "out"
+        out.mkdir()
+        make_read_only(out, monkeypatch)
+        with pytest.raises(DataError, match=rf"out/{STAGING_NAME}: Read-only file system; .*choose another --out"):
+            build_shards(**arguments(corpus, out))
+        assert contents(out) == {}
+
+    def test_chunks_that_cannot_be_listed_are_one_line(self, corpus, tmp_path, monkeypatch):
+        def denied(path: Path) -> None:
+            raise PermissionError(13, "Permission denied", str(path))
+
+        (tmp_path / "chunks").mkdir()
+        monkeypatch.setattr(Path, "iterdir", denied)
+        with pytest.raises(DataError, match="chunks: cannot be read: Permission denied"):
+            build_shards(**arguments(corpus, tmp_path / "out", questions=[tmp_path / "chunks"]))
 
     def test_a_killed_worker_is_one_line(self):
         with pytest.raises(UserError, match="one of 2 processes was killed"):
