@@ -48,9 +48,10 @@ def check_writable(option: str, path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        is_directory = path.is_dir()
     except OSError as error:
-        raise UserError(f"{option} {path}: {path.parent} cannot be made: {error.strerror}") from None
-    if path.is_dir():
+        raise UserError(f"{option} {path}: cannot be made: {error.strerror}") from None
+    if is_directory:
         raise UserError(f"{option} {path}: is a directory; name a file")
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"{option} {path}: {path.parent} cannot be written to")

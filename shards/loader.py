@@ -1,7 +1,6 @@
 """Micro-batches in the planned order: workers read, decode and tokenise, and cannot change the order."""
 
 import atexit
-import signal
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from shards.plan import (
 )
 from shards.records import Question
 from shards.tar_reader import ShardReader
+from shards.workers import leave_with_parent, worker_context
 
 
 class MicroBatch(NamedTuple):
@@ -114,6 +114,12 @@ class _MicroBatches(Dataset):
 
     def __init__(self, split: Split, texts: Texts, image_size: int) -> None:
         self.split, self.texts, self.image_size = split, texts, image_size
+
+    @property
+    def modules(self) -> set[str]:
+        """What a process that prepares these micro-batches imports."""
+        codecs = (self.texts.answer_codec, self.texts.match_codec)
+        return {__name__, *(type(codec).__module__ for codec in codecs if codec is not None)}
 
     def __getitem__(self, key: tuple) -> MicroBatch | Fault:
         try:
@@ -287,9 +293,10 @@ class Loader:
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
             worker_init_fn=_start_worker,
+            multiprocessing_context=worker_context(dataset.modules) if workers else None,
         )
         if workers:
-            # At exit Python would send its children a SIGTERM, which these ignore, and wait for them for ever.
+            # At exit Python would send its children a SIGTERM, which these never get, and wait for them for ever.
             atexit.register(_end_workers, weakref.ref(self._loader))
 
     def batches(self, keys: list[tuple[int, ...]]) -> Iterator[MicroBatch]:
@@ -313,10 +320,7 @@ def _end_workers(loader: "weakref.ref[DataLoader]") -> None:
 
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
-    # Terminals, launchers and Slurm signal the whole process group, and the batches of the step at hand are still
-    # needed then. Workers end when the training process says so, or is gone.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    leave_with_parent()
 
 
 def training_keys(epoch: int, first_step: int, last_step: int, accumulation: int) -> list[tuple[int, int, int]]:

@@ -21,7 +21,6 @@ from typing import Any
 
 from shards.atomic import write_atomically
 from tests.distributed.launch import free_port
-from trainer import train
 
 CASE_SECONDS = 120.0
 """After it, the process of a case is killed, and its code is that of the kill."""
@@ -66,6 +65,8 @@ def read_codes(directory: Path, processes: int) -> dict[str, list[int]]:
 
 
 def main() -> None:
+    import trainer.rank  # noqa: F401 - once for all cases, and not for the loader's workers, which import this file
+
     parser = argparse.ArgumentParser()
     parser.add_argument("--local_rank")
     parser.add_argument("out", type=Path)
@@ -114,7 +115,7 @@ def _train(case: Case, rank: int) -> int:
     print(f"=== {case.name}, rank {rank}", flush=True)
     if case.fault is not None and case.fault.rank == rank:
         _install(case.fault)
-    return train.main([case.recipe, *case.overrides])
+    return sys.modules["trainer.rank"].main([case.recipe, *case.overrides])
 
 
 def _install(fault: Fault) -> None:

@@ -106,9 +106,28 @@ def test_workers_outlive_the_signals_that_a_whole_process_group_gets(shards: Pat
     )
     first = next(batches)
     (worker,) = set(multiprocessing.active_children()) - before
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        os.kill(worker.pid, number)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        for process in (worker.pid, parent_of(worker.pid)):
+            os.kill(process, number)
     assert_same([first, *batches], all_batches(dataset, 0))
+
+
+def test_workers_are_not_forked_from_the_process_that_trains(shards: Path) -> None:
+    """Its threads may hold locks in the moment of the fork, which a child would wait for for ever."""
+    dataset = TrainingBatches(open_split(shards), TEXTS, SIZE, alone(1))
+    before = set(multiprocessing.active_children())
+    batches = Loader(dataset, workers=2, pin_memory=False).batches(training_keys(0, 0, 1, dataset.accumulation))
+    next(batches)
+    parents = {parent_of(worker.pid) for worker in set(multiprocessing.active_children()) - before}
+    assert len(parents) == 1
+    (server,) = parents
+    assert parent_of(server) == os.getpid()
+    assert len(os.listdir(f"/proc/{server}/task")) == 1, "the server has one thread"
+
+
+def parent_of(process: int) -> int:
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("PPid:")))
 
 
 def test_every_rank_together_gives_the_questions_of_one_process(shards: Path) -> None:
@@ -225,6 +244,21 @@ for item in loader.batches(batches.all_keys()):
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 1
     assert "in the middle of an epoch" in ended.stderr
+
+
+def test_a_killed_process_takes_its_workers_with_it_and_nothing_is_said_of_semaphores(shards: Path) -> None:
+    script = f"""
+import os, signal
+from tests.unit.shards.test_loader import SIZE, TEXTS, alone, open_split
+from shards.loader import EvaluationBatches, Loader
+batches = EvaluationBatches(open_split({str(shards)!r}), TEXTS, SIZE, alone(2))
+loader = Loader(batches, workers=1, pin_memory=False)
+for item in loader.batches(batches.all_keys()):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    # Its output is read to the end, which comes when the last process that inherited it is gone.
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGKILL, "")
 
 
 def test_shuffled_images_show_every_image_once_and_never_the_own_one(shards: Path) -> None:
