@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from model.blip import decode_text, encode_text, generate_greedily
 from model.losses import answer_loss
 from model.rows import Grouping
+from model.t5 import forget_generation_settings, greedy
 from shards.collate import Batch, TextCodec
 
 
@@ -84,13 +85,15 @@ class T5AnswerTower(AnswerTower):
     N + L tokens, where BLIP's costs L that look at N.
 
     Args:
-        model: T5, of any version that `T5ForConditionalGeneration` loads.
+        model: T5, of any version that `T5ForConditionalGeneration` loads. What its own generation settings say of
+            lengths and repetitions does not apply.
         checkpointing: recompute each block in the backward pass; works in eval mode too, as frozen towers are.
     """
 
     def __init__(self, model: T5ForConditionalGeneration, *, checkpointing: bool = False) -> None:
         super().__init__()
         self.model = model
+        forget_generation_settings(model)
         if checkpointing:
             for block in (*model.encoder.block, *model.decoder.block):
                 block.forward = _checkpointed(block.forward)
@@ -117,12 +120,9 @@ class T5AnswerTower(AnswerTower):
         generated = self.model.generate(
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
             attention_mask=_readable(states, batch),
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=max_tokens,
-            decoder_start_token_id=codec.start_id,
-            eos_token_id=codec.end_id,
-            pad_token_id=codec.pad_id,
+            generation_config=greedy(
+                start_id=codec.start_id, end_id=codec.end_id, pad_id=codec.pad_id, max_new_tokens=max_tokens
+            ),
         )
         return generated[:, 1:]
 

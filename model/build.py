@@ -7,11 +7,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from model.answer_towers import BlipAnswerTower
 from model.config import FusionConfig, LossConfig, ModelConfig
 from model.difnet import DifnetEncoder
 from model.fusion import FusionEncoder, PlainSum
-from model.guidance import block_of
+from model.guidance import block_of, check_plain_width
 from model.objective import Objective, Towers
 from model.second_stream import GridTokens
 from model.tokenizer import BlipCodec, T5Codec
@@ -54,7 +53,7 @@ def build_model(
     """Build or load everything that the recipe's losses use. Untrained weights depend on the seed alone.
 
     Raises:
-        ConfigError: parts that do not fit each other.
+        ConfigError: parts that do not fit each other, or nothing that would be trained.
         DataError: a checkpoint is missing or damaged.
     """
     torch.manual_seed(seed)
@@ -66,10 +65,9 @@ def build_model(
     answer = source.answer() if losses.answer > 0 else None
     second_stream = source.second_stream() if config.second_stream != "none" else None
     towers = Towers(source.vision(), second_stream, match, answer)
-    _check_sharing(config, towers)
     guided = config.second_stream == "efficient_sam_masks"
     if guided:
-        _check_guide(config, source)
+        _check_guide(config, source, towers)
     if match is not None and config.guidance.block is not None:
         block_of(match, config.guidance)
     torch.manual_seed(seed)  # the fusion starts the same whatever was loaded or made before it
@@ -87,6 +85,7 @@ def build_model(
         guidance=config.guidance if guided else None,
         checkpointing=config.gradient_checkpointing,
     )
+    _check_trains(config, objective)
     return BuiltModel(
         objective,
         answer_codec,
@@ -141,8 +140,11 @@ def _largest_input(towers: Towers) -> int:
     return max(towers.vision.config.image_size, second.encoder.config.image_size if second is not None else 0)
 
 
-def _check_guide(config: ModelConfig, source: TowerSource) -> None:
-    """The matching tower reads the questions as they are made for the answer tower."""
+def _check_guide(config: ModelConfig, source: TowerSource, towers: Towers) -> None:
+    """The matching tower reads images before they are fused, and questions as they are made for the answer tower."""
+    assert towers.match is not None, "checked with the recipe"
+    setting = "model.second_stream: efficient_sam_masks"
+    check_plain_width(towers.match, towers.vision.config.hidden_size, setting, instead="efficient_sam")
     match, answer = source.tokenizer(config.match), source.tokenizer(config.answer)
     if match.get_vocab() != answer.get_vocab():
         raise ConfigError(
@@ -151,12 +153,10 @@ def _check_guide(config: ModelConfig, source: TowerSource) -> None:
         )
 
 
-def _check_sharing(config: ModelConfig, towers: Towers) -> None:
-    shared = towers.match is not None and isinstance(towers.answer, BlipAnswerTower)
-    if not shared or towers.match.text_encoder is not towers.answer.text_encoder:
-        return
-    if ("match" in config.freeze) != ("answer" in config.freeze):
+def _check_trains(config: ModelConfig, objective: Objective) -> None:
+    if next(objective.parameters(), None) is None:
         raise ConfigError(
-            f"model.freeze: model.match and model.answer both name {config.match} and share its text encoder; "
-            "freeze both or neither"
+            f"model.fusion: {config.fusion.name} without a second stream has no parameter, and model.freeze holds all "
+            "other parts, so nothing would be trained; set model.fusion.name=difnet, name a model.second_stream, or "
+            "take a part out of model.freeze (PNP-VQA without a trained part: pnp.looks_with=plain on any run)"
         )

@@ -158,10 +158,10 @@ def load_captioner(reference: str, config: CaptionConfig | None = None) -> Capti
     """The captioner of a checkpoint, by hub id (`id` or `id@revision`) or local directory, in fp32 on the CPU.
 
     Raises:
-        DataError: it is not there.
-        ConfigError: it is no captioner, or does not fit the configuration.
+        DataError: it is not there, or damaged.
+        ConfigError: it is no captioner, is `scratch`, or does not fit the configuration.
     """
-    checkpoint = load_pretrained(reference, ("BlipForConditionalGeneration",))
+    checkpoint = load_pretrained(reference, ("BlipForConditionalGeneration",), key="pnp.captioner")
     return Captioner(checkpoint.model, checkpoint.tokenizer, config)
 
 

@@ -1,5 +1,6 @@
 """What a recipe says about the model: which towers, which fusion, what is frozen, and which losses train it."""
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,9 @@ SCRATCH = "scratch"
 
 Part = Literal["vision", "second_stream", "match", "answer"]
 """What can be frozen. The fusion encoder never is: it is what a run trains."""
+
+ImageTokens = Literal["fused", "plain"]
+"""What the matching tower reads to look: the trained fusion's tokens, or those of the first vision tower alone."""
 
 
 class EfficientSamConfig(Section):
@@ -175,6 +179,9 @@ class PnpConfig(Section):
     """Reference of a BLIP captioner, such as `Salesforce/blip-image-captioning-base`."""
     reader: str | None = None
     """Reference of a T5 that answers questions, such as `allenai/unifiedqa-v2-t5-base-1363200`."""
+    looks_with: ImageTokens = "fused"
+    """Image tokens behind the heatmap: `fused` are the trained fusion's, `plain` those of the vision tower alone, as in
+    the paper. A run with `efficient_sam_masks` always looks with plain ones."""
     captions: CaptionConfig = CaptionConfig()
     captions_per_context: int = Field(default=5, ge=1)
     """Captions that the reader's encoder sees at a time: 5 for GQA, 1 for VQAv2 and OK-VQA."""
@@ -204,7 +211,7 @@ def local_directory(reference: str) -> Path | None:
     """
     if reference == SCRATCH:
         return None
-    path = Path(reference).expanduser()
+    path = Path(os.path.expanduser(reference))  # an unknown ~user stays as it is, where expanduser() would raise
     looks_local = reference.startswith(("/", "./", "../", "~"))
     return path if looks_local or path.is_dir() else None
 

@@ -21,6 +21,9 @@ Sizes = EfficientSamEncoderConfig | MaskDecoderConfig | SegmenterConfig
 
 PREFIX = "image_encoder."
 OTHER_PREFIXES = ("prompt_encoder.", "mask_decoder.")
+SOURCE = "https://github.com/yformer/EfficientSAM/raw/main/weights"
+OFFICIAL = {"vitt": "efficient_sam_vitt.pt", "vits": "efficient_sam_vits.pt.zip"}
+"""Variant to its file at the source."""
 BLOB_SHA1 = {
     "efficient_sam_vitt.pt": "af883c49e33c68f01107be52df0ecad26a48355f",
     "efficient_sam_vits.pt.zip": "fa4e9f05f753e109dbde052f97d37903b833cf53",
@@ -265,12 +268,9 @@ def how_to_get(path: Path, config: EfficientSamEncoderConfig | None) -> str:
     if path.suffix == ".safetensors":
         return f"{missing}; give the path of a file that was saved before, or of an official .pt"
     small = "vits" in path.name or (config is not None and config.width == EFFICIENT_SAM_CONFIGS["vits"].width)
-    name = "efficient_sam_vits.pt.zip" if small else "efficient_sam_vitt.pt"
-    unzip = " and unzip it" if small else ""
-    return (
-        f"{missing}; download weights/{name} from https://github.com/yformer/EfficientSAM, check that "
-        f"`git hash-object {name}` prints {BLOB_SHA1[name]}{unzip}"
-    )
+    name = OFFICIAL["vits" if small else "vitt"]
+    unzip = " and unzip it" if name.endswith(".zip") else ""
+    return f"{missing}; download {SOURCE}/{name}, check that `git hash-object {name}` prints {BLOB_SHA1[name]}{unzip}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,11 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig, PreTrainedTokenizerBase, T5ForConditionalGeneration
+from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from model.hub import T5_ARCHITECTURES, load_pretrained
 from model.precision import t5_dtype
+from model.t5 import forget_generation_settings, greedy
 
 CONTEXTS_PER_BATCH = 320
 """Contexts that the encoder reads at once: those of 16 questions, with PNP-VQA's 20 for each."""
@@ -42,12 +43,9 @@ class FidReader:
 
     def __init__(self, model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
         self._model, self._tokenizer = model.eval().requires_grad_(False), tokenizer
-        self._special_ids = {
-            "decoder_start_token_id": model.config.decoder_start_token_id,
-            "eos_token_id": model.config.eos_token_id,
-            "pad_token_id": model.config.pad_token_id,
-        }
-        model.generation_config = GenerationConfig(**self._special_ids)
+        self._start_id, self._end_id = model.config.decoder_start_token_id, model.config.eos_token_id
+        self._pad_id = model.config.pad_token_id
+        forget_generation_settings(model)
 
     def place(self, device: torch.device) -> None:
         """Move the model and give it the precision that T5 can have there (`t5_dtype`), whatever it was cast to."""
@@ -89,10 +87,10 @@ class FidReader:
         generated = self._model.generate(
             encoder_outputs=BaseModelOutput(last_hidden_state=pad_sequence(read, batch_first=True)),
             attention_mask=_mask(lengths).to(self._model.device),
-            generation_config=GenerationConfig(
-                **self._special_ids,
-                num_beams=1,
-                do_sample=False,
+            generation_config=greedy(
+                start_id=self._start_id,
+                end_id=self._end_id,
+                pad_id=self._pad_id,
                 max_length=max_tokens,
                 output_scores=True,
                 return_dict_in_generate=True,
@@ -111,14 +109,14 @@ class FidReader:
         """Last hidden states (L, D) of each text alone, without padding; texts of like length share a batch."""
         assert all(p.dtype != torch.float16 for p in self._model.parameters()), "T5 overflows in fp16; call place()"
         plain = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        ids = [[*tokens[: max_tokens - 1], self._special_ids["eos_token_id"]] for tokens in plain]
+        ids = [[*tokens[: max_tokens - 1], self._end_id] for tokens in plain]
         by_length = sorted(range(len(ids)), key=lambda number: len(ids[number]))
         states: dict[int, Tensor] = {}
         for first in range(0, len(ids), CONTEXTS_PER_BATCH):
             part = by_length[first : first + CONTEXTS_PER_BATCH]
             rows = [torch.tensor(ids[number]) for number in part]
             lengths = torch.tensor([len(row) for row in rows])
-            padded = pad_sequence(rows, batch_first=True, padding_value=self._special_ids["pad_token_id"])
+            padded = pad_sequence(rows, batch_first=True, padding_value=self._pad_id)
             device = self._model.device
             hidden = self._model.encoder(input_ids=padded.to(device), attention_mask=_mask(lengths).to(device))
             for number, row, length in zip(part, hidden.last_hidden_state, lengths.tolist(), strict=True):
@@ -128,7 +126,7 @@ class FidReader:
     def _confidence(self, ids: Tensor, scores: Tensor) -> Tensor:
         """(Q, T) generated ids and their scores (Q, T, vocabulary) to (Q,); what follows the end token is left out."""
         of_token = scores.float().log_softmax(dim=-1).gather(2, ids[..., None])[..., 0]
-        ended = (ids == self._special_ids["eos_token_id"]).long()
+        ended = (ids == self._end_id).long()
         behind = (ended.cumsum(dim=1) - ended) > 0
         return of_token.masked_fill(behind, 0.0).sum(dim=1).exp()
 
@@ -151,10 +149,10 @@ def load_reader(reference: str) -> FidReader:
     """The reader of a T5 checkpoint, by hub id (`id` or `id@revision`) or local directory, in fp32 on the CPU.
 
     Raises:
-        DataError: it is not there.
+        DataError: it is not there, or damaged.
         ConfigError: it is no T5.
     """
-    return FidReader(*load_pretrained(reference, T5_ARCHITECTURES))
+    return FidReader(*load_pretrained(reference, T5_ARCHITECTURES, key="pnp.reader"))
 
 
 def _mask(lengths: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from model.match_tower import MatchTower
 from model.points import Point, choose_points, refine_heatmap, to_unit
 from model.rows import Grouping
 from model.segmenter import Segmenter
+from shards.errors import ConfigError
 
 
 class Look(NamedTuple):
@@ -45,6 +46,7 @@ def look(
     segmenter: Segmenter | None,
     embeddings: Tensor | None,
     config: GuidanceConfig,
+    num_tokens: int | None = None,
 ) -> Look:
     """Find what each question is about; a row's result depends on that row alone.
 
@@ -55,8 +57,9 @@ def look(
         grouping: which rows read which image.
         segmenter: None leaves the heatmaps as they are.
         embeddings: (B, K, h, w) of the segmenter's image encoder, made once per image.
+        num_tokens: of the mask; None asks the mask, and waits for a GPU.
     """
-    heatmaps = find_heatmaps(tower, ids, mask, image_tokens, grouping, config)
+    heatmaps = find_heatmaps(tower, ids, mask, image_tokens, grouping, config, num_tokens=num_tokens)
     points = find_points(heatmaps, config)
     if segmenter is None or config.blend == 0:
         return Look(heatmaps, points, None, None, heatmaps)
@@ -78,12 +81,37 @@ def block_of(tower: MatchTower, config: GuidanceConfig) -> int:
     return block
 
 
+def check_plain_width(tower: MatchTower, vision_width: int, setting: str, *, instead: str) -> None:
+    """Whether a matching tower can look with the vision tower's own tokens, which no fusion brings to its width.
+
+    Args:
+        setting: `key: value` that asks for it, and `instead` what works at any width.
+
+    Raises:
+        ConfigError: the widths differ.
+    """
+    if tower.read_width != vision_width:
+        raise ConfigError(
+            f"{setting} looks with the tokens of model.vision, which are {vision_width} wide, and model.match reads "
+            f"{tower.read_width}; name checkpoints of one width in both, or use {instead}"
+        )
+
+
 def find_heatmaps(
-    tower: MatchTower, ids: Tensor, mask: Tensor, image_tokens: Tensor, grouping: Grouping, config: GuidanceConfig
+    tower: MatchTower,
+    ids: Tensor,
+    mask: Tensor,
+    image_tokens: Tensor,
+    grouping: Grouping,
+    config: GuidanceConfig,
+    *,
+    num_tokens: int | None = None,
 ) -> Tensor:
     """(R, g, g) float32 on the CPU; what overflowed in half precision is cold."""
-    block = block_of(tower, config)
-    return text_heatmaps(tower, ids, mask, image_tokens, grouping, block=block).cpu().nan_to_num(0.0, posinf=0.0)
+    heatmaps = text_heatmaps(
+        tower, ids, mask, image_tokens, grouping, block=block_of(tower, config), num_tokens=num_tokens
+    )
+    return heatmaps.cpu().nan_to_num(0.0, posinf=0.0)
 
 
 def find_points(heatmaps: Tensor, config: GuidanceConfig) -> list[list[Point]]:

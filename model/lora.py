@@ -7,6 +7,7 @@ of the tower.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from model.config import LoraConfig
+from model.config import LoraConfig, hub_reference, local_directory
 from shards.errors import ConfigError, DataError
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -58,15 +59,14 @@ def add_lora(model: nn.Module, config: LoraConfig, key: str) -> nn.Module:
     return leaves
 
 
-def _peft_config(config: LoraConfig, *, excluded: str | None = None, base: str | None = None) -> PeftLoraConfig:
+def _peft_config(config: LoraConfig, *, excluded: str | None = None, **base: Any) -> PeftLoraConfig:
     return PeftLoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=list(config.targets),
         exclude_modules=excluded,
-        base_model_name_or_path=base,
-        inference_mode=base is not None,
+        **base,
     )
 
 
@@ -97,15 +97,26 @@ def _graft(root: nn.Module, path: str, leaf: nn.Module) -> None:
     root.add_module(name, leaf)
 
 
-def save_adapters(weights: Mapping[str, Tensor], config: LoraConfig, base: str, directory: Path) -> None:
-    """Write adapters in PEFT's format.
+def save_adapters(
+    weights: Mapping[str, Tensor], config: LoraConfig, base: str, directory: Path, *, architecture: str
+) -> None:
+    """Write adapters in PEFT's format, so that `AutoPeftModel` finds the model that they adapt.
 
     Args:
         weights: full tensors by the names that they have below `add_lora`'s leaves.
-        base: reference of the model that they adapt.
+        base: reference of that model.
+        architecture: its class in `transformers`.
     """
-    excluded = _EXCLUDED if any(name.startswith("text_") for name in weights) else None
-    _peft_config(config, excluded=excluded, base=base).save_pretrained(directory)
+    found_at = local_directory(base)
+    name, revision = (str(found_at.absolute()), None) if found_at is not None else hub_reference(base)
+    _peft_config(
+        config,
+        excluded=_EXCLUDED if any(name.startswith("text_") for name in weights) else None,
+        base_model_name_or_path=name,  # a full path: an adapter lies elsewhere than the recipe
+        revision=revision,
+        auto_mapping={"base_model_class": architecture, "parent_library": "transformers"},
+        inference_mode=True,
+    ).save_pretrained(directory)
     state = {f"{_PREFIX}{name}": value.contiguous() for name, value in weights.items()}
     save_file(state, directory / WEIGHTS, metadata={"format": "pt"})
 

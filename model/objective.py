@@ -209,6 +209,7 @@ class Objective(nn.Module):
             segmenter=stream.segmenter,
             embeddings=maps,
             config=config,
+            num_tokens=batch.tokens_in_questions,
         )
         weighed = stream.weigh(maps, batch.question_image, found, config.blend)
         return self.fusion(tokens[batch.question_image], weighed)

@@ -4,11 +4,14 @@ import math
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import binary_erosion
+
+from model.fonts import font_for
 
 LONG_SIDE = (384, 1024)
 """Pixels: smaller images are enlarged to the first, larger ones reduced to the second."""
@@ -26,6 +29,11 @@ OUTLINE = (0, 230, 255)
 POINT_FILL, POINT_RIM = (255, 255, 255), (0, 0, 0)
 STRIP, QUESTION, ANSWER = (24, 24, 28), (190, 190, 198), (255, 255, 255)
 QUESTION_SIZE, ANSWER_SIZE, MARGIN = 16, 20, 10
+MAX_LINES = 6
+"""Of the question, and of the answer; what is longer ends in an ellipsis."""
+MAX_CHARACTERS = 2_000
+"""Looked at of either: more than 6 lines of 1,024 pixels hold, unless its characters have no width."""
+ELLIPSIS = "…"
 LONGEST_PIECE = 256
 """Characters of a word that are measured at once, so that a very long one costs no more than many words."""
 
@@ -51,7 +59,7 @@ def draw_overlay(
 
     Returns:
         An RGB image, wider and higher than `image` if that is small, smaller if it is large, with a strip of text
-        below that is as high as the text needs.
+        below that is as high as the text needs, of which the first lines are shown (MAX_LINES).
     """
     size = display_size(*image.size)
     shown = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
@@ -106,9 +114,11 @@ def _draw_points(draw: ImageDraw.ImageDraw, points: Sequence[tuple[float, float]
 
 
 def _caption(width: int, question: str, answer: str) -> Image.Image:
-    question_font, answer_font = (ImageFont.load_default(size=size) for size in (QUESTION_SIZE, ANSWER_SIZE))
-    rows = [(line, question_font, QUESTION) for line in wrapped(question, question_font, width - 2 * MARGIN)]
-    rows += [(line, answer_font, ANSWER) for line in wrapped(answer, answer_font, width - 2 * MARGIN)]
+    rows = []
+    for text, size, color in ((question, QUESTION_SIZE, QUESTION), (answer, ANSWER_SIZE, ANSWER)):
+        shown = text[:MAX_CHARACTERS] + (ELLIPSIS if len(text) > MAX_CHARACTERS else "")
+        font = font_for(shown + ELLIPSIS, size)
+        rows += [(line, font, color) for line in wrapped(shown, font, width - 2 * MARGIN, max_lines=MAX_LINES)]
     heights = [math.ceil(font.size * 1.4) for _, font, _ in rows]
     strip = Image.new("RGB", (width, sum(heights) + 2 * MARGIN), STRIP)
     draw, top = ImageDraw.Draw(strip), MARGIN
@@ -118,17 +128,34 @@ def _caption(width: int, question: str, answer: str) -> Image.Image:
     return strip
 
 
-def wrapped(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
-    """The lines of a text, none wider than `width` pixels unless a single character is; a long word is broken."""
-    lines, line = [], ""
+def wrapped(text: str, font: ImageFont.FreeTypeFont, width: float, *, max_lines: int | None = None) -> list[str]:
+    """The lines of a text, none wider than `width` pixels unless a single character is; a long word is broken.
+
+    Args:
+        max_lines: where there are more, the last of so many ends in an ellipsis; None shows all.
+    """
+    if max_lines is None:
+        return list(_lines(text, font, width))
+    lines = list(islice(_lines(text, font, width), max_lines + 1))
+    if len(lines) > max_lines:
+        *lines, last = lines[:max_lines]
+        while last and font.getlength(last + ELLIPSIS) > width:
+            last = last[:-1]
+        lines.append(last + ELLIPSIS)
+    return lines
+
+
+def _lines(text: str, font: ImageFont.FreeTypeFont, width: float) -> Iterator[str]:
+    line = ""
     for word in _printable(text).split():
         for piece in _pieces(word, font, width):
             longer = f"{line} {piece}" if line else piece
             if line and font.getlength(longer) > width:
-                lines.append(line)
+                yield line
                 longer = piece
             line = longer
-    return [*lines, line] if line else lines
+    if line:
+        yield line
 
 
 def _pieces(word: str, font: ImageFont.FreeTypeFont, width: float) -> Iterator[str]:

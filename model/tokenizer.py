@@ -9,6 +9,9 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, T5Config
 
+from model.checkpoint_files import short_reason
+from shards.errors import DataError
+
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]")
 """BLIP's special tokens; [DEC] starts an answer and [SEP] ends it."""
 
@@ -43,9 +46,16 @@ def build_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedToken
     )
 
 
-def load_tokenizer(reference: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint, from a local directory or the hub."""
-    return AutoTokenizer.from_pretrained(str(reference), revision=revision)
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """A tokenizer that `save_pretrained` wrote.
+
+    Raises:
+        DataError: it is not there, or damaged.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(str(directory))
+    except Exception as error:  # transformers and tokenizers each fail in ways of their own
+        raise DataError(f"{directory}: no readable tokenizer ({short_reason(error)}); bring its files back") from None
 
 
 @dataclass(frozen=True, kw_only=True)

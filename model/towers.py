@@ -114,6 +114,10 @@ class TowerSource:
             **limits,
         )
 
+    def vision_of(self, reference: str) -> nn.Module:
+        """The vision tower that lies in a reference to BLIP, used or not."""
+        return self._load(reference).model.vision_model
+
     def blip_config(self, reference: str) -> BlipConfig:
         """The configuration behind a reference, for an export that `from_pretrained` loads."""
         return self._load(reference).model.config

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model.config import GuidanceConfig
-from model.guidance import Look, block_of, look
+from model.config import GuidanceConfig, ImageTokens
+from model.guidance import Look, block_of, check_plain_width, look
 from model.objective import Objective
 from model.pixels import unit_pixels
 from model.rows import Grouping
@@ -20,23 +20,37 @@ def read_alone(questions: Sequence[str]) -> list[str]:
 
 
 class Viewer:
-    """Finds where in an image a question looks, through the fusion that a run has trained.
+    """Finds where in an image a question looks, through the fusion that a run has trained or past it.
 
     Args:
         objective: in evaluation mode, with a matching tower.
         codec: how the matching tower reads texts.
         segmenter: None for heatmaps and points alone.
         config: how to look.
+        looks_with: the image tokens that the matching tower reads. A guided fusion would have to know the masks before
+            they are found: with it they are plain in any case.
 
     Raises:
-        ConfigError: the matching tower has no layer from which a heatmap can be read as asked.
+        ConfigError: the matching tower has no layer from which a heatmap can be read as asked, or reads tokens of
+            another width than the plain ones.
     """
 
     def __init__(
-        self, objective: Objective, codec: PairCodec, segmenter: Segmenter | None, config: GuidanceConfig
+        self,
+        objective: Objective,
+        codec: PairCodec,
+        segmenter: Segmenter | None,
+        config: GuidanceConfig,
+        *,
+        looks_with: ImageTokens = "fused",
     ) -> None:
-        assert objective.part("match") is not None, "the heatmap is read from the matching tower"
-        block_of(objective.part("match"), config)
+        match = objective.part("match")
+        assert match is not None, "the heatmap is read from the matching tower"
+        block_of(match, config)
+        self._fuses = looks_with == "fused" and not objective.is_guided
+        if looks_with == "plain":
+            width = objective.part("vision").config.hidden_size
+            check_plain_width(match, width, "pnp.looks_with: plain", instead="fused")
         self._objective, self._codec, self._segmenter, self.config = objective, codec, segmenter, config
 
     @torch.no_grad()
@@ -58,8 +72,10 @@ class Viewer:
         else:
             rows, _ = self._codec.pairs(questions, answers)
         ids, mask = (part.to(pixels.device) for part in pad(rows, self._codec.pad_id))
-        tokens, maps = self._objective.image_tokens(pixels), self._objective.feature_map(pixels)
-        if not self._objective.is_guided:  # a guided fusion would have to know the masks before they are found
+        tokens, maps = self._objective.image_tokens(pixels), None
+        if self._fuses or self._shares_encoder:
+            maps = self._objective.feature_map(pixels)
+        if self._fuses:
             tokens = self._objective.fusion(tokens, maps)
         most = int(torch.bincount(image_of_row).max())
         grouping = Grouping.of(image_of_row.to(pixels.device), num_images=len(pixels), rows_per_image=most)
@@ -72,12 +88,16 @@ class Viewer:
             segmenter=self._segmenter,
             embeddings=self._embeddings(pixels, maps),
             config=self.config,
+            num_tokens=sum(map(len, rows)),
         )
+
+    @property
+    def _shares_encoder(self) -> bool:
+        """Whether the map of the second stream is what the segmenter reads."""
+        stream = self._objective.part("second_stream")
+        return self._segmenter is not None and stream is not None and stream.encoder is self._segmenter.image_encoder
 
     def _embeddings(self, pixels: Tensor, maps: Tensor | None) -> Tensor | None:
         if self._segmenter is None:
             return None
-        stream = self._objective.part("second_stream")
-        if stream is not None and stream.encoder is self._segmenter.image_encoder:
-            return maps
-        return self._segmenter.encode(unit_pixels(pixels))
+        return maps if self._shares_encoder else self._segmenter.encode(unit_pixels(pixels))

@@ -72,5 +72,12 @@ def _check_overlay(overlay: Path, photo: Path) -> None:
 
 def _write_picture(path: Path, drawn: Image.Image) -> None:
     target = io.BytesIO()
-    drawn.save(target, Image.registered_extensions()[path.suffix.lower()])
+    try:
+        drawn.save(target, Image.registered_extensions()[path.suffix.lower()])
+    except (OSError, ValueError, KeyError) as error:  # of the encoder, or there is none of this kind
+        width, height = drawn.size
+        raise UserError(
+            f"--overlay {path}: a picture of {width} x {height} pixels cannot be written as {path.suffix} ({error}); "
+            "name a .png"
+        ) from error
     write_atomically(path, target.getvalue())

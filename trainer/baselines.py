@@ -1,9 +1,10 @@
-"""What a model could score without looking: answers guessed from the question alone, and the answers it can know."""
+"""What a model could score without looking: answers guessed from the question alone."""
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable
 from typing import NamedTuple
 
+from shards.lower_case import normalise
 from shards.records import Question
 
 
@@ -41,18 +42,6 @@ def question_only_accuracy(train: Iterable[Question], evaluated: Iterable[Questi
     return Accuracy(correct, total)
 
 
-def answer_vocabulary_ceiling(train: Iterable[Question], evaluated: Iterable[Question]) -> Accuracy:
-    """How many evaluated answers occur in training at all: a classifier over training answers cannot exceed it."""
-    known = {question.answer for question in train} - {None}
-    answers = [question.answer for question in evaluated if question.answer is not None]
-    return Accuracy(sum(answer in known for answer in answers), len(answers))
-
-
-def normalized_text(text: str) -> str:
-    """Lower case, with white space at the ends removed and elsewhere collapsed to single spaces."""
-    return " ".join(text.lower().split())
-
-
 def _keys(question: Question) -> tuple[Hashable, ...]:
     """From the most telling to the least; tuples of different lengths, so that they never meet."""
-    return (normalized_text(question.question),), (question.types.structural, question.types.semantic), ()
+    return (normalise(question.question),), (question.types.structural, question.types.semantic), ()

@@ -1,6 +1,7 @@
 """The composition root: names in a recipe become splits, tokenizers, a model and loaders, in this file alone."""
 
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,21 +10,22 @@ from transformers import PreTrainedTokenizerBase
 
 from model.build import BuiltModel, build_model
 from model.captions import load_captioner
-from model.config import ModelConfig
-from model.efficient_sam_weights import EncoderAloneError, load_segmenter
+from model.config import ImageTokens, ModelConfig
+from model.efficient_sam_weights import EncoderAloneError, load_efficient_sam_encoder, load_segmenter
 from model.fid import load_reader
 from model.objective import Objective
 from model.pnp import PnpPipeline
 from model.second_stream import EfficientSamMaskStream, EfficientSamStream
-from model.segmenter import SEGMENTER_CONFIGS, Segmenter
+from model.segmenter import Segmenter
 from model.tokenizer import build_tokenizer, load_tokenizer
+from model.towers import efficient_sam_sizes
 from model.viewer import Viewer
 from shards.errors import ConfigError, UserError
 from shards.loader import EvaluationBatches, Loader, Split, Texts, TrainingBatches
 from shards.plan import Share
 from trainer.config import RunConfig, plan_order
 from trainer.distributed import World
-from trainer.run_directory import RunDirectory
+from trainer.run_directory import RunDirectory, replace_directory
 
 logger = logging.getLogger(__name__)
 
@@ -65,16 +67,25 @@ def training_tokenizer(config: RunConfig, train: Split) -> PreTrainedTokenizerBa
 def shared_tokenizer(
     config: RunConfig, train: Split, directory: RunDirectory, world: World
 ) -> Callable[[], PreTrainedTokenizerBase]:
-    """The tokenizer of `scratch` towers, built once by rank 0 and read from the run directory by all; collective."""
+    """The tokenizer of `scratch` towers, built once by rank 0 and read from the run directory by all; collective.
+
+    Until there is a checkpoint it is built anew: the shards may have been.
+    """
+    path = directory.path / "tokenizer"
+
+    def write() -> None:
+        if world.rank != 0 or (path.is_dir() and directory.has_checkpoint):
+            return
+        aside = path.with_name(".tokenizer.partial")
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            training_tokenizer(config, train).save_pretrained(aside)
+            replace_directory(aside, path)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error}); free some space on this disk") from error
 
     def tokenizer() -> PreTrainedTokenizerBase:
-        path, error = directory.path / "tokenizer", None
-        if world.rank == 0 and not (path / "tokenizer_config.json").exists():
-            try:
-                training_tokenizer(config, train).save_pretrained(path)
-            except UserError as unreadable:
-                error = unreadable
-        world.agree_or_raise(error)
+        world.agree_on(write)
         return load_tokenizer(path)
 
     return tokenizer
@@ -132,11 +143,22 @@ def _loader(config: RunConfig, batches: TrainingBatches | EvaluationBatches, dev
     return Loader(batches, workers=config.data.workers, pin_memory=device.type == "cuda")
 
 
-def build_viewer(config: RunConfig, built: BuiltModel, device: torch.device) -> Viewer:
-    """What looks at images with a run's exported model; its masks come from the recipe's EfficientSAM weights.
+def build_viewer(
+    config: RunConfig,
+    built: BuiltModel,
+    device: torch.device,
+    *,
+    looks_with: ImageTokens = "fused",
+    needs_masks: bool = True,
+) -> Viewer:
+    """What looks at images with a run's model; its masks come from the recipe's EfficientSAM weights.
+
+    Args:
+        looks_with: the image tokens behind the heatmap.
+        needs_masks: refuse weights that masks cannot be made with; else one warning says so and there are no masks.
 
     Raises:
-        ConfigError: the recipe has no matching tower, from which the heatmap is read.
+        ConfigError: the recipe has no matching tower, from which the heatmap is read, or none that reads these tokens.
         DataError: weights are damaged.
     """
     if built.match_codec is None:
@@ -144,10 +166,16 @@ def build_viewer(config: RunConfig, built: BuiltModel, device: torch.device) -> 
             "losses.itm: is 0 in this run, so it has no matching tower, from which the heatmap is read; train with a "
             "weight for it"
         )
-    segmenter = _build_segmenter(config.model, built.objective)
+    try:
+        segmenter = _build_segmenter(config.model, built.objective)
+    except UserError as error:
+        if needs_masks:
+            raise
+        logger.warning("no masks: %s", error)
+        segmenter = None
     if segmenter is not None:
         segmenter.to(device).eval().requires_grad_(False)
-    return Viewer(built.objective, built.match_codec, segmenter, config.model.guidance)
+    return Viewer(built.objective, built.match_codec, segmenter, config.model.guidance, looks_with=looks_with)
 
 
 def _build_segmenter(model: ModelConfig, objective: Objective) -> Segmenter | None:
@@ -164,7 +192,8 @@ def _build_segmenter(model: ModelConfig, objective: Objective) -> Segmenter | No
     try:
         if shared:
             return load_segmenter(checkpoint, image_encoder=stream.encoder)
-        return load_segmenter(checkpoint, SEGMENTER_CONFIGS.get(model.efficient_sam.variant))
+        encoder = load_efficient_sam_encoder(checkpoint, efficient_sam_sizes(model.efficient_sam))
+        return load_segmenter(checkpoint, image_encoder=encoder)
     except EncoderAloneError as alone:
         logger.info("no masks: %s", alone)
         return None
@@ -181,7 +210,8 @@ def build_pnp(config: RunConfig, built: BuiltModel, device: torch.device, dtype:
     for key, example in (("captioner", "Salesforce/blip-image-captioning-base"), ("reader", "google/flan-t5-base")):
         if getattr(pnp, key) is None:
             raise ConfigError(f"pnp.{key}: is not set; name a checkpoint, such as pnp.{key}={example}")
+    viewer = build_viewer(config, built, device, looks_with=pnp.looks_with)
     captioner, reader = load_captioner(pnp.captioner, pnp.captions), load_reader(pnp.reader)
-    pipeline = PnpPipeline(build_viewer(config, built, device), captioner, reader, pnp)
+    pipeline = PnpPipeline(viewer, captioner, reader, pnp)
     pipeline.place(device, dtype)
     return pipeline

@@ -20,7 +20,7 @@ import torch
 
 from shards.atomic import write_atomically
 from shards.errors import DataError, UserError
-from trainer.distributed import World
+from trainer.distributed import World, known_to_all
 from trainer.state_file import (
     STATE,
     EngineState,
@@ -40,7 +40,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 class Checkpoints:
-    """The checkpoints of one run. Every method but `path` is collective: all ranks call it and hear the same.
+    """The checkpoints of one run. But for `path` and `pointed`, all ranks call a method together and hear the same.
 
     Args:
         directory: usually runs/NAME/checkpoints; created when the first checkpoint is written.
@@ -89,11 +89,15 @@ class Checkpoints:
         Raises:
             DataError: on all ranks, if there are checkpoints and none is intact.
         """
-        return self._find("last")
+        return self._on_rank_0(self._newest_intact)
 
-    def best(self) -> str | None:
-        """As `newest`, for the checkpoint that `best` names."""
-        return self._find("best")
+    def pointed(self, pointer: Pointer) -> str | None:
+        """What a pointer names, intact or not; None if there is none that can be read."""
+        try:
+            name = (self.directory / pointer).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            return None
+        return name if _NAME.fullmatch(name) else None
 
     def load(self, name: str) -> tuple[EngineState, dict[str, Any]]:
         """What `save` was given, on every rank. Rank 0 alone reads, so the other nodes need not see its disk.
@@ -122,7 +126,7 @@ class Checkpoints:
                 verdict, cause = {"error": str(error), "data": isinstance(error, DataError)}, error
         verdict = json.loads(self._world.broadcast_text(json.dumps(verdict) if verdict is not None else None))
         if "error" in verdict:
-            raise (DataError if verdict["data"] else UserError)(verdict["error"]) from cause
+            raise known_to_all((DataError if verdict["data"] else UserError)(verdict["error"])) from cause
         return verdict["result"]
 
     def _write(self, tag: str, state: EngineState | None, progress: Mapping[str, Any]) -> str:
@@ -152,11 +156,8 @@ class Checkpoints:
             ) from error
         self._prune()
 
-    def _find(self, pointer: Pointer) -> str | None:
-        return self._on_rank_0(lambda: self._first_intact(pointer))
-
-    def _first_intact(self, pointer: Pointer) -> str | None:
-        pointed = self._pointed(pointer)
+    def _newest_intact(self) -> str | None:
+        pointed = self.pointed("last")
         others = [name for name in self._names() if name != pointed]
         faults = []
         for name in ([pointed] if pointed is not None else []) + others:
@@ -168,7 +169,7 @@ class Checkpoints:
             if faults:
                 logger.warning("going back to checkpoint %s: %s", name, "; ".join(faults))
             elif pointed is None:
-                logger.warning("%s names no checkpoint; taking the newest, %s", self.directory / pointer, name)
+                logger.warning("%s names no checkpoint; taking the newest, %s", self.directory / "last", name)
             return name
         if faults:
             raise DataError(
@@ -183,16 +184,9 @@ class Checkpoints:
         names = [entry.name for entry in self.directory.iterdir() if _NAME.fullmatch(entry.name) and entry.is_dir()]
         return sorted(names, key=_by_number, reverse=True)
 
-    def _pointed(self, pointer: Pointer) -> str | None:
-        try:
-            name = (self.directory / pointer).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError):
-            return None
-        return name if _NAME.fullmatch(name) else None
-
     def _prune(self) -> None:
         """Remove what no pointer names. Failing to is no reason to stop a run."""
-        kept = {pointer: self._pointed(pointer) for pointer in POINTERS}
+        kept = {pointer: self.pointed(pointer) for pointer in POINTERS}
         if any(name is None and (self.directory / pointer).exists() for pointer, name in kept.items()):
             return  # a pointer that cannot be read may name any of them
         for name in self._names():

@@ -1,9 +1,8 @@
 """The `duoflow` command: arguments in, exit code out. Nothing heavy is imported before a verb needs it."""
 
 import argparse
-import contextlib
+import errno
 import math
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, NoReturn
 from shards.atomic import check_writable
 from shards.commands import add_shards_parser
 from shards.errors import UserError
-from shards.progress import say
+from shards.progress import say, silence
 from shards.scenes import add_scenes_parser
 from trainer.answer_command import add_answer_parser
 from trainer.bench import answer as bench_answer
@@ -26,6 +25,9 @@ EXIT_USER_MISTAKE = 2
 EXIT_INTERRUPTED = 130
 """What a shell reports for a process that Ctrl-C ended."""
 
+_DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+"""What no command can do anything about, wherever it happens."""
+
 SPLITS = ("train", "val", "testdev", "test", "challenge")
 
 
@@ -37,6 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         for line in str(error).splitlines():
             say(f"duoflow: {line}", error=True)
+        return EXIT_USER_MISTAKE
+    except OSError as error:
+        if error.errno not in _DISK_FAULTS:
+            raise
+        place = error.filename or "a file"
+        say(f"duoflow: {place}: {error.strerror}; see to this disk and run the same command again", error=True)
         return EXIT_USER_MISTAKE
     except KeyboardInterrupt:
         say("duoflow: interrupted", error=True)
@@ -115,21 +123,21 @@ def _train(arguments: argparse.Namespace) -> int:
         say(dump_config(load_config(arguments.recipe, overrides)).rstrip("\n"))
         return 0
     if arguments.dry_run:
-        return _dry_run(arguments.recipe, overrides)
+        return _dry_run(arguments.recipe, overrides, fresh=arguments.fresh)
 
     from trainer.start import start_training
 
     return start_training(arguments.recipe, overrides, fresh=arguments.fresh)
 
 
-def _dry_run(recipe: Path, overrides: Sequence[str]) -> int:
+def _dry_run(recipe: Path, overrides: Sequence[str], *, fresh: bool) -> int:
     from trainer.config import load_config
 
     config = load_config(recipe, overrides)
 
     from trainer.dry_run import dry_run  # after the recipe was read: it imports torch
 
-    say(dry_run(config))
+    say(dry_run(config, fresh=fresh))
     return 0
 
 
@@ -193,14 +201,7 @@ def _flush_output() -> None:
         try:
             stream.flush()
         except (OSError, ValueError, AttributeError):
-            _silence(stream)
-
-
-def _silence(stream: Any) -> None:
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)
+            silence(stream)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from model.config import SCRATCH, EfficientSamConfig, untrained_parts
 from trainer.config_faults import Fault
-from trainer.metrics import ANSWER_CELLS
+from trainer.metrics import TRAINING_CELLS
 
 if TYPE_CHECKING:
     from trainer.config import RunConfig
@@ -38,7 +38,7 @@ def recorded_metrics(*, answer: bool = True, itm: bool = True) -> tuple[str, ...
     names = ["train/loss", "val/loss"]
     if answer:
         names += ["train/answer_loss", "val/answer_loss"]
-        names += [f"val/{cell or 'accuracy'}" for cell in ANSWER_CELLS]
+        names += [f"val/{cell or 'accuracy'}" for cell in TRAINING_CELLS]
     if itm:
         names += ["train/itm_loss", "val/itm_loss", "val/itm_accuracy"]
     return tuple(names)
@@ -93,9 +93,9 @@ def _metric(config: "RunConfig") -> Iterator[Fault]:
             "early_stopping.metric",
             f"{metric} is not recorded when losses.{loss} is 0; recorded: {', '.join(recorded)}",
         )
-    if metric.startswith("val/") and config.early_stopping.patience is not None and config.data.val is None:
+    if config.early_stopping.patience is not None and config.data.val is None:
         yield Fault(
-            "early_stopping.patience", f"waits for {metric}, but data.val is null; set data.val, or patience to null"
+            "early_stopping.patience", "counts validations, but data.val is null; set data.val, or patience to null"
         )
     better = "min" if metric.endswith("loss") else "max"
     if mode != better:

@@ -30,6 +30,17 @@ _GET_INTERFACE_ADDRESS = 0x8915
 """SIOCGIFADDR of Linux (netdevice(7)); its answer carries the IPv4 address in bytes 20 to 24."""
 
 
+def known_to_all(error: UserError) -> UserError:
+    """Mark an error that every rank raises: one of them is enough to say it."""
+    error.known_to_all_ranks = True
+    return error
+
+
+def is_known_to_all(error: UserError) -> bool:
+    """Whether every rank has this error."""
+    return getattr(error, "known_to_all_ranks", False)
+
+
 class LostRankError(RuntimeError):
     """Another rank died, hangs or cannot be reached: nothing that this run's user wrote is wrong."""
 
@@ -127,9 +138,7 @@ class World:
             return
         own_kind = next(k.__name__ for k in type(error).__mro__ if k.__name__ in _KINDS) if error else ""
         kind, _, message = self.broadcast_text(f"{own_kind}\n{error}", source=failing).partition("\n")
-        agreed = _KINDS[kind](f"rank {failing}: {message}")
-        agreed.known_to_all_ranks = True
-        raise agreed from error
+        raise known_to_all(_KINDS[kind](f"rank {failing}: {message}")) from error
 
     def agree_on(self, make: Callable[[], Made]) -> Made:
         """What `make` gives on this rank, if it gives something on every rank; collective.
@@ -141,7 +150,7 @@ class World:
         try:
             made = make()
         except UserError as refused:
-            if getattr(refused, "known_to_all_ranks", False):
+            if is_known_to_all(refused):
                 raise  # it came from an agreement inside of `make`, behind which no rank waits for another one
             error = refused
         self.agree_or_raise(error)

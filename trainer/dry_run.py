@@ -8,6 +8,8 @@ from trainer.build import assemble_model, open_split, training_tokenizer
 from trainer.config import RunConfig, check_world_size
 from trainer.milestones import Milestones
 from trainer.preflight import preflight
+from trainer.run_directory import RunDirectory
+from trainer.start import check_previous, check_unoccupied
 
 _ADAM_TENSORS = 3
 """fp32 copies that a checkpoint holds of every trained parameter: itself and Adam's two moments."""
@@ -15,13 +17,19 @@ _KEPT_CHECKPOINTS = 3
 """`last`, `best`, and the one being written."""
 
 
-def dry_run(config: RunConfig) -> str:
+def dry_run(config: RunConfig, *, fresh: bool = False) -> str:
     """Steps, visits, parameters and disk of a run as a table, after every check that a real start makes.
+
+    Args:
+        fresh: a run of that name would be set aside.
 
     Raises:
         UserError: what would keep the run from starting.
     """
-    machine = preflight(config)
+    run = RunDirectory.of(config)
+    logged, finished = check_previous(run, config, fresh=fresh)
+    machine = preflight(config, fresh=fresh)
+    check_unoccupied(run)
     train = open_split(config, "train")
     built = assemble_model(config, scratch_tokenizer=lambda: training_tokenizer(config, train))
     milestones = Milestones.of(config, train.steps_per_epoch)
@@ -46,6 +54,9 @@ def dry_run(config: RunConfig) -> str:
             f"{_megabytes(checkpoint)} per checkpoint, at most {_megabytes(_KEPT_CHECKPOINTS * checkpoint)} at once",
         ),
     ]
+    rows += [("goes on with", str(difference)) for difference in logged]
+    if finished is not None:
+        rows.append(("finished", finished))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 

@@ -51,7 +51,7 @@ def evaluate_run(
     exported = load_exported(path, config, weights=weights)
     world = World(device=exported.device)
     batches, loader = evaluation_loader(config, opened, exported.built, world, shuffle_images=images == "shuffled")
-    with Progress(f"evaluating {split}", len(batches.order.visits), "images") as progress:
+    with Progress(f"evaluating {split}", len(batches.order.visits), "visits") as progress:
         common = {"prefix": split, "detailed": True, "progress": progress.advance}
         if pnp:
             evaluation = evaluate_pnp(build_pnp(*exported), batches, loader, world, **common)

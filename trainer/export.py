@@ -4,6 +4,7 @@ fusion_encoder.safetensors   grid token, adapters and fusion encoder
 blip_vqa/, blip_itm/         BLIP in Hugging Face format with its tokenizer, where any of its parts was trained
 t5/                          T5 with its tokenizer, if it was trained whole
 lora_match/, lora_answer/    adapters in PEFT's format, where there are any
+blip_vision/                 BLIP's vision tower, if it was trained and fits into neither of these
 blip_second/                 the second BLIP, if it was trained: only its vision tower has a meaning
 efficient_sam.safetensors    the second vision tower, if it was trained, under its official key names
 export.json                  which part lies where, and the step and metrics that the weights belong to
@@ -12,7 +13,6 @@ README.md                    model card
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,7 +26,8 @@ from transformers import BlipConfig, BlipForImageTextRetrieval, BlipForQuestionA
 
 from model.answer_towers import T5AnswerTower
 from model.build import BuiltModel
-from model.config import EfficientSamConfig, ModelConfig, local_directory
+from model.checkpoint_files import architecture_of
+from model.config import EfficientSamConfig, ModelConfig
 from model.efficient_sam import EfficientSamEncoder
 from model.efficient_sam_weights import save_efficient_sam_encoder
 from model.lora import load_adapters, save_adapters, without_adapters
@@ -34,10 +35,10 @@ from model.objective import Objective
 from shards.errors import DataError
 from trainer.build import FUSION_FILE
 from trainer.config import RunConfig
-from trainer.run_directory import write_json
+from trainer.run_directory import replace_directory, write_json
 
 EXPORT_FILE = "export.json"
-VQA, ITM, T5, SECOND_BLIP = "blip_vqa", "blip_itm", "t5", "blip_second"
+VQA, ITM, T5, VISION, SECOND_BLIP = "blip_vqa", "blip_itm", "t5", "blip_vision", "blip_second"
 SECOND_STREAM = "efficient_sam.safetensors"
 
 
@@ -146,7 +147,7 @@ def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _export_towers(model: ModelConfig, built: BuiltModel, weights: Mapping[str, Tensor], aside: Path) -> dict[str, str]:
     """Write the checkpoints that hold trained parts; returns where each trained part lies.
 
-    A trained vision tower goes into every checkpoint that is written, so that each can be used alone.
+    A trained vision tower goes into every checkpoint that has one of its sizes, so that each can be used alone.
     """
     trained = {name.partition(".")[0] for name in weights} & {"vision", "match", "answer"}
     answer, match, vision = *map(built.objective.part, ("answer", "match")), _below(weights, "vision.")
@@ -155,16 +156,25 @@ def _export_towers(model: ModelConfig, built: BuiltModel, weights: Mapping[str, 
         if "answer" in trained:
             _save_t5(answer, built, model.answer, _below(weights, "answer.model."), aside / T5)
             parts["answer"] = T5
-    elif answer is not None and trained & {"vision", "answer"}:
+    elif answer is not None and (changed := trained & {"answer", *_vision_in(built, model.answer)}):
         _save_blip(BlipForQuestionAnswering, built, model.answer, "answer", vision, weights, aside / VQA)
-        parts |= dict.fromkeys(trained & {"vision", "answer"}, VQA)
-    if match is not None and trained & {"vision", "match"}:
+        parts |= dict.fromkeys(changed, VQA)
+    if match is not None and (changed := trained & {"match", *_vision_in(built, model.match)}):
         _save_blip(BlipForImageTextRetrieval, built, model.match, "match", vision, weights, aside / ITM)
-        parts |= {part: ITM for part in trained & {"vision", "match"} if part not in parts}
+        parts |= {part: ITM for part in changed if part not in parts}
     if "vision" in trained - parts.keys():
-        _save_blip(BlipForImageTextRetrieval, built, model.vision, None, vision, weights, aside / ITM)
-        parts["vision"] = ITM
+        _save_blip(BlipForImageTextRetrieval, built, model.vision, None, vision, weights, aside / VISION)
+        parts["vision"] = VISION
     return parts
+
+
+def _vision_in(built: BuiltModel, reference: str) -> set[str]:
+    """{"vision"} if a checkpoint has a vision tower of the sizes of the one in use: a ViT-L may feed a base BERT."""
+    shapes = [
+        {name: value.shape for name, value in tower.state_dict().items()}
+        for tower in (built.source.vision_of(reference), built.objective.part("vision"))
+    ]
+    return {"vision"} if shapes[0] == shapes[1] else set()
 
 
 def _export_second(model: ModelConfig, built: BuiltModel, weights: Mapping[str, Tensor], aside: Path) -> dict[str, str]:
@@ -184,8 +194,13 @@ def _export_second(model: ModelConfig, built: BuiltModel, weights: Mapping[str, 
 def _save_t5(
     tower: T5AnswerTower, built: BuiltModel, reference: str, weights: Mapping[str, Tensor], directory: Path
 ) -> None:
-    model = type(tower.model)(type(tower.model.config).from_dict(tower.model.config.to_dict()))
-    model.load_state_dict(weights, strict=True)
+    config = type(tower.model.config).from_dict(tower.model.config.to_dict())
+    with torch.device("meta"):
+        model = type(tower.model)(config)
+    # Assigned, not copied: transformers ties the head to the embeddings in every new T5, and copies of both would go
+    # into one tensor where the checkpoint, as Flan-T5 and T5 v1.1, has them apart.
+    model.load_state_dict(weights, strict=True, assign=True)
+    config.tie_word_embeddings = config.scale_decoder_outputs  # as published: transformers sets it to true on loading
     model.save_pretrained(directory)
     built.source.tokenizer(reference).save_pretrained(directory)
 
@@ -195,10 +210,13 @@ def _export_adapters(
 ) -> dict[str, str]:
     for part in built.objective.adapters:
         reference = getattr(model, part)
-        base = local_directory(reference)  # its full path: an adapter lies elsewhere than the recipe
-        found_at = reference if base is None else str(base.absolute())
-        directory = aside / adapter_directory(part)
-        save_adapters(_below(weights, f"lora.{part}."), getattr(model.lora, part), found_at, directory)
+        save_adapters(
+            _below(weights, f"lora.{part}."),
+            getattr(model.lora, part),
+            reference,
+            aside / adapter_directory(part),
+            architecture=architecture_of(built.source.blip_config(reference).to_dict()),
+        )
     return {part: adapter_directory(part) for part in built.objective.adapters}
 
 
@@ -213,7 +231,10 @@ def _save_blip(
 ) -> None:
     """A whole BLIP model: trained parts from `vision` and `weights`, frozen ones as they are, the rest random."""
     model = architecture(BlipConfig.from_dict(built.source.blip_config(reference).to_dict()))
-    _copy_into(model.vision_model, built.objective.part("vision"), vision)
+    if _vision_in(built, reference):
+        _copy_into(model.vision_model, built.objective.part("vision"), vision)
+    else:
+        _copy_into(model.vision_model, built.source.vision_of(reference), {})
     children = built.objective.part(tower).named_children() if tower is not None else ()
     for name, child in children:
         _copy_into(getattr(model, name), child, _below(weights, f"{tower}.{name}."))
@@ -225,21 +246,7 @@ def _save_blip(
 def _copy_into(target: nn.Module, tower: nn.Module, weights: Mapping[str, Tensor]) -> None:
     plain = without_adapters(tower.state_dict())
     state = weights or {name: value.float().cpu() for name, value in plain.items()}
-    target.load_state_dict(state, strict=True)
-
-
-def replace_directory(aside: Path, directory: Path) -> None:
-    """Put a finished directory in the place of an old one. A crash between the renames leaves both, none half."""
-    for file in aside.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-    old = directory.with_name(f".{directory.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if directory.exists():
-        directory.rename(old)
-    aside.rename(directory)
-    shutil.rmtree(old, ignore_errors=True)
+    target.load_state_dict(state, strict=True, assign=True)  # not copied: see _save_t5
 
 
 def _model_card(config: RunConfig, trained: Iterable[str], step: int, metrics: Mapping[str, float]) -> str:

@@ -27,6 +27,7 @@ DATA = ("data.val=", "data.testdev=", "data.test=", "data.challenge=", "data.wor
 LOOKS = ("model.guidance.",)
 """What decides where an answer is looked for; of no effect where nothing looks."""
 PNP = ("pnp.",)
+LOOKS_WITH = ("pnp.looks_with=",)
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -60,6 +61,10 @@ def read_run(path: Path, overrides: Sequence[str] = (), *, open_keys: Sequence[s
     for override in overrides:
         if guided and override.startswith(LOOKS):
             raise ConfigError(f"{override}: is settled by the run, whose second stream was trained under its guidance")
+        if guided and override.startswith(LOOKS_WITH) and config.pnp.looks_with == "fused":
+            raise ConfigError(
+                f"{override}: this run looks before it fuses, since its fusion needs the masks; use plain"
+            )
     return config
 
 

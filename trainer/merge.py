@@ -1,17 +1,25 @@
 """A copy of an export, in which adapters can be merged into the checkpoints that they adapt."""
 
 import shutil
+import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel
 
+from model.checkpoint_files import short_reason
 from model.config import ModelConfig
 from model.hub import BLIP_ARCHITECTURES, T5_ARCHITECTURES, load_pretrained
-from shards.errors import UserError
-from trainer.export import EXPORT_FILE, ITM, T5, VQA, read_export, replace_directory
+from shards.atomic import check_writable
+from shards.errors import DataError, UserError
+from trainer.export import EXPORT_FILE, ITM, T5, VQA, read_export
 from trainer.exported import read_run
-from trainer.run_directory import RunDirectory, write_json
+from trainer.run_directory import RunDirectory, replace_directory, write_json
 
 _ARCHITECTURES = (*BLIP_ARCHITECTURES, *T5_ARCHITECTURES)
 _DIRECTORIES = {
@@ -32,25 +40,36 @@ def copy_export(run: Path, out: Path, *, merge: bool) -> list[str]:
         A line for each part, to be shown.
 
     Raises:
-        UserError: `out` exists.
+        UserError: `out` exists or cannot be written.
         ConfigError, DataError: there is no export, or a checkpoint behind an adapter is missing.
     """
-    if out.exists():
-        raise UserError(f"--out {out}: exists already; name a directory that is not there yet")
     config, export = read_run(run), RunDirectory(run).export
     content = read_export(export)
+    try:
+        if out.exists():
+            raise UserError(f"--out {out}: exists already; name a directory that is not there yet")
+        check_writable("--out", out)
+        content = _copy(config.model, export, content, out, merge=merge)
+    except (OSError, SafetensorError) as error:  # of writing: what cannot be read is a DataError by now
+        # copytree goes on after a file that fails and tells of all at its end: (from, to, message).
+        reason = error.args[0][0][2].partition(": ")[0] if isinstance(error, shutil.Error) else short_reason(error)
+        raise UserError(f"--out {out}: cannot be written ({reason}); free some space or name another place") from None
+    return [f"{out}: fusion encoder", *(f"{out / name}: {part}" for part, name in sorted(_lying(content)))]
+
+
+def _copy(model: ModelConfig, export: Path, content: dict[str, Any], out: Path, *, merge: bool) -> dict[str, Any]:
+    """Copy aside, merge there and rename; gives what the export.json of the copy says."""
     aside = out.with_name(f".{out.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
     try:
         shutil.copytree(export, aside)
         if merge:
-            content = _merge(config.model, content, aside)
+            content = _merge(model, content, aside)
         replace_directory(aside, out)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    return [f"{out}: fusion encoder", *(f"{out / name}: {part}" for part, name in sorted(_lying(content)))]
+    return content
 
 
 def _lying(content: dict[str, Any]) -> set[tuple[str, str]]:
@@ -68,11 +87,35 @@ def _merge(model: ModelConfig, content: dict[str, Any], aside: Path) -> dict[str
         if directory.exists():  # it has the trained vision tower, and the rest as the adapters found it
             checkpoint = load_pretrained(str(directory.absolute()), _ARCHITECTURES)
             shutil.rmtree(directory)
-        merged = PeftModel.from_pretrained(checkpoint.model, aside / name).merge_and_unload()
-        merged.save_pretrained(directory)
+        _merged(checkpoint.model, aside / name, getattr(model, part)).save_pretrained(directory)
         checkpoint.tokenizer.save_pretrained(directory)
         shutil.rmtree(aside / name)
         parts[part] = directory.name
     merged_content = {**content, "parts": parts, "adapters": {}}
     write_json(aside / EXPORT_FILE, merged_content)
     return merged_content
+
+
+def _merged(model: PreTrainedModel, adapters: Path, reference: str) -> PreTrainedModel:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # PEFT's, of adapted weights that are shared: they are untied here
+        try:
+            adapted = PeftModel.from_pretrained(model, adapters)
+        except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+            reason = short_reason(error)
+            raise DataError(f"{adapters.name}: adapters that do not load into {reference} ({reason})") from None
+        _untie_adapted(adapted)
+        return adapted.merge_and_unload()
+
+
+def _untie_adapted(model: nn.Module) -> None:
+    """Give adapted layers weights of their own.
+
+    Merged into T5's or BLIP's output layer where that shares its weights, an adapter would change the embeddings too.
+    """
+    uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            base = layer.get_base_layer()
+            if uses[id(base.weight)] > 1:
+                base.weight = nn.Parameter(base.weight.detach().clone())

@@ -4,24 +4,32 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
+from shards.lower_case import normalise
+
 STRUCTURAL_TYPES = ("verify", "query", "choose", "logical", "compare")
 SEMANTIC_TYPES = ("obj", "attr", "cat", "rel", "global")
-"""GQA's classifications; a type that is not among them is counted as "other"."""
+CLASSIFICATIONS = {"structural": STRUCTURAL_TYPES, "semantic": SEMANTIC_TYPES}
+"""GQA's; a type that is not among them is counted as "other"."""
 
 MOST_STEPS = 9
 MOST_WORDS = 20
 """Questions of that many and more share a cell; in GQA's balanced testdev set, one of 12,578 has 9 steps."""
 
-ANSWER_CELLS = (
+TRAINING_CELLS = (
     "",
     "binary",
     "open",
     *(f"structural/{name}" for name in (*STRUCTURAL_TYPES, "other")),
     *(f"semantic/{name}" for name in (*SEMANTIC_TYPES, "other")),
+)
+"""What the validations of a training run count over; "" is all questions."""
+
+ANSWER_CELLS = (
+    *TRAINING_CELLS,
     *(f"steps/{number}" for number in (*range(MOST_STEPS), f"{MOST_STEPS}+")),
     *(f"length/{number}" for number in (*range(MOST_WORDS), f"{MOST_WORDS}+")),
 )
-"""What exact match is counted over, in the order of the vector; "" is all questions. The same on every rank."""
+"""What exact match is counted over, in the order of the vector. The same on every rank."""
 
 
 class Scores(Protocol):
@@ -58,7 +66,7 @@ def merge_over_ranks(
 def is_exact_match(generated: str, gold: str) -> bool:
     """Exact match as GQA's official script counts it, after the generated text alone was lowered, stripped and had
     its runs of white space collapsed. The gold answer is compared as it is written."""
-    return " ".join(generated.lower().split()) == gold
+    return normalise(generated) == gold
 
 
 @dataclass

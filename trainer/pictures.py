@@ -70,7 +70,7 @@ def build_pictures(config: RunConfig, built: BuiltModel, device: torch.device) -
     if layers < 2:
         logger.info("no pictures: the matching text encoder has a single layer, and a heatmap needs one behind it")
         return None
-    viewer = build_viewer(config, built, device)
+    viewer = build_viewer(config, built, device, needs_masks=False)  # no picture is worth a run
     return Pictures(built, viewer, list(_chosen(open_split(config, "val"), wanted, image_size(config, built))), device)
 
 

@@ -11,6 +11,7 @@ from model.config import ModelConfig, local_directory
 from shards.errors import ConfigError, DataError, UserError
 from shards.index import SplitIndex, index_digest, read_index
 from trainer.config import RunConfig, check_world_size, policy_path
+from trainer.metrics import CLASSIFICATIONS, TRAINING_CELLS
 from trainer.run_directory import RunDirectory
 
 
@@ -36,13 +37,32 @@ def preflight(config: RunConfig, *, fresh: bool = False) -> Machine:
     """
     machine = plan_machine(config, os.environ)
     check_world_size(config, machine.processes)
-    _check_data(config)
-    _check_policy(config)
-    _check_precision(config, machine)
-    _check_weights(config)
-    if not fresh:
-        check_same_data(config)
+    check_inputs(config, device_type="cuda" if machine.gpus else "cpu", fresh=fresh)
     return machine
+
+
+def check_inputs(config: RunConfig, *, device_type: str, fresh: bool = False) -> None:
+    """Check what a run reads, and whether this kind of device computes in its precision.
+
+    Args:
+        device_type: cuda or cpu.
+        fresh: a run of that name is set aside, so that nothing has to fit it.
+
+    Raises:
+        UserError: what is wrong, with its key; the first fault found.
+    """
+    from trainer.deepspeed_config import read_policy, resolve_precision  # import torch: few faults should wait for it
+
+    _check_data(config)
+    read_policy(policy_path(config))
+    resolve_precision(config.precision, device_type)
+    run = RunDirectory.of(config)
+    goes_on = run.has_checkpoint and not fresh
+    if config.initialize_from is not None and not goes_on:
+        _check_initial_weights(config.initialize_from)
+    _check_weights(config)
+    if goes_on:
+        _check_same_data(config, run)
 
 
 def plan_machine(config: RunConfig, environment: Mapping[str, str]) -> Machine:
@@ -73,6 +93,32 @@ def _check_data(config: RunConfig) -> None:
         index = _read_index(key, directory)
         if index.counts.get("answered", 0) == 0:
             raise ConfigError(f"{key}: {directory}: no question has an answer; training and validation need answers")
+        if key == "data.val":
+            _check_metric(config.early_stopping.metric, index, directory)
+
+
+def _check_metric(metric: str, index: SplitIndex, directory: str) -> None:
+    """Whether a validation on these questions records the metric: a type without questions has no accuracy."""
+    place, _, cell = metric.partition("/")
+    there = _answer_cells(index)
+    if place == "val" and cell in TRAINING_CELLS and cell not in there:
+        names = ", ".join(f"val/{name}" for name in ("accuracy", *sorted(there)))
+        raise ConfigError(f"early_stopping.metric: {metric}: {directory} has no such question; it has {names}")
+
+
+def _answer_cells(index: SplitIndex) -> set[str]:
+    """What the questions of a split are counted under, beside all of them (`metrics.TRAINING_CELLS`)."""
+    structural = index.types.get("structural", {})
+    untyped = index.counts.get("questions", 0) > sum(structural.values())
+    cells = set()
+    if "query" in structural or (untyped and index.answers.keys() - {"yes", "no"}):
+        cells.add("open")
+    if structural.keys() - {"query"} or (untyped and index.answers.keys() & {"yes", "no"}):
+        cells.add("binary")
+    for classification, known in CLASSIFICATIONS.items():
+        found = index.types.get(classification, {})
+        cells |= {f"{classification}/{kind if kind in known else 'other'}" for kind in found}
+    return cells
 
 
 def _read_index(key: str, directory: str) -> SplitIndex:
@@ -82,25 +128,8 @@ def _read_index(key: str, directory: str) -> SplitIndex:
         raise ConfigError(f"{key}: {error}") from None
 
 
-def _check_policy(config: RunConfig) -> None:
-    from trainer.deepspeed_config import read_policy  # imports torch: nothing before it should wait for that
-
-    read_policy(policy_path(config))
-
-
-def _check_precision(config: RunConfig, machine: Machine) -> None:
-    from trainer.deepspeed_config import resolve_precision
-
-    resolve_precision(config.precision, "cuda" if machine.gpus else "cpu")
-
-
-def check_same_data(config: RunConfig) -> None:
-    """Whether the shards are those that the run of this name was trained on, if there is one to go on with.
-
-    Raises:
-        DataError: they are others.
-    """
-    run = RunDirectory.of(config)
+def _check_same_data(config: RunConfig, run: RunDirectory) -> None:
+    """The shards have to be those that the run of this name was trained on."""
     for split, digest in _trained_on(run).items():
         directory = getattr(config.data, split, None)
         if directory is not None and index_digest(directory) != digest:
@@ -119,12 +148,15 @@ def _trained_on(run: RunDirectory) -> dict[str, str]:
         return {}
 
 
-def _check_weights(config: RunConfig) -> None:
-    if config.initialize_from is not None and not Path(config.initialize_from).expanduser().exists():
+def _check_initial_weights(path: str) -> None:
+    if not Path(path).expanduser().exists():
         raise ConfigError(
-            f"initialize_from: {config.initialize_from}: no such file or directory; name a run directory, a checkpoint "
-            "or an export, or null"
+            f"initialize_from: {path}: no such file or directory; name a run directory, a checkpoint or an export, or "
+            "null"
         )
+
+
+def _check_weights(config: RunConfig) -> None:
     _check_efficient_sam(config.model)
     second = {"second_vision"} if config.model.second_stream == "blip" else set()
     _check_references(config.model, used={"vision"} | second | _towers_of_losses(config))

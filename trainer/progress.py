@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import math
-import os
 import sys
 from collections import deque
 from collections.abc import Mapping
@@ -12,6 +11,8 @@ from typing import NamedTuple, TextIO
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
+
+from shards.progress import silence
 
 logger = logging.getLogger(__name__)
 
@@ -222,7 +223,7 @@ class Console:
     def _give_up_bar(self) -> None:
         """The terminal is gone (a lost connection): from now on there are log lines only."""
         assert self._stream is not None
-        _silence(self._stream)
+        silence(self._stream)
         self._stream, self._bar = None, None
         self._cleanup.close()
 
@@ -242,11 +243,4 @@ class ConsoleHandler(logging.StreamHandler):
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
             return
-        _silence(self.stream)
-
-
-def _silence(stream: TextIO) -> None:
-    """Point the descriptor below a stream that can no longer be written at the null device."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, stream.fileno())
-    os.close(null)
+        silence(self.stream)

@@ -13,6 +13,8 @@ from typing import Protocol, Self
 import numpy as np
 from PIL import Image
 
+from shards.atomic import write_atomically
+
 logger = logging.getLogger(__name__)
 
 
@@ -99,9 +101,8 @@ class JsonlRecorder:
         self, path: Path | str, *, resumed_step: int | None = None, clock: Callable[[], float] = time.time
     ) -> None:
         self._path, self._clock = Path(path), clock
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         kept = [] if resumed_step is None else _lines_up_to(self._path, resumed_step)
-        _write_lines(self._path, kept)
+        write_atomically(self._path, b"".join(line + b"\n" for line in kept))
         self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 - it stays open until close()
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
@@ -147,15 +148,6 @@ def _step_of(line: bytes) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
-
-
-def _write_lines(path: Path, lines: Sequence[bytes]) -> None:
-    staged = path.with_name(f".{path.name}.tmp")
-    with open(staged, "wb") as file:
-        file.writelines(line + b"\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(staged, path)
 
 
 class TensorBoardRecorder:

@@ -19,15 +19,18 @@ _FREE = (
     "pnp.",
     "engine.processes",
     "engine.timeout_seconds",
-    "validate_every.",
-    "early_stopping.",
+    "validate_every.epochs",
+    "validate_every.steps",
+    "early_stopping.patience",
+    "early_stopping.min_delta",
     "checkpoint.",
     "limits.",
     "logging.",
 )
 """Keys, and sections with a dot at the end."""
-_LOGGED = ("optim.", "batch.micro_visits")
-"""Another learning rate is an experiment; another micro-batch is how the same batch fits other machines."""
+_LOGGED = ("optim.", "batch.micro_visits", "engine.policy", "validate_every.max_images")
+"""Another learning rate is an experiment; another micro-batch or ZeRO stage is how the same batch fits other machines;
+on other images, a validation says something else than the best one did."""
 
 
 class Difference(NamedTuple):

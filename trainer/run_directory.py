@@ -6,12 +6,13 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from shards.atomic import write_atomically
+from shards.atomic import sync_directory, write_atomically
 from shards.errors import UserError
 from trainer.config import RunConfig, dump_config, load_config
 
@@ -19,6 +20,10 @@ State = Literal["running", "done", "stopped", "failed"]
 
 DONE, FAILED, USER_MISTAKE, STOPPED = 0, 1, 2, 75
 """Exit codes. 75 is EX_TEMPFAIL: a signal stopped the run after saving, and the same command goes on."""
+
+
+OCCUPIED = "DUOFLOW_OCCUPIED"
+"""Environment variable by which ranks know the run directory whose lock their starter holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +82,11 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to go on from."""
+        return (self.checkpoints / "last").exists()
+
+    @property
     def export(self) -> Path:
         return self.path / "export"
 
@@ -128,8 +138,7 @@ class RunDirectory:
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise UserError(
-                    f"{self.path}: another `duoflow train` is running here; wait for it or give this run another "
-                    "run.name"
+                    f"{self.path}: another process is training here; wait for it or give this run another run.name"
                 ) from None
             # Some network file systems know no locks: then only the record of running ranks keeps two runs apart.
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
@@ -173,6 +182,21 @@ class RunDirectory:
             return None
         except (ValueError, TypeError, AttributeError):
             raise UserError(f"{self.status}: damaged; remove this file to go on from the last checkpoint") from None
+
+
+def replace_directory(aside: Path, directory: Path) -> None:
+    """Put a finished directory in the place of an old one. A crash between the renames leaves both, none half."""
+    for file in aside.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+    old = directory.with_name(f".{directory.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        directory.rename(old)
+    aside.rename(directory)
+    sync_directory(directory.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 
 from shards.atomic import write_atomically
 from shards.errors import DataError, UserError
+from trainer.distributed import known_to_all
 from trainer.export import export_model, read_export
 from trainer.report import mean_losses, report_data, report_validation
 from trainer.run import Run, TrainState
@@ -93,7 +94,9 @@ def _judge(run: Run, state: TrainState, watched: dict[str, float]) -> bool:
     metric = run.config.early_stopping.metric
     if metric not in watched:
         known = ", ".join(sorted(watched))
-        raise UserError(f"early_stopping.metric: this validation did not record {metric}; it recorded {known}")
+        raise known_to_all(
+            UserError(f"early_stopping.metric: this validation did not record {metric}; it recorded {known}")
+        )
     improved = state.early_stopping.observe(watched[metric]).improved
     state.validated_step = state.global_step
     state.metrics = {name: value for name, value in watched.items() if name.startswith("val/")}
@@ -133,7 +136,12 @@ def _repair(run: Run, state: TrainState) -> None:
     with contextlib.suppress(DataError):
         if read_export(run.directory.export)["step"] == state.best_step:
             return
-    best = (run.directory.checkpoints / "best").read_text(encoding="utf-8").strip()
+    best = run.checkpoints.pointed("best")
+    if best is None:
+        raise DataError(
+            f"{run.directory.export}: is not that of step {state.best_step}, and {run.directory.checkpoints / 'best'} "
+            "names no checkpoint to export again; start over with --fresh"
+        )
     saved, progress = read_checkpoint(run.checkpoints.path(best))
     metrics, step = progress["metrics"], progress["global_step"]
     export_model(run.config, run.built, saved.parameters, run.directory.export, step=step, metrics=metrics)

@@ -35,7 +35,9 @@ def set_up(config: RunConfig, directory: RunDirectory, world: World, stop: StopR
     built = world.agree_on(
         lambda: assemble_model(config, scratch_tokenizer=shared_tokenizer(config, train, directory, world))
     )
-    if config.initialize_from is not None:
+    checkpoints = Checkpoints(directory.checkpoints, world)
+    newest = checkpoints.newest()
+    if config.initialize_from is not None and newest is None:
         source = config.initialize_from
         logger.info("initialize_from: %s", world.agree_on(lambda: initialize_from(built.objective, source)))
     trained = sum(parameter.numel() for parameter in built.objective.parameters())  # under ZeRO-3 empty from now on
@@ -47,13 +49,13 @@ def set_up(config: RunConfig, directory: RunDirectory, world: World, stop: StopR
     engine = _engine(config, built.objective, world)
     built.objective.place_frozen(engine.device, engine.dtype)
     milestones = Milestones.of(config, train.steps_per_epoch)
-    checkpoints = Checkpoints(directory.checkpoints, world)
     early = config.early_stopping
     state = TrainState(
         early_stopping=EarlyStopping(mode=early.mode, patience=early.patience, min_delta=early.min_delta)
     )
     identity = {name: index_digest(path) for name in ("train", "val") if (path := getattr(config.data, name))}
-    resumed = _resume(checkpoints, engine, state)
+    if newest is not None:
+        _resume(checkpoints, newest, engine, state)
     questions = int(validation[0].order.visits.sizes.sum()) if validation is not None else 0
     run = Run(
         config=config,
@@ -68,7 +70,7 @@ def set_up(config: RunConfig, directory: RunDirectory, world: World, stop: StopR
         checkpoints=checkpoints,
         identity=identity,
         pictures=world.agree_on(lambda: build_pictures(config, built, engine.device) if world.rank == 0 else None),
-        recorder=_recorder(config, directory, world, state.global_step if resumed else None),
+        recorder=_recorder(config, directory, world, None if newest is None else state.global_step),
         console=Console(
             total_steps=milestones.total_steps, every_steps=config.logging.every_steps, is_main=world.rank == 0
         ),
@@ -107,16 +109,12 @@ def _engine(config: RunConfig, objective: Objective, world: World) -> Engine:
     )
 
 
-def _resume(checkpoints: Checkpoints, engine: Engine, state: TrainState) -> bool:
-    """Continue from the newest intact checkpoint, if there is one; collective."""
-    name = checkpoints.newest()
-    if name is None:
-        return False
+def _resume(checkpoints: Checkpoints, name: str, engine: Engine, state: TrainState) -> None:
+    """Continue from a checkpoint; collective."""
     saved, progress = checkpoints.load(name)
     engine.import_state(saved)
     state.load({key: value for key, value in progress.items() if key not in ("identity", "world_size")})
     logger.info("resumed from %s at step %d", checkpoints.path(name), state.global_step)
-    return True
 
 
 def _recorder(config: RunConfig, directory: RunDirectory, world: World, resumed_step: int | None) -> Recorders:

@@ -14,7 +14,7 @@ from shards.progress import say
 from trainer.config import REPOSITORY, RunConfig, load_config
 from trainer.preflight import Machine, preflight
 from trainer.resume_policy import Difference, check_resumable, config_diff
-from trainer.run_directory import DONE, FAILED, STOPPED, RunDirectory, Status
+from trainer.run_directory import DONE, FAILED, OCCUPIED, STOPPED, RunDirectory, Status
 
 TRAINING_MODULE = "trainer.train"
 
@@ -30,14 +30,10 @@ def start_training(recipe: Path, overrides: Sequence[str], *, fresh: bool = Fals
     """
     config = load_config(recipe, overrides)
     run = RunDirectory.of(config)
-    logged: list[Difference] = []
-    if not fresh:
-        previous = run.read_config()
-        if previous is not None:
-            logged = check_resumable(previous, config, str(run.path))
-            if is_finished(run.read_status(), previous, config):
-                say(_finished_message(run))
-                return DONE
+    logged, finished = check_previous(run, config, fresh=fresh)
+    if finished is not None:
+        say(finished)
+        return DONE
     machine = preflight(config, fresh=fresh)
     if config.engine.processes is not None and machine.processes < config.engine.processes:
         say(f"engine.processes: {config.engine.processes}, but a rank each for {machine.gpus} GPU(s) is all there is")
@@ -48,6 +44,33 @@ def start_training(recipe: Path, overrides: Sequence[str], *, fresh: bool = Fals
         run.write_config(config)
         run.change_status("running", message="starting")
         return settle(run, _launch(run, config, machine))
+
+
+def check_previous(run: RunDirectory, config: RunConfig, *, fresh: bool) -> tuple[list[Difference], str | None]:
+    """Whether a run of this name can go on with this configuration.
+
+    Returns:
+        The differences that belong in the log; and what to say if there is nothing left to do, else None.
+
+    Raises:
+        ConfigError: it would be another run.
+    """
+    previous = None if fresh else run.read_config()
+    if previous is None:
+        return [], None
+    logged = check_resumable(previous, config, str(run.path))
+    return logged, _finished_message(run) if is_finished(run.read_status(), previous, config) else None
+
+
+def check_unoccupied(run: RunDirectory) -> None:
+    """Whether nobody trains in a run's directory; it is not made if it is not there.
+
+    Raises:
+        UserError: somebody does.
+    """
+    if run.ranks.is_dir():
+        with run.lock():
+            _check_no_live_ranks(run)
 
 
 def is_finished(status: Status | None, previous: RunConfig, config: RunConfig) -> bool:
@@ -90,16 +113,20 @@ def _occupy(run: RunDirectory, locks: contextlib.ExitStack, *, fresh: bool) -> N
     existed = run.path.exists()
     run.create()
     locks.enter_context(run.lock())
+    _check_no_live_ranks(run)
+    if fresh and existed:
+        say(f"{run.path}: the old run is now {run.set_aside()}")
+        run.create()
+        locks.enter_context(run.lock())
+
+
+def _check_no_live_ranks(run: RunDirectory) -> None:
     running = live_ranks(run.ranks)
     if running:
         raise UserError(
             f"{run.path}: processes {', '.join(map(str, running))} are training here; stop them (kill -TERM, and they "
             "save) or give this run another run.name"
         )
-    if fresh and existed:
-        say(f"{run.path}: the old run is now {run.set_aside()}")
-        run.create()
-        locks.enter_context(run.lock())
 
 
 def _launch(run: RunDirectory, config: RunConfig, machine: Machine) -> Outcome:
@@ -120,7 +147,7 @@ def _launch(run: RunDirectory, config: RunConfig, machine: Machine) -> Outcome:
     )
     return run_launcher(
         command,
-        environment=environment,
+        environment=environment | {OCCUPIED: str(run.path.resolve())},
         ranks=run.ranks,
         processes=machine.processes,
         leave_seconds=config.engine.timeout_seconds,

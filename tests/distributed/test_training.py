@@ -4,9 +4,10 @@ Three launches serve all tests: a process alone and two ranks, which train many 
 a damaged image.
 """
 
+import contextlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from trainer.config import load_config, plan_order
 from trainer.early_stopping import EarlyStopping
 from trainer.evaluate import evaluate_run
 from trainer.loop import MAX_UNAPPLIED_STEPS
+from trainer.run_directory import RunDirectory
 from trainer.state_file import MODEL, verify_checkpoint
 
 pytestmark = pytest.mark.distributed
@@ -110,8 +112,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str]) -> Run
         _case(recipe, "initialized_wrongly", f"initialize_from={runs / 'zero1'}", "model.fusion.layers=3"),
         _case(_recipe_without_negatives(out), "always_true"),
         _case(recipe, "diverged", "optim.lr=1e25", "limits.epochs=20"),
+        _case(recipe, "nowhere", "run.directory=/dev/null/runs"),
+        _case(recipe, "initialized_from_nothing", "initialize_from=gone"),
+        _case(recipe, "occupied"),
     ]
-    return _train(out, cases, processes=1)
+    with _occupied(runs / "occupied"):
+        return _train(out, cases, processes=1)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +129,9 @@ def together(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str], alo
     on_rank_1 = replace(IN_SECOND_EPOCH, signal="SIGTERM", rank=1)
     stopped = _case(recipe, "stopped", *DROPOUT, "data.workers=1", fault=on_rank_1)
     validating = _case(recipe, "validating", fault=replace(AT_FIRST_VALIDATION, rank=1))
-    elsewhere = [str(alone["validating"].path), str(out / "runs" / "elsewhere")]
+    elsewhere, other_stage = (
+        [str(alone["validating"].path), str(out / "runs" / name)] for name in ("elsewhere", "other_stage")
+    )
     cases = [
         *(_case(recipe, f"zero{stage}", f"engine.policy=ds_configs/zero{stage}.json") for stage in STAGES),
         *(_case(frozen, f"frozen{stage}", f"engine.policy=ds_configs/zero{stage}.json") for stage in (1, 3)),
@@ -139,8 +147,21 @@ def together(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str], alo
         _case(recipe, "one_lane", "batch.lanes=1"),
         _case(_guided_recipe(out, data), "masks3", "engine.policy=ds_configs/zero3.json"),
         _case(recipe, "pictures", *PICTURES, "engine.policy=ds_configs/zero3.json", "limits.epochs=1"),
+        _case(recipe, "other_stage", *DROPOUT, "engine.policy=ds_configs/zero3.json", copy=other_stage),
+        _case(recipe, "nowhere", "run.directory=/dev/null/runs"),
+        _case(recipe, "occupied"),
     ]
-    return _train(out, cases, processes=2)
+    with _occupied(out / "runs" / "occupied"):
+        return _train(out, cases, processes=2)
+
+
+@contextlib.contextmanager
+def _occupied(path: Path) -> Iterator[None]:
+    """A run directory in which another process trains."""
+    directory = RunDirectory(path)
+    directory.create()
+    with directory.lock():
+        yield
 
 
 def _case(recipe: Path, name: str, *overrides: str, **more: object) -> Case:
@@ -423,6 +444,38 @@ def test_a_world_size_that_does_not_divide_the_lanes_is_refused_by_all_ranks(tog
     assert together.codes["one_lane"] == [MISTAKE] * 2
     assert "1 lanes cannot be shared by 2 ranks; world sizes that fit: 1" in together["one_lane"].status["message"]
     assert together.said("one_lane").count("world sizes that fit") == 1, "one rank says it"
+
+
+@pytest.mark.parametrize("launch", ["alone", "together"])
+def test_a_run_directory_that_cannot_be_made_is_one_line_from_one_rank(launch: str, request):
+    runs = request.getfixturevalue(launch)
+    assert set(runs.codes["nowhere"]) == {MISTAKE}
+    assert runs.said("nowhere").count("/dev/null/runs/nowhere: cannot make the run's directory") == 1
+    assert "Traceback" not in runs.said("nowhere")
+
+
+@pytest.mark.parametrize("launch", ["alone", "together"])
+def test_a_run_in_which_another_process_trains_is_left_alone_by_all_ranks(launch: str, request):
+    runs = request.getfixturevalue(launch)
+    assert set(runs.codes["occupied"]) == {MISTAKE}
+    assert runs.said("occupied").count("another process is training here") == 1
+    assert not [path for path in runs["occupied"].path.rglob("*") if path.is_file()], "not even a status or a log"
+
+
+def test_what_the_start_of_a_run_checks_its_ranks_check_again_before_a_model_is_made(alone: Runs):
+    assert alone.codes["initialized_from_nothing"] == [MISTAKE]
+    run = alone["initialized_from_nothing"]
+    assert run.status["message"].startswith("initialize_from: gone: no such file or directory")
+    assert not (run.path / "tokenizer").exists()
+
+
+def test_a_run_goes_on_under_another_stage_and_number_of_ranks_and_says_so(together: Runs):
+    assert together.codes["other_stage"] == [DONE] * 2
+    run = together["other_stage"]
+    assert run.status["global_step"] == TOTAL_STEPS
+    assert run.losses.keys() == set(range(1, TOTAL_STEPS + 1))
+    change = "engine.policy: was ds_configs/zero1.json, is ds_configs/zero3.json; the run goes on with the new value"
+    assert change in together.said("other_stage")
 
 
 def test_a_damaged_image_ends_all_ranks_with_its_name(tmp_path: Path):

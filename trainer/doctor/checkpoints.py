@@ -1,35 +1,34 @@
 """The checkpoints that a recipe names: found in a directory or in the hub's cache, whole, and of the right kind."""
 
-import json
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.util import find_spec
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import constants, try_to_load_from_cache
-from safetensors import SafetensorError, safe_open
+from huggingface_hub import constants
 
+from model.checkpoint_files import (
+    BLIP_ARCHITECTURES,
+    CONFIG,
+    SCRATCH_REFUSED,
+    T5_ARCHITECTURES,
+    architecture_of,
+    examine_files,
+    fetch_command,
+    in_cache,
+    in_directory,
+    is_hub_id,
+)
 from model.config import SCRATCH, ModelConfig, hub_reference, local_directory
 from trainer.config import RunConfig
 from trainer.doctor.table import Row
 
-VISION = ("BlipForQuestionAnswering", "BlipForImageTextRetrieval", "BlipForConditionalGeneration")
 MATCH = ("BlipForImageTextRetrieval",)
 CAPTIONER = ("BlipForConditionalGeneration",)
-T5 = ("T5ForConditionalGeneration",)
-ANSWER = ("BlipForQuestionAnswering", *T5)
+ANSWER = ("BlipForQuestionAnswering", *T5_ARCHITECTURES)
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-SENTENCEPIECE = "spiece.model"
-TOKENIZERS = ("tokenizer.json", "vocab.txt", SENTENCEPIECE)
-"""One of each is enough; the first that is there is read."""
 BLIP_WIDTH, T5_WIDTH = 768, 512
 """What transformers takes for a width that a config.json leaves out."""
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-
-Find = Callable[[str], Path | None]
 
 
 class Use(NamedTuple):
@@ -64,14 +63,14 @@ class Checkpoint(NamedTuple):
 def checkpoint_uses(config: RunConfig) -> list[Use]:
     """Every reference that the recipe's losses and streams use, `scratch` among them, and those of its captions."""
     model = config.model
-    uses = [Use("model.vision", model.vision, VISION)]
+    uses = [Use("model.vision", model.vision, BLIP_ARCHITECTURES)]
     if model.second_stream == "blip":
-        uses.append(Use("model.second_vision", model.second_vision, VISION))
+        uses.append(Use("model.second_vision", model.second_vision, BLIP_ARCHITECTURES))
     if config.losses.itm > 0:
         uses.append(Use("model.match", model.match, MATCH))
     if config.losses.answer > 0:
         uses.append(Use("model.answer", model.answer, ANSWER))
-    pipeline = (("captioner", CAPTIONER), ("reader", T5))
+    pipeline = (("captioner", CAPTIONER), ("reader", T5_ARCHITECTURES))
     named = [(part, getattr(config.pnp, part), kinds) for part, kinds in pipeline]
     return uses + [Use(f"pnp.{part}", name, kinds, trains=False) for part, name, kinds in named if name is not None]
 
@@ -84,10 +83,12 @@ def examine_all(uses: Sequence[Use]) -> dict[str, Checkpoint]:
 
 def checkpoint_rows(uses: Sequence[Use], checkpoints: Mapping[str, Checkpoint]) -> list[Row]:
     """A row for each reference, under all keys that name it."""
-    return [
+    rows = [
         _row(reference, [use for use in uses if use.reference == reference], checkpoint)
         for reference, checkpoint in checkpoints.items()
     ]
+    untrained = [use.key for use in uses if use.reference == SCRATCH and not use.trains]
+    return rows + [Row(key, f"{SCRATCH_REFUSED} (training does not need it)") for key in untrained]
 
 
 def width_row(model: ModelConfig, uses: Sequence[Use], checkpoints: Mapping[str, Checkpoint]) -> Row:
@@ -100,7 +101,7 @@ def width_row(model: ModelConfig, uses: Sequence[Use], checkpoints: Mapping[str,
             widths[use.key] = read_width(config)
     vision = widths.get("model.vision")
     read = {key: widths[key] for key in ("model.match", "model.answer") if key in widths}
-    inside = model.fusion.width or vision
+    inside, match = model.fusion.width or vision, read.get("model.match")
     known = {"vision": vision, "fusion": inside, **{f"read by {key.removeprefix('model.')}": read[key] for key in read}}
     found = ", ".join(f"{name} {width}" for name, width in known.items() if width is not None) or "not known yet"
     fault = None
@@ -109,6 +110,11 @@ def width_row(model: ModelConfig, uses: Sequence[Use], checkpoints: Mapping[str,
         fault = f"{different}; name checkpoints of one size"
     elif model.fusion.name == "difnet" and inside is not None and inside % model.fusion.heads:
         fault = f"model.fusion.heads: {model.fusion.heads} does not divide the width {inside}; name a divisor"
+    elif model.second_stream == "efficient_sam_masks" and None not in (vision, match) and vision != match:
+        fault = (
+            f"model.second_stream: efficient_sam_masks looks with the tokens of model.vision, which are {vision} wide, "
+            f"and model.match reads {match}; name checkpoints of one width in both, or use efficient_sam"
+        )
     return Row("widths", found, fault)
 
 
@@ -118,7 +124,7 @@ def examine(reference: str, keys: Sequence[str]) -> Checkpoint:
     if directory is not None:
         return _examine_directory(directory)
     hub_id, revision = hub_reference(reference)
-    if _HUB_ID.fullmatch(hub_id) is None:
+    if not is_hub_id(hub_id):
         return Checkpoint("nowhere", ["no such directory, and no hub id (OWNER/NAME)"], {}, ())
     return _examine_cache(hub_id, revision, keys)
 
@@ -135,7 +141,7 @@ def _row(reference: str, uses: Sequence[Use], checkpoint: Checkpoint) -> Row:
     name = ", ".join(use.key for use in uses)
     wrong = [*checkpoint.faults, *(_misfits(uses, checkpoint.config) if checkpoint.config else ())]
     if not wrong:
-        return Row(name, f"{reference}: {_architecture(checkpoint.config)}, {checkpoint.place}")
+        return Row(name, f"{reference}: {architecture_of(checkpoint.config)}, {checkpoint.place}")
     steps = checkpoint.steps if checkpoint.faults else ()
     found = f"{reference}: {'; '.join(wrong)}"
     if not any(use.trains for use in uses):
@@ -147,21 +153,14 @@ def _examine_directory(directory: Path) -> Checkpoint:
     if not directory.is_dir():
         expected = "expected a directory that save_pretrained or `hf download --local-dir` wrote"
         return Checkpoint(str(directory), [f"no such directory; {expected}"], {}, ())
-
-    def find(name: str) -> Path | None:
-        return directory / name if (directory / name).is_file() else None
-
-    faults, config = _examine_files(find)
+    faults, config = examine_files(in_directory(directory))
     return Checkpoint(f"in {directory}", faults, config, ())
 
 
 def _examine_cache(hub_id: str, revision: str | None, keys: Sequence[str]) -> Checkpoint:
-    def find(name: str) -> Path | None:
-        path = try_to_load_from_cache(hub_id, name, cache_dir=constants.HF_HUB_CACHE, revision=revision)
-        return Path(path) if isinstance(path, str) else None
-
-    faults, config = _examine_files(find)
-    file = find("config.json")
+    find = in_cache(hub_id, revision)
+    faults, config = examine_files(find)
+    file = find(CONFIG)
     if file is None:
         faults = [f"not in the hub cache {constants.HF_HUB_CACHE}"]
     place = "not in the hub cache" if file is None else f"hub cache, revision {file.parent.name}, {file.parent}"
@@ -170,9 +169,7 @@ def _examine_cache(hub_id: str, revision: str | None, keys: Sequence[str]) -> Ch
 
 def fetch_steps(hub_id: str, revision: str | None, keys: Sequence[str]) -> tuple[str, ...]:
     """The commands that bring a hub checkpoint here: with a network, then without."""
-    at = f" --revision {revision}" if revision else ""
-    # Some repositories hold the weights once more for TensorFlow.
-    download, name = f"hf download {hub_id}{at} --exclude '*.h5'", hub_id.rpartition("/")[2]
+    download, name = fetch_command(hub_id, revision), hub_id.rpartition("/")[2]
     changes = " ".join(f"{key}=./{name}" for key in keys)
     return (
         download,
@@ -181,63 +178,11 @@ def fetch_steps(hub_id: str, revision: str | None, keys: Sequence[str]) -> tuple
     )
 
 
-def _examine_files(find: Find) -> tuple[list[str], Mapping[str, Any]]:
-    """What is wrong with a checkpoint's files, and its config.json."""
-    file = find("config.json")
-    try:
-        config = {} if file is None else json.loads(file.read_text(encoding="utf-8"))
-        faults = ["no config.json"] if file is None else []
-    except (OSError, ValueError) as error:
-        config, faults = {}, [f"config.json is damaged ({error})"]
-    return [*faults, *_weights_faults(find), *_tokenizer_faults(find)], config
-
-
-def _weights_faults(find: Find) -> Iterator[str]:
-    name = next((name for name in WEIGHTS if find(name) is not None), None)
-    if name is None:
-        yield f"no weights ({WEIGHTS[0]} or {WEIGHTS[2]})"
-        return
-    files = [name]
-    if name.endswith(".index.json"):
-        try:
-            files = sorted(set(json.loads(find(name).read_text(encoding="utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError):
-            yield f"{name} is damaged"
-            return
-    if missing := [file for file in files if find(file) is None]:
-        yield f"{len(missing)} of {len(files)} weights files are missing, such as {missing[0]}"
-        return
-    yield from (f"{file} is damaged" for file in files if file.endswith(".safetensors") and is_damaged(find(file)))
-
-
-def _tokenizer_faults(find: Find) -> Iterator[str]:
-    name = next((name for name in TOKENIZERS if find(name) is not None), None)
-    if name is None:
-        yield f"no tokenizer ({', '.join(TOKENIZERS)})"
-    elif name == SENTENCEPIECE and find_spec("sentencepiece") is None:
-        yield f"{SENTENCEPIECE} needs the package sentencepiece (`pip install sentencepiece`)"
-
-
-def is_damaged(path: Path) -> bool:
-    """Whether a safetensors file is cut off or none at all; its tensors are not read."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            file.metadata()
-    except (OSError, SafetensorError):
-        return True
-    return False
-
-
 def _misfits(uses: Sequence[Use], config: Mapping[str, Any]) -> Iterator[str]:
-    found = _architecture(config)
+    found = architecture_of(config)
     for use in uses:
         if found not in use.architectures:
             yield f"is a {found}; {use.key} expects {' or '.join(use.architectures)}"
-
-
-def _architecture(config: Mapping[str, Any]) -> str:
-    names = config.get("architectures")
-    return names[0] if names else "model of no named architecture"
 
 
 def cache_row() -> Row:

@@ -7,14 +7,13 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from model.checkpoint_files import is_damaged
 from model.config import ModelConfig
-from model.efficient_sam_weights import BLOB_SHA1, OTHER_PREFIXES
-from trainer.doctor.checkpoints import is_damaged
+from model.efficient_sam import EFFICIENT_SAM_CONFIGS
+from model.efficient_sam_weights import BLOB_SHA1, OFFICIAL, OTHER_PREFIXES, SOURCE, how_to_get
 from trainer.doctor.table import Row
 
 KEY = "model.efficient_sam.checkpoint"
-SOURCE = "https://github.com/yformer/EfficientSAM/raw/main/weights"
-OFFICIAL = {"vitt": "efficient_sam_vitt.pt", "vits": "efficient_sam_vits.pt.zip"}
 _PIECE_BYTES = 1 << 20
 
 
@@ -24,13 +23,15 @@ def efficient_sam_row(model: ModelConfig) -> Row | None:
     if checkpoint is None or not model.second_stream.startswith("efficient_sam"):
         return None
     path = Path(checkpoint).expanduser()
-    official = OFFICIAL.get(model.efficient_sam.variant) if path.suffix != ".safetensors" else None
+    variant = model.efficient_sam.variant
+    official = OFFICIAL.get(variant) if path.suffix != ".safetensors" else None
+    steps = () if official is None else fetch_steps(path, official)
     if not path.is_file():
-        return _missing(path, official)
+        return Row(KEY, f"{path}: no such file", how_to_get(path, EFFICIENT_SAM_CONFIGS.get(variant)), steps)
     fault = _safetensors_fault(path, model) if path.suffix == ".safetensors" else _official_fault(path, official)
     if fault is None:
         return Row(KEY, f"{path}: {_known_as(path, official)}")
-    return Row(KEY, f"{path}: {fault}", f"{path}: {fault}", () if official is None else fetch_steps(path, official))
+    return Row(KEY, f"{path}: {fault}", f"{path}: {fault}", steps)
 
 
 def fetch_steps(path: Path, official: str) -> tuple[str, ...]:
@@ -56,16 +57,6 @@ def git_blob_sha1(path: Path) -> str:
         while piece := file.read(_PIECE_BYTES):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def _missing(path: Path, official: str | None) -> Row:
-    found = f"{path}: no such file"
-    if official is None:
-        way_out = "expected weights that DuoFlow exported, or an official .pt with its variant"
-        return Row(KEY, found, f"{found}; {way_out}")
-    unzip = " (then unzip it)" if official.endswith(".zip") else ""
-    fault = f"{found}; download {SOURCE}/{official}{unzip}, `git hash-object` must print {BLOB_SHA1[official]}"
-    return Row(KEY, found, fault, fetch_steps(path, official))
 
 
 def _official_fault(path: Path, official: str | None) -> str | None:

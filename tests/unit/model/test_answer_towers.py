@@ -1,11 +1,13 @@
 """T5 over fused tokens: each question as if it were alone, gradients through frozen weights, never in fp16."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import T5ForConditionalGeneration
+from transformers import GenerationConfig, T5ForConditionalGeneration
 
 from model.answer_towers import T5AnswerTower
 from model.hub import T5_ARCHITECTURES, load_pretrained
@@ -64,15 +66,44 @@ def test_losses_are_those_of_each_question_alone(t5: T5ForConditionalGeneration)
 
 
 def test_answers_are_those_of_each_question_alone(t5: T5ForConditionalGeneration, codec: T5Codec) -> None:
-    batch, fused, tower = t5_batch(), fused_tokens(), T5AnswerTower(t5)
-    with torch.no_grad():
-        found = tower.generate(tower.read(fused, batch), batch, codec, MAX_TOKENS)
-    rows = []
+    batch, fused = t5_batch(), fused_tokens()
+    expected = []
     for read in alone(t5, fused, batch):
         ids = t5.generate(inputs_embeds=read, max_new_tokens=MAX_TOKENS, do_sample=False)[0, 1:].tolist()
-        rows.append(ids + [0] * (found.shape[1] - len(ids)))
-    assert found.tolist() == rows
-    assert len({tuple(row) for row in rows}) > 1, "the answers differ between questions"
+        expected.append(ids + [0] * (MAX_TOKENS - len(ids)))
+    found = generated(t5, fused, batch, codec)
+    assert [row + [0] * (MAX_TOKENS - len(row)) for row in found] == expected
+    assert len({tuple(row) for row in expected}) > 1, "the answers differ between questions"
+
+
+def generated(t5: T5ForConditionalGeneration, fused: Tensor, batch: Batch, codec: T5Codec) -> list[list[int]]:
+    tower = T5AnswerTower(t5)
+    with torch.no_grad():
+        return tower.generate(tower.read(fused, batch), batch, codec, MAX_TOKENS).tolist()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 9.0},
+        {"no_repeat_ngram_size": 1},
+        {"num_beams": 3, "length_penalty": 2.0},
+        {"suppress_tokens": list(range(2, 60))},
+        {"do_sample": True, "temperature": 3.0, "top_k": 9},
+        {"max_length": 2, "forced_eos_token_id": 1, "begin_suppress_tokens": list(range(2, 40))},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_what_a_checkpoint_says_of_generation_does_not_apply(
+    t5: T5ForConditionalGeneration, reference: str, codec: T5Codec, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    GenerationConfig(decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, **settings).save_pretrained(tmp_path)
+    shutil.copytree(reference, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("generation_config.json"))
+    other = load_pretrained(str(tmp_path), T5_ARCHITECTURES).model.eval()
+    batch, fused = t5_batch(), fused_tokens()
+    name, value = next(iter(settings.items()))
+    assert getattr(other.generation_config, name) == value
+    assert generated(other, fused, batch, codec) == generated(t5, fused, batch, codec)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

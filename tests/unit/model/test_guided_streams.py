@@ -1,21 +1,26 @@
 """Second streams beside the plain one: EfficientSAM weighed by each question's mask, and a second BLIP."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import BlipConfig, BlipForImageTextRetrieval
 
 from model.build import BuiltModel
 from model.config import GuidanceConfig
 from model.guidance import Look, look
+from model.heatmap import text_heatmaps
 from model.objective import Objective
 from model.points import Point, choose_points, refine_heatmap
 from model.rows import Grouping
 from model.second_stream import EfficientSamMaskStream
+from model.tokenizer import build_tokenizer
 from shards.collate import Batch
 from shards.errors import ConfigError
-from tests.models import random_batch, tiny_checkpoints, tiny_model, tiny_t5
+from tests.models import WORDS, random_batch, tiny_blip, tiny_checkpoints, tiny_model, tiny_t5
 
 ROWS = (2, 1, 3)
 
@@ -142,6 +147,56 @@ def test_without_a_segmenter_the_heatmap_stays(checkpoints: dict[str, str]) -> N
 def test_towers_with_other_vocabularies_cannot_be_guided(checkpoints: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"efficient_sam_masks needs one vocabulary for questions"):
         guided(checkpoints, answer=tiny_t5(tmp_path))
+
+
+def wider_vision(directory: Path) -> str:
+    """A BLIP whose vision tower is wider than the text towers of `tiny_checkpoints` read."""
+    config = tiny_blip().config
+    vision = config.vision_config.to_dict() | {"hidden_size": 36}
+    wider = BlipConfig(text_config=config.text_config.to_dict(), vision_config=vision, image_text_hidden_size=24)
+    BlipForImageTextRetrieval(wider).save_pretrained(directory)
+    build_tokenizer(WORDS, vocab_size=60).save_pretrained(directory)
+    return str(directory)
+
+
+def test_towers_of_other_widths_cannot_be_guided_since_nothing_fits_the_tokens_before_the_heatmap(
+    checkpoints: dict[str, str], tmp_path: Path
+) -> None:
+    wide = {"vision": wider_vision(tmp_path)}
+    with pytest.raises(ConfigError) as error:
+        guided(checkpoints, **wide)
+    assert re.fullmatch(
+        r"model\.second_stream: efficient_sam_masks .* model\.vision, which are 36 wide, and model\.match reads 24; .* "
+        r"use efficient_sam",
+        str(error.value),
+    )
+    assert guided(checkpoints, **wide, second_stream="efficient_sam").objective(random_batch(ROWS)).loss.isfinite()
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses to read a number out of a tensor, for which a GPU would have to finish all that it was given."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default, "a number was read from a tensor"
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_heatmap_of_guided_training_waits_for_a_number_on_the_gpu(
+    checkpoints: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective, batch, heatmaps = guided(checkpoints).objective, random_batch(ROWS), []
+
+    def without_waiting(*arguments: object, **options: object) -> Tensor:
+        with NoWaiting():
+            heatmaps.append(text_heatmaps(*arguments, **options))
+        return heatmaps[-1]
+
+    monkeypatch.setattr("model.guidance.text_heatmaps", without_waiting)
+    loss = objective(batch).loss
+    assert [len(found) for found in heatmaps] == [sum(ROWS)]
+    assert heatmaps[0].any()
+    monkeypatch.undo()
+    assert torch.equal(objective(batch).loss, loss)
 
 
 def test_a_second_blip_gives_its_patches_as_a_map_and_is_not_the_first(checkpoints: dict[str, str]) -> None:

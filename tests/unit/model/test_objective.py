@@ -9,7 +9,7 @@ from model.config import LossConfig
 from model.objective import SUM_NAMES
 from shards.collate import Batch
 from shards.errors import ConfigError
-from tests.models import random_batch, tiny_model
+from tests.models import FUSION, random_batch, tiny_model
 
 PARTS = ("vision", "second_stream", "match", "answer")
 FREEZES = [
@@ -142,8 +142,17 @@ def test_a_loss_of_weight_zero_loads_no_tower(losses: LossConfig, missing: str) 
 def test_equal_references_share_one_text_encoder() -> None:
     objective = tiny_model().objective
     assert objective.part("match").text_encoder is objective.part("answer").text_encoder
-    with pytest.raises(ConfigError, match=r"model\.freeze: .*freeze both or neither"):
-        tiny_model(freeze=("match",))
+
+
+def test_a_recipe_that_would_train_nothing_is_refused() -> None:
+    nothing = {"second_stream": "none", "fusion": {"name": "sum"}, "freeze": PARTS}
+    with pytest.raises(
+        ConfigError, match=r"model\.fusion: sum .*model\.freeze .*nothing would be trained; set"
+    ) as error:
+        tiny_model(**nothing)
+    assert "\n" not in str(error.value)
+    for something in ({"second_stream": "efficient_sam"}, {"fusion": FUSION}, {"freeze": ("match", "answer")}):
+        assert any(True for _ in tiny_model(**nothing | something).objective.parameters())
 
 
 @pytest.mark.parametrize(

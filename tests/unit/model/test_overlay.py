@@ -7,7 +7,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
 from model.overlay import (
+    ELLIPSIS,
     LONG_SIDE,
+    MAX_CHARACTERS,
+    MAX_LINES,
     MIN_SIDE,
     MIN_STRIP_WIDTH,
     OUTLINE,
@@ -148,9 +151,43 @@ def test_question_answer_and_confidence_are_written_below() -> None:
 
 
 def test_a_long_question_makes_the_picture_higher_and_not_wider() -> None:
-    short, long = drawn(question="Is it red?"), drawn(question="Is it red, or is it not? " * 40)
+    short, long = drawn(question="Is it red?"), drawn(question="Is it red, or is it not? " * 6)
     assert long.width == short.width
-    assert long.height > short.height + 300
+    assert long.height > short.height + 40
+
+
+@pytest.mark.parametrize("character", ["a ", "i", "漢", "\u0301", "\u200b"])
+def test_of_a_text_of_any_length_a_few_lines_are_shown(character: str) -> None:
+    endless = drawn(question=character * 120_000, answer=character * 120_000)
+    assert endless.width == 400
+    assert endless.height < 300 + 2 * MAX_LINES * 30
+
+
+def test_what_is_not_shown_has_an_ellipsis_in_its_place_that_fits_too() -> None:
+    words = [f"word{number}" for number in range(200)]
+    for width in (60, 120, 333):
+        whole, shown = wrapped(" ".join(words), FONT, width), wrapped(" ".join(words), FONT, width, max_lines=3)
+        assert shown[:2] == whole[:2]
+        assert shown[2].endswith(ELLIPSIS)
+        assert whole[2].startswith(shown[2].removesuffix(ELLIPSIS))
+        assert all(FONT.getlength(line) <= width for line in shown)
+    assert wrapped("a b", FONT, 500, max_lines=1) == ["a b"]
+    assert wrapped("word " * 9, FONT, 60, max_lines=9) == wrapped("word " * 9, FONT, 60)
+
+
+def test_the_caption_is_written_with_the_font_that_has_its_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def larger(text: str, size: int) -> ImageFont.FreeTypeFont:
+        asked.append(text.removesuffix(ELLIPSIS))
+        return ImageFont.load_default(size=size + 10)
+
+    expected = drawn(question="红色?", answer="红")
+    monkeypatch.setattr("model.overlay.font_for", larger)
+    assert drawn(question="红色?", answer="红").height > expected.height + 20
+    assert asked == ["红色?", "红 (50%)"]
+    drawn(question="\u0301" * 120_000)
+    assert len(asked[2]) < MAX_CHARACTERS + 10, "a text without width would be measured as a whole, again and again"
 
 
 @settings(max_examples=60, deadline=None)

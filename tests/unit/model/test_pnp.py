@@ -5,15 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import BlipForImageTextRetrieval
 
 from model.build import BuiltModel
 from model.captions import load_captioner
-from model.config import CaptionConfig, GuidanceConfig, PnpConfig
+from model.config import CaptionConfig, GuidanceConfig, ImageTokens, PnpConfig
 from model.efficient_sam_weights import load_segmenter
 from model.fid import load_reader
+from model.pixels import blip_pixels
 from model.pnp import PnpAnswer, PnpPipeline
 from model.viewer import Viewer
-from tests.models import IMAGE_SIZE, tiny_captioner, tiny_checkpoints, tiny_model, tiny_t5
+from shards.errors import ConfigError
+from tests.models import IMAGE_SIZE, SCRATCH, tiny_captioner, tiny_checkpoints, tiny_model, tiny_t5
+from tests.unit.model.test_heatmap import plain_heatmap
 
 QUESTIONS = (
     "what color is the big circle",
@@ -55,6 +59,11 @@ def model(directory: Path, second_stream: str) -> BuiltModel:
     )
     built.objective.eval()
     return built
+
+
+def viewer_past(built: BuiltModel, looks_with: ImageTokens) -> Viewer:
+    """Heatmaps alone, with the first layer of the matching tower."""
+    return Viewer(built.objective, built.match_codec, None, GuidanceConfig(block=0), looks_with=looks_with)
 
 
 def pipeline(directory: Path, second_stream: str = "efficient_sam", **guidance: object) -> PnpPipeline:
@@ -129,6 +138,51 @@ def test_an_answer_that_is_read_along_moves_the_heat(directory: Path) -> None:
     red, blue = (viewer.look(pixels(), QUESTIONS, rows, [color] * len(QUESTIONS)) for color in ("red", "blue"))
     for first, second in ((alone, red), (red, blue)):
         assert not torch.allclose(first.heatmaps, second.heatmaps)
+
+
+@pytest.mark.parametrize("second_stream", ["efficient_sam", "blip", "none"])
+def test_past_the_fusion_the_heatmap_is_that_of_the_plain_transformers_model(
+    directory: Path, second_stream: str
+) -> None:
+    built, rows = model(directory, second_stream), torch.tensor(IMAGE_OF_QUESTION)
+    plain = BlipForImageTextRetrieval.from_pretrained(directory / "itm").eval()
+    inputs = blip_pixels(pixels(), IMAGE_SIZE, torch.float32)
+    ids, _ = built.match_codec.questions(QUESTIONS)
+    expected = torch.stack(
+        [plain_heatmap(plain, torch.tensor(ids[n]), inputs[image], 0) for n, image in enumerate(IMAGE_OF_QUESTION)]
+    )
+    assert (expected.amax(dim=(1, 2)) > 0).all(), "a cold heatmap proves nothing"
+    with_fusion = []
+    for seed in (0, 1):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in built.objective.parameters():
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+        found = viewer_past(built, "plain").look(pixels(), QUESTIONS, rows)
+        torch.testing.assert_close(found.heatmaps, expected, atol=1e-5 * float(expected.max()), rtol=1e-4)
+        with_fusion.append(viewer_past(built, "fused").look(pixels(), QUESTIONS, rows).heatmaps)
+    assert not torch.allclose(with_fusion[0], expected, rtol=0.1)
+    assert not torch.allclose(with_fusion[0], with_fusion[1], rtol=0.1)
+
+
+def test_past_the_fusion_a_second_stream_that_nothing_reads_is_not_computed(directory: Path) -> None:
+    built, rows = model(directory, "blip"), torch.tensor(IMAGE_OF_QUESTION)
+    calls: list[object] = []
+    built.objective.part("second_stream").register_forward_hook(lambda *call: calls.append(call))
+    viewer_past(built, "plain").look(pixels(), QUESTIONS, rows)
+    assert calls == []
+    viewer_past(built, "fused").look(pixels(), QUESTIONS, rows)
+    assert len(calls) == 1
+
+
+def test_a_matching_tower_that_reads_another_width_cannot_look_past_the_fusion(directory: Path) -> None:
+    towers = {"match": str(directory / "itm"), "answer": str(directory / "vqa"), "freeze": ("match", "answer")}
+    built = tiny_model(**towers, scratch=SCRATCH | {"width": 36})
+    assert viewer_past(built, "fused").look(pixels(), QUESTIONS, torch.tensor(IMAGE_OF_QUESTION)).heatmaps.any()
+    with pytest.raises(
+        ConfigError, match=r"pnp\.looks_with: plain .* 36 wide, and model\.match reads 24; .* use fused"
+    ):
+        viewer_past(built, "plain")
 
 
 def test_the_mask_changes_what_is_described(directory: Path) -> None:

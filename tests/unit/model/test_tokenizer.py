@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from model.tokenizer import SPECIAL_TOKENS, BlipCodec, build_tokenizer, load_tokenizer
+from shards.errors import DataError
 
 TEXTS = ["Is the circle red?", "What color is the circle?", "yes", "no", "Is the square red?", "Überblick 42"]
 
@@ -41,6 +43,16 @@ def test_a_saved_tokenizer_loads_as_it_was(tmp_path: Path) -> None:
     assert loaded(TEXTS)["input_ids"] == tokenizer(TEXTS)["input_ids"]
     for name in ("pad", "unk", "cls", "sep", "mask", "bos", "eos"):
         assert getattr(loaded, f"{name}_token_id") == getattr(tokenizer, f"{name}_token_id") is not None
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"{cut"])
+def test_a_saved_tokenizer_that_is_damaged_is_one_line(tmp_path: Path, content: bytes | None) -> None:
+    directory = tmp_path / "tokenizer"
+    if content is not None:
+        build_tokenizer(TEXTS, vocab_size=100).save_pretrained(directory)
+        (directory / "tokenizer.json").write_bytes(content)
+    with pytest.raises(DataError, match=rf"^{directory}: no readable tokenizer \(.*\); bring its files back$"):
+        load_tokenizer(directory)
 
 
 def test_questions_are_framed_cut_to_the_limit_and_the_cut_is_told() -> None:

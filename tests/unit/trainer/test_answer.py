@@ -2,24 +2,30 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from transformers import BlipForImageTextRetrieval, T5ForConditionalGeneration
 
-from model.config import LoraParts
+from model.build import FusedStreams
+from model.config import LoraParts, ModelConfig
+from model.guidance import Look
+from model.overlay import POINT_FILL, display_size
 from shards.errors import ConfigError, UserError
+from shards.loader import square_image
+from shards.photo import read_photo
 from tests.models import tiny_captioner, tiny_t5
 from tests.runs import Project, weights
 from trainer.answer import answer_photo
-from trainer.build import assemble_model, open_split, training_tokenizer
+from trainer.build import assemble_model, build_viewer, image_size, open_split, training_tokenizer
 from trainer.cli import main
 from trainer.evaluate import evaluate_run
 from trainer.export import export_model
-from trainer.exported import read_run
+from trainer.exported import load_exported, open_keys, read_run
 from trainer.merge import copy_export
 from trainer.run_directory import RunDirectory
 
@@ -116,7 +122,83 @@ def test_photos_of_any_kind_are_read(run: Path, mode: str, size: tuple[int, int]
     path = tmp_path / ("photo.jpg" if mode == "CMYK" else "photo.png")
     Image.new(mode, size).save(path)
     answer_photo(run, path, QUESTION, overlay=tmp_path / "out.png")
-    assert Image.open(tmp_path / "out.png").size > (1, 1)
+    assert_shows(Image.open(tmp_path / "out.png"), read_photo(path), looked_at(run, path))
+
+
+def looked_at(run: Path, photo: Path) -> Look:
+    """What is found in a photo for the question and the answer that it gets."""
+    config, built, device, _ = load_exported(run, read_run(run))
+    pixels = square_image(read_photo(photo), image_size(config, built))[None].to(device)
+    answered = answer_photo(run, photo, QUESTION).text
+    return build_viewer(config, built, device).look(pixels, [QUESTION], torch.zeros(1, dtype=torch.int64), [answered])
+
+
+def assert_shows(picture: Image.Image, upright: Image.Image, found: Look) -> None:
+    """A dot at every point, and the more color over a cell of the photo the hotter it is."""
+    size = display_size(*upright.size)
+    left = (picture.width - size[0]) // 2
+    drawn = np.asarray(picture.crop((left, 0, left + size[0], size[1]))).astype(int)
+    heat, (points,) = found.refined[0].numpy(), found.points
+    grid = len(heat)
+    changed = np.abs(drawn - np.asarray(upright.resize(size, Image.Resampling.BICUBIC))).sum(axis=-1).astype(float)
+    for point in points:
+        row, column = (int((cell + 0.5) / grid * side) for cell, side in zip(point[:2], reversed(size), strict=True))
+        assert tuple(drawn[row, column]) == POINT_FILL
+        changed[max(0, row - 7) : row + 8, max(0, column - 7) : column + 8] = np.nan
+    rows, columns = (np.array_split(np.arange(side), grid) for side in reversed(size))
+    cells = np.array([[np.nanmean(changed[np.ix_(row, column)]) for column in columns] for row in rows])
+    if heat.max() == 0:
+        assert not cells.any()
+        return
+    likeness = [np.corrcoef(cells.ravel(), turned.ravel())[0, 1] for turned in eight_ways(heat)]
+    assert likeness[0] > 0.8
+    assert likeness[0] == max(likeness), "the heat is turned or mirrored"
+
+
+def eight_ways(grid: np.ndarray) -> list[np.ndarray]:
+    """A square as it is, then turned and mirrored."""
+    return [np.rot90(side, quarter) for side in (grid, grid.T) for quarter in range(4)]
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_heat_and_points_lie_where_they_belong_in_the_upright_photo(
+    run: Path, photo: Path, orientation: int, tmp_path: Path
+) -> None:
+    upright, turned = Image.open(photo), tmp_path / "turned.png"
+    back = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    (upright if orientation == 1 else upright.transpose(back[orientation])).save(turned, exif=exif)
+    out = tmp_path / "out.png"
+    answer_photo(run, turned, QUESTION, overlay=out)
+    found = looked_at(run, photo)
+    (points,) = found.points
+    assert points, "a heatmap without points proves nothing"
+    assert all((point.row, point.column) != (point.column, point.row) for point in points[:1])
+    assert_shows(Image.open(out), upright, found)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_a_question_of_any_length_fits_the_picture(run: Path, photo: Path, suffix: str, tmp_path: Path) -> None:
+    answer_photo(run, photo, "is it red? " * 11_000, overlay=tmp_path / f"out.{suffix}")
+    assert Image.open(tmp_path / f"out.{suffix}").height < 1000
+
+
+@pytest.mark.parametrize("error", [OSError("encoder error -2 when writing image file"), ValueError("too large")])
+def test_a_picture_that_its_format_cannot_hold_is_one_line_and_no_file(
+    run: Path, photo: Path, error: Exception, capsys: pytest.CaptureFixture, monkeypatch, tmp_path: Path
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    given = ["answer", str(run), "--image", str(photo), "--question", QUESTION]
+    assert main([*given, "--overlay", str(tmp_path / "out.webp")]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "out.webp: a picture of 384 x " in message
+    assert f"cannot be written as .webp ({error}); name a .png" in message
+    assert not list(tmp_path.glob("*out*"))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +210,7 @@ def test_photos_of_any_kind_are_read(run: Path, mode: str, size: tuple[int, int]
         (["optim.lr=1"], "optim.lr=1: is settled by the run"),
         (["model.guidance.block=0"], "model.guidance.block=0: has no effect here"),
         (["--overlay", "photo.png"], "photo.png: is the photo itself"),
-        (["--overlay", "photo.png/out.png"], "photo.png cannot be made"),
+        (["--overlay", "photo.png/out.png"], "cannot be made"),
         (["--pipeline", "pnp"], "pnp.captioner: is not set"),
         (["model.guidance.block=5", "--overlay", "out.png"], "model.guidance.block: 5"),
     ],
@@ -164,6 +246,62 @@ def test_pnp_answers_a_split_and_leaves_the_direct_predictions_alone(run: Path, 
         read_run(run, ["batch.micro_visits=1"])
     with pytest.raises(ConfigError, match=r"pnp\.captioner=.*: has no effect here; what can be given begins with"):
         evaluate_run(run, "val", overrides=pnp)
+
+
+def test_pnp_looks_past_the_fusion_where_it_is_asked_to(
+    run: Path, pnp: list[str], photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused: list[int] = []
+    monkeypatch.setattr("model.build.FusedStreams.forward", counting(FusedStreams.forward, fused))
+    plain = [*pnp, "pnp.looks_with=plain"]
+    answers = {}
+    for name, overrides, calls in (("fused", pnp, True), ("plain", plain, False)):
+        fused.clear()
+        answer_photo(run, photo, QUESTION, pipeline="pnp", overrides=overrides, overlay=tmp_path / f"{name}.png")
+        evaluate_run(run, "val", pipeline="pnp", overrides=overrides)
+        assert bool(fused) == calls
+        answers[name] = RunDirectory(run).predictions("val.pnp").read_bytes()
+    assert answers["fused"] != answers["plain"]
+    assert (tmp_path / "fused.png").read_bytes() != (tmp_path / "plain.png").read_bytes()
+    with pytest.raises(ConfigError, match=r"pnp\.looks_with=plain: has no effect here"):
+        answer_photo(run, photo, QUESTION, overlay=tmp_path / "out.png", overrides=["pnp.looks_with=plain"])
+
+
+def counting(method: Callable, calls: list[int]) -> Callable:
+    def counted(self: object, *inputs: object) -> object:
+        calls.append(1)
+        return method(self, *inputs)
+
+    return counted
+
+
+def test_a_run_of_towers_of_two_widths_looks_through_its_fusion_alone(
+    run: Path, pnp: list[str], photo: Path, project: Project, tmp_path: Path
+) -> None:
+    export = RunDirectory(run).export
+    wider = RunDirectory(finished_run(project, tmp_path / "wider", "model.scratch.width=36")).export
+    towers = {"vision": wider / "blip_itm", "match": export / "blip_itm", "answer": export / "blip_vqa"}
+    given = [f"model.{name}={path}" for name, path in towers.items()]
+    wide = finished_run(project, tmp_path / "wide", *given, "model.freeze=[vision, match, answer]")
+    assert answer_photo(wide, photo, QUESTION, pipeline="pnp", overrides=pnp).captions
+    with pytest.raises(
+        ConfigError, match=r"pnp\.looks_with: plain .* 36 wide, and model\.match reads 24; .* use fused"
+    ):
+        answer_photo(wide, photo, QUESTION, pipeline="pnp", overrides=[*pnp, "pnp.looks_with=plain"])
+
+
+def test_a_guided_run_looks_before_it_fuses_whatever_is_asked(project: Project, tmp_path: Path) -> None:
+    config = project.config("model.second_stream=none")
+    guided = {"second_stream": "efficient_sam_masks", "vision": "a/b", "match": "a/b", "answer": "a/c"}
+    guided |= {"freeze": ("vision", "second_stream", "match", "answer"), "efficient_sam": {"checkpoint": "sam.pt"}}
+    directory = RunDirectory(tmp_path / "run")
+    directory.create()
+    directory.write_config(config.model_copy(update={"model": ModelConfig.model_validate(guided)}))
+    keys = open_keys(looks=True, pnp=True)
+    assert read_run(directory.path, ["pnp.looks_with=plain"], open_keys=keys).pnp.looks_with == "plain"
+    assert read_run(directory.path, ["pnp.seed=3"], open_keys=keys).pnp.looks_with == "fused"
+    with pytest.raises(ConfigError, match=r"pnp\.looks_with=fused: this run looks before it fuses, .*; use plain"):
+        read_run(directory.path, ["pnp.looks_with=fused"], open_keys=keys)
 
 
 def test_a_split_that_the_recipe_lacks_can_be_named_later(run: Path, project: Project) -> None:

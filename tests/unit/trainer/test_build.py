@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from model.build import BuiltModel
-from shards.errors import ConfigError, DataError
+from shards.atomic import write_atomically
+from shards.errors import ConfigError, DataError, UserError
 from tests.models import tiny_t5
 from tests.runs import Project, engine_state, weights
 from trainer.build import (
@@ -80,9 +81,30 @@ def test_the_tokenizer_is_built_once_for_all_starts_of_a_run(project: Project, t
     config = project.config()
     train, directory = open_split(config, "train"), RunDirectory(tmp_path)
     first = shared_tokenizer(config, train, directory, World())()
+    write_atomically(directory.checkpoints / "last", b"step0")
     monkeypatch.setattr("trainer.build.training_tokenizer", lambda *_: pytest.fail("built a second time"))
     second = shared_tokenizer(config, train, directory, World())()
     assert first.get_vocab() == second.get_vocab()
+
+
+def test_a_tokenizer_that_a_start_left_behind_without_a_checkpoint_is_not_trusted(project: Project, tmp_path: Path):
+    config = project.config()
+    train, directory = open_split(config, "train"), RunDirectory(tmp_path)
+    first = shared_tokenizer(config, train, directory, World())()
+    (tmp_path / "tokenizer" / "tokenizer.json").unlink()
+    assert shared_tokenizer(config, train, directory, World())().get_vocab() == first.get_vocab()
+
+
+def test_a_tokenizer_that_cannot_be_written_is_one_line_and_leaves_none(project: Project, tmp_path: Path, monkeypatch):
+    config = project.config()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", full)
+    with pytest.raises(UserError, match=r"tokenizer: cannot be written .*No space left"):
+        shared_tokenizer(config, open_split(config, "train"), RunDirectory(tmp_path), World())()
+    assert not (tmp_path / "tokenizer").exists()
 
 
 def test_untrained_weights_depend_on_the_seed_alone(project: Project):

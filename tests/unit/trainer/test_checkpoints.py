@@ -38,13 +38,13 @@ def damage(checkpoints: Checkpoints, name: str) -> None:
 
 def test_a_run_without_checkpoints_has_none(checkpoints):
     assert checkpoints.newest() is None
-    assert checkpoints.best() is None
+    assert checkpoints.pointed("best") is None
 
 
 def test_the_published_checkpoint_is_found_and_loaded_as_it_was_saved(checkpoints):
     save(checkpoints, 1, "last", "best")
     save(checkpoints, 2, "last")
-    assert (checkpoints.newest(), checkpoints.best()) == ("step2", "step1")
+    assert (checkpoints.newest(), checkpoints.pointed("best")) == ("step2", "step1")
     state, progress = checkpoints.load("step2")
     assert bits(state) == bits(engine_state(2, step=2))
     assert progress == {"step": 2}
@@ -168,7 +168,7 @@ def test_a_run_killed_at_any_moment_continues_from_the_old_or_the_new_checkpoint
     for touch in kill_at_each_touch_of_the_disk(lambda: save(checkpoints, 2, "last", "best")):
         found.append(checkpoints.newest())
         assert found[-1] in ("step1", "step2"), f"after {touch} touches"
-        assert checkpoints.best() in ("step1", "step2"), f"after {touch} touches"
+        assert checkpoints.pointed("best") in ("step1", "step2"), f"after {touch} touches"
         assert save(checkpoints, 3, "last", "best").startswith("step3")
         assert on_disk(checkpoints) == {"last", "best", "step3"}, "what the killed process left should be gone"
         shutil.rmtree(checkpoints.directory)

@@ -1,6 +1,7 @@
 """Arguments in, exit code out; a mistake is one line, and help waits for nothing heavy."""
 
 import argparse
+import errno
 import json
 import os
 import subprocess
@@ -144,6 +145,19 @@ class TestMistakes:
         assert capsys.readouterr().err == "duoflow: interrupted\n"
 
     @pytest.mark.usefixtures("started")
+    def test_a_full_disk_is_one_line_and_another_fault_of_ours_is_not_hidden(self, recipe: Path, monkeypatch, capsys):
+        def fail(number: int) -> None:
+            raise OSError(number, os.strerror(number), "runs/tiny/predictions/val.json")
+
+        monkeypatch.setattr(sys.modules["trainer.start"], "start_training", lambda *_, **__: fail(errno.ENOSPC))
+        assert cli.main(["train", str(recipe)]) == 2
+        line = "duoflow: runs/tiny/predictions/val.json: No space left on device; see to this disk"
+        assert capsys.readouterr().err.startswith(line)
+        monkeypatch.setattr(sys.modules["trainer.start"], "start_training", lambda *_, **__: fail(errno.ENOENT))
+        with pytest.raises(FileNotFoundError):
+            cli.main(["train", str(recipe)])
+
+    @pytest.mark.usefixtures("started")
     def test_anything_else_is_not_hidden(self, recipe: Path, monkeypatch):
         monkeypatch.setattr(sys.modules["trainer.start"], "start_training", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -178,10 +192,11 @@ class TestTrain:
 
     def test_a_dry_run_says_what_would_happen_and_starts_nothing(self, recipe: Path, started, capsys, monkeypatch):
         fake = types.ModuleType("trainer.dry_run")
-        fake.dry_run = lambda config: f"{config.limits.epochs} epochs"
+        fake.dry_run = lambda config, *, fresh: f"{config.limits.epochs} epochs, fresh: {fresh}"
         monkeypatch.setitem(sys.modules, "trainer.dry_run", fake)
         assert cli.main(["train", str(recipe), "--dry-run", "limits.epochs=3"]) == 0
-        assert (capsys.readouterr().out, started) == ("3 epochs\n", [])
+        assert cli.main(["train", str(recipe), "--dry-run", "--fresh"]) == 0
+        assert (capsys.readouterr().out, started) == ("3 epochs, fresh: False\n10 epochs, fresh: True\n", [])
 
 
 class TestEvaluate:

@@ -130,8 +130,7 @@ class TestFaults:
             ),
             (
                 "early_stopping.patience=3",
-                "early_stopping.patience: waits for val/accuracy, but data.val is null; set data.val, or patience to "
-                "null",
+                "early_stopping.patience: counts validations, but data.val is null; set data.val, or patience to null",
             ),
         ],
     )
@@ -272,13 +271,16 @@ class TestResume:
                 "free",
                 "limits.epochs early_stopping.patience logging.every_steps data.workers data.testdev run.directory",
             ),
-            ("free", "engine.processes engine.timeout_seconds checkpoint.every_steps validate_every.steps"),
+            ("free", "engine.processes engine.timeout_seconds checkpoint.every_steps"),
+            ("free", "validate_every.steps validate_every.epochs early_stopping.min_delta"),
             ("logged", "optim.lr optim.betas optim.warmup_steps batch.micro_visits"),
+            ("logged", "engine.policy validate_every.max_images"),
             (
                 "refused",
                 "data.train data.val data.limit data.shuffle_shards batch.visits batch.lanes run.seed precision",
             ),
-            ("refused", "model.vision model.fusion.layers losses.itm engine.policy initialize_from"),
+            ("refused", "model.vision model.fusion.layers losses.itm early_stopping.metric early_stopping.mode"),
+            ("refused", "initialize_from"),
         ],
     )
     def test_each_key_has_its_policy(self, policy: str, keys: str):

@@ -13,13 +13,13 @@ import pytest
 from huggingface_hub import constants
 from safetensors.numpy import save_file
 
-from model import efficient_sam_weights
+from model import checkpoint_files, efficient_sam_weights
 from shards.errors import ConfigError
 from shards.index import INDEX_NAME, SplitIndex, encode_index
 from tests.corpora import build_corpus
 from trainer import cli
 from trainer.config import REPOSITORY, RunConfig, load_config
-from trainer.doctor import checkpoints, efficient_sam_file, machine
+from trainer.doctor import efficient_sam_file, machine
 from trainer.doctor.checkpoints import (
     checkpoint_rows,
     checkpoint_uses,
@@ -148,11 +148,18 @@ class TestMachine:
 
 
 class TestCheckpoints:
-    def test_the_kinds_of_models_are_those_that_are_loaded(self):
-        from model.hub import BLIP_ARCHITECTURES, T5_ARCHITECTURES
+    def test_the_old_name_of_t5_is_taken(self, recipe: Path, tmp_path: Path):
+        path = write_checkpoint(tmp_path / "t5", T5)
+        config = (path / "config.json").read_text().replace(T5, "T5WithLMHeadModel")
+        (path / "config.json").write_text(config)
+        row = rows_of(loaded(recipe, "model.answer=./t5", "pnp.reader=./t5"))["model.answer, pnp.reader"]
+        assert row.fault is None
+        assert "./t5: T5ForConditionalGeneration, in " in row.found
 
-        assert set(checkpoints.VISION) == set(BLIP_ARCHITECTURES)
-        assert checkpoints.T5 == T5_ARCHITECTURES
+    def test_captions_cannot_start_from_scratch(self, recipe: Path):
+        rows = rows_of(loaded(recipe, "pnp.captioner=scratch", "pnp.reader=scratch"))
+        for key in ("pnp.captioner", "pnp.reader"):
+            assert rows[key].found.startswith("scratch: only parts of the model section can start untrained")
 
     @pytest.mark.parametrize("text", [{}, {"encoder_hidden_size": 7}])
     @pytest.mark.parametrize("vision", [{}, {"hidden_size": 1024}])
@@ -201,7 +208,9 @@ class TestCheckpoints:
             (lambda path: (path / "config.json").write_text("{"), "config.json is damaged"),
             (lambda path: (path / "model.safetensors").unlink(), "no weights (model.safetensors or"),
             (lambda path: os.truncate(path / "model.safetensors", 60), "model.safetensors is damaged"),
+            (lambda path: (path / "config.json").write_text("[]"), "config.json is damaged (no JSON object)"),
             (lambda path: (path / "tokenizer.json").unlink(), "no tokenizer"),
+            (lambda path: (path / "tokenizer_config.json").write_text("{"), "tokenizer_config.json is damaged"),
         ],
     )
     def test_a_directory_that_is_not_whole_says_what_it_lacks(self, tmp_path: Path, damage, fault: str):
@@ -222,7 +231,7 @@ class TestCheckpoints:
         path = write_checkpoint(tmp_path / "t5", T5)
         (path / "tokenizer.json").rename(path / "spiece.model")
         for there in (True, False):
-            monkeypatch.setattr(checkpoints, "find_spec", lambda _, there=there: object() if there else None)
+            monkeypatch.setattr(checkpoint_files, "find_spec", lambda _, there=there: object() if there else None)
             assert bool(examine(str(path), ["model.answer"]).faults) is not there
 
     def test_a_hub_id_is_found_in_the_cache_with_its_revision(self, recipe: Path, tmp_path: Path):
@@ -270,6 +279,13 @@ class TestWidths:
         write_checkpoint(tmp_path / "large", ITM, width=64)
         row = self.row(loaded(recipe, "model.vision=./large"))
         assert (row.found, row.fault) == ("vision 64, fusion 64, read by match 48, read by answer 48", None)
+
+    def test_but_not_where_the_matching_tower_looks_with_its_tokens(self, recipe: Path, tmp_path: Path):
+        write_checkpoint(tmp_path / "large", ITM, width=64)
+        config = loaded(recipe, "model.second_stream=efficient_sam_masks")
+        assert self.row(config).fault is None
+        config = loaded(recipe, "model.second_stream=efficient_sam_masks", "model.vision=./large")
+        assert "which are 64 wide, and model.match reads 48" in self.row(config).fault
 
     def test_heads_that_do_not_divide_the_width_are_a_fault(self, recipe: Path):
         assert "model.fusion.heads: 7" in self.row(loaded(recipe, "model.fusion.heads=7")).fault
@@ -325,7 +341,7 @@ class TestEfficientSam:
         os.truncate(tmp_path / "sam.safetensors", 40)
         assert "damaged" in row().fault
         (tmp_path / "sam.safetensors").unlink()
-        assert "no such file" in row().fault
+        assert "sam.safetensors not found" in row().fault
 
 
 class TestData:

@@ -1,19 +1,31 @@
 """An export gives back the model that was exported, is never half there, and is mended from the best checkpoint."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import BlipForImageTextRetrieval, BlipForQuestionAnswering, PreTrainedTokenizerBase
+from huggingface_hub import constants
+from peft import AutoPeftModel
+from safetensors.torch import load_file, save_file
+from transformers import (
+    BlipConfig,
+    BlipForImageTextRetrieval,
+    BlipForQuestionAnswering,
+    PreTrainedTokenizerBase,
+    T5ForConditionalGeneration,
+)
 
 from model.build import BuiltModel
+from model.hub import T5_ARCHITECTURES, load_pretrained
 from model.objective import EvaluationOutput
 from shards.errors import DataError
 from tests.models import random_batch, tiny_t5
 from tests.runs import Project, engine_state, weights
+from tests.t5 import HEADS, logits, t5_with_head
 from tests.unit.trainer.checkpoint_states import full_disk, kill_at_each_touch_of_the_disk
 from trainer.build import FUSION_FILE, assemble_model, open_split, training_tokenizer
 from trainer.checkpoints import Checkpoints
@@ -24,6 +36,7 @@ from trainer.export import (
     EXPORT_FILE,
     ITM,
     SECOND_STREAM,
+    T5,
     VQA,
     export_model,
     exported_model_config,
@@ -36,6 +49,7 @@ from trainer.run_directory import RunDirectory
 from trainer.saving import repair_export
 
 EVERYTHING = ("vision", "second_stream", "match", "answer")
+WORDS = "bert.embeddings.word_embeddings"
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +157,27 @@ def test_adapters_and_other_towers_come_back_too(
     exported = read_export(tmp_path / "export")
     assert set(exported["parts"]) == set(parts)
     assert set(exported["adapters"]) == set(adapters)
+
+
+@pytest.mark.parametrize("trained", [("vision",), ("match",), ("answer",), ("vision", "match", "answer"), ()])
+def test_a_vision_tower_of_other_sizes_than_those_of_the_text_towers_comes_back(
+    project: Project, towers: Path, tmp_path: Path, trained: tuple[str, ...]
+):
+    sizes = BlipConfig.from_pretrained(towers / ITM).to_dict()
+    sizes["vision_config"]["hidden_size"] *= 2
+    BlipForImageTextRetrieval(BlipConfig.from_dict(sizes)).save_pretrained(tmp_path / "wide")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(towers / ITM / file, tmp_path / "wide")
+    freeze = tuple(part for part in EVERYTHING if part not in trained)
+    config = recipe_over(project, towers, freeze, more=[f"model.vision={tmp_path / 'wide'}"])
+    built = assemble_model(config, scratch_tokenizer=lambda: None)
+    moved = {name: value + 0.01 for name, value in weights(built.objective).items()}
+    export_model(config, built, moved, tmp_path / "export", step=1, metrics={})
+    model = exported_model_config(config.model, tmp_path / "export")
+    again = assemble_model(config, model=model, scratch_tokenizer=lambda: None).objective
+    load_fusion(again, tmp_path / "export")
+    found = weights(again)
+    assert {name: bool(torch.equal(found[name], value)) for name, value in moved.items()} == dict.fromkeys(moved, True)
 
 
 def test_parts_from_scratch_are_exported_with_their_tokenizer(project: Project, tmp_path: Path):
@@ -277,3 +312,65 @@ def test_a_damaged_best_checkpoint_is_named_when_its_export_is_missing(finished:
     (run.directory.checkpoints / "step5" / "model.safetensors").write_bytes(b"")
     with pytest.raises(DataError, match=r"step5/model\.safetensors: damaged checkpoint"):
         repair_export(run, state)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_trained_t5_keeps_its_own_output_layer(project: Project, towers: Path, head: str, tmp_path: Path):
+    freeze = ("vision", "second_stream", "match")
+    config = recipe_over(project, towers, freeze, more=[f"model.answer={t5_with_head(tmp_path / 't5', head)}"])
+    built = trained(assemble_model(config, scratch_tokenizer=not_asked_for))
+    export_model(config, built, weights(built.objective), tmp_path / "export", step=9, metrics={})
+    expected, path = logits(built.objective.part("answer").model), tmp_path / "export" / T5
+    for again in (T5ForConditionalGeneration.from_pretrained(path), load_pretrained(str(path), T5_ARCHITECTURES).model):
+        assert torch.equal(logits(again), expected)
+        assert torch.equal(again.lm_head.weight, again.shared.weight) == (head == "tied")
+    assert json.loads((path / "config.json").read_text())["tie_word_embeddings"] == (head == "tied")
+
+
+@pytest.mark.parametrize("trained_parts", [("answer",), ("vision",)])
+def test_a_blip_keeps_an_output_layer_of_its_own(
+    project: Project, towers: Path, trained_parts: tuple[str, ...], tmp_path: Path
+):
+    shutil.copytree(towers / VQA, tmp_path / "vqa")
+    state, name = load_file(tmp_path / "vqa" / "model.safetensors"), "text_decoder.cls.predictions.decoder.weight"
+    generator = torch.Generator().manual_seed(9)
+    state[name] = torch.randn(state[name.replace("cls.predictions.decoder", WORDS)].shape, generator=generator)
+    save_file(state, tmp_path / "vqa" / "model.safetensors", metadata={"format": "pt"})
+    freeze = tuple(part for part in EVERYTHING if part not in trained_parts)
+    config = recipe_over(project, towers, freeze, more=[f"model.answer={tmp_path / 'vqa'}"])
+    built = trained(assemble_model(config, scratch_tokenizer=not_asked_for))
+    export_model(config, built, weights(built.objective), tmp_path / "export", step=9, metrics={})
+    model = exported_model_config(config.model, tmp_path / "export")
+    again = assemble_model(config, model=model, scratch_tokenizer=not_asked_for)
+    load_fusion(again.objective, tmp_path / "export")
+    assert_same_answers(again, built)
+    found = BlipForQuestionAnswering.from_pretrained(tmp_path / "export" / VQA).text_decoder.state_dict()
+    for name, value in built.objective.part("answer").text_decoder.state_dict().items():
+        assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize("revision", [None, "abc123"])
+def test_adapters_over_a_pinned_base_name_it_as_peft_does(
+    project: Project, towers: Path, tmp_path: Path, revision: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    """The base lies in the hub's cache alone; PEFT and this code's own loader find it there."""
+    repository = tmp_path / "hub" / "models--org--t5"
+    commit = revision or "f" * 40
+    tiny_t5(repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / (revision or "main")).write_text(commit)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    reference = f"org/t5@{revision}" if revision else "org/t5"
+    adapters = ("model.lora.answer.rank=2", "model.lora.answer.targets=[q]")
+    config = recipe_over(project, towers, EVERYTHING, more=[f"model.answer={reference}", *adapters])
+    built = trained(assemble_model(config, scratch_tokenizer=not_asked_for))
+    export_model(config, built, weights(built.objective), tmp_path / "export", step=9, metrics={})
+    expected, directory = logits(built.objective.part("answer").model), tmp_path / "export" / "lora_answer"
+    saved = json.loads((directory / "adapter_config.json").read_text())
+    assert (saved["base_model_name_or_path"], saved["revision"]) == ("org/t5", revision)
+    torch.testing.assert_close(logits(AutoPeftModel.from_pretrained(directory)), expected)
+    again = assemble_model(config, scratch_tokenizer=not_asked_for)
+    load_exported_adapters(again.objective, tmp_path / "export")
+    assert torch.equal(logits(again.objective.part("answer").model), expected)

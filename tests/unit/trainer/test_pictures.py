@@ -1,5 +1,6 @@
 """The same questions are drawn at every validation, by the model as it is then."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,13 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from model.build import BuiltModel
-from shards.errors import ConfigError
+from model.efficient_sam import EfficientSamEncoderConfig
+from model.efficient_sam_decoder import MaskDecoderConfig
+from model.efficient_sam_weights import save_segmenter
+from model.segmenter import Segmenter, SegmenterConfig
+from shards.errors import ConfigError, UserError
 from tests.runs import Project
+from trainer.build import build_viewer
 from trainer.pictures import Pictures, build_pictures
 from trainer.recorders import JsonlRecorder, Recorders, TensorBoardRecorder
 
@@ -81,6 +87,69 @@ def test_where_they_cannot_be_drawn_or_seen_there_are_none(project: Project, ove
 def test_a_layer_that_cannot_be_read_is_refused_before_training(project: Project) -> None:
     with pytest.raises(ConfigError, match=r"model\.guidance\.block: 1: the text encoder has 2 layers"):
         pictures_of(project, "model.guidance.block=1")
+
+
+OFFICIAL_DECODER = SegmenterConfig(
+    encoder=EfficientSamEncoderConfig(image_size=32, patch_size=8, width=12, depth=1, heads=2, neck_width=16)
+)
+SIZES = {"image_size": 32, "patch_size": 8, "width": 12, "depth": 1, "heads": 2, "neck_width": 16}
+
+
+@pytest.mark.parametrize("stream", ["none", "blip"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"not a checkpoint", "not a readable weights-only checkpoint"),
+        ({"model": {"mask_decoder.x": torch.zeros(1)}}, "sam.pt"),
+        (None, "does not say its sizes"),
+    ],
+    ids=["damaged", "of another model", "of custom sizes that nobody named"],
+)
+def test_weights_that_training_never_uses_cost_the_masks_and_not_the_run(
+    project: Project, tmp_path: Path, caplog, stream: str, content: object, said: str
+) -> None:
+    """For the commands that need the masks they are still refused."""
+    file = tmp_path / "sam.pt"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        torch.save(content or {"model": Segmenter(OFFICIAL_DECODER).state_dict()}, file)
+    given = [f"model.second_stream={stream}", f"model.efficient_sam.checkpoint={file}"]
+    given += [f"model.efficient_sam.{name}=null" for name in SIZES] if content is None else []
+    pictures, built = pictures_of(project, *given)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("no masks: ")
+    assert said in warning
+    album = Album()
+    pictures.record(Recorders([album]), 1)
+    assert len(album.pictures) == 4
+    with pytest.raises(UserError, match=str(file)):
+        build_viewer(project.config(TENSORBOARD, TWO_LAYERS, *given), built, CPU)
+
+
+@pytest.mark.parametrize("stream", ["none", "efficient_sam"])
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_masks_come_from_weights_of_the_recipes_own_sizes(
+    project: Project, tmp_path: Path, stream: str, suffix: str
+) -> None:
+    """A .safetensors brings the sizes of its decoder along, other ones than the official."""
+    small = MaskDecoderConfig(heads=2, mlp_width=16, upscaling_widths=(4, 2), iou_width=8)
+    decoder = OFFICIAL_DECODER.decoder if suffix == "pt" else small
+    torch.manual_seed(0)
+    original, file = Segmenter(replace(OFFICIAL_DECODER, decoder=decoder)), tmp_path / f"sam.{suffix}"
+    if suffix == "pt":
+        torch.save({"model": original.state_dict()}, file)
+    else:
+        save_segmenter(original, file)
+    given = [f"model.second_stream={stream}", f"model.efficient_sam.checkpoint={file}"]
+    given += [f"model.efficient_sam.{name}={size}" for name, size in (SIZES | {"image_size": 48}).items()]
+    built = project.model(TENSORBOARD, TWO_LAYERS, *given)
+    viewer = build_viewer(project.config(TENSORBOARD, TWO_LAYERS, *given), built, CPU)
+    loaded = viewer._segmenter
+    assert loaded.image_encoder.config.image_size == 48
+    expected, found = original.state_dict(), loaded.state_dict()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_a_picture_that_fails_is_named_once_and_ends_nothing(project: Project, monkeypatch, caplog) -> None:

@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from shards.atomic import write_atomically
 from shards.errors import ConfigError, DataError, UserError
 from shards.index import INDEX_NAME, SplitIndex, encode_index, index_digest
 from trainer import preflight as module
@@ -19,11 +21,7 @@ def recipe(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, "count_gpus", lambda environment: int(environment.get("GPUS", "0")))
     for split, answered in (("train", 3), ("val", 2), ("blind", 0)):
-        (tmp_path / split).mkdir()
-        index = SplitIndex(
-            reader="gqa", sources=[], options={}, counts={"answered": answered}, answers={}, groups={}, shards=[]
-        )
-        (tmp_path / split / INDEX_NAME).write_bytes(encode_index(index))
+        write_index(tmp_path / split, counts={"answered": answered})
     (tmp_path / "policy.json").write_text('{"zero_optimization": {"stage": 1}}')
     path = tmp_path / "tiny.yaml"
     path.write_text(
@@ -31,6 +29,13 @@ def recipe(tmp_path: Path, monkeypatch) -> Path:
         "model: {freeze: []}\nengine: {policy: policy.json}\n"
     )
     return path
+
+
+def write_index(directory: Path, **values: Any) -> None:
+    directory.mkdir(exist_ok=True)
+    empty = {"sources": [], "options": {}, "answers": {}, "groups": {}, "shards": []}
+    index = SplitIndex(reader="gqa", **(empty | values))
+    (directory / INDEX_NAME).write_bytes(encode_index(index))
 
 
 def loaded(recipe: Path, *overrides: str) -> RunConfig:
@@ -99,6 +104,45 @@ def test_other_shards_than_a_run_was_trained_on_are_found_before_the_start(recip
     with pytest.raises(DataError, match=r"data\.train: .*not the shards that .* was trained on"):
         preflight(config)
     preflight(config, fresh=True)
+
+
+def test_weights_to_start_from_are_not_needed_to_go_on(recipe: Path):
+    config = loaded(recipe, "initialize_from=gone")
+    write_atomically(RunDirectory.of(config).checkpoints / "last", b"step1")
+    preflight(config)
+    with pytest.raises(ConfigError, match="initialize_from: gone"):
+        preflight(config, fresh=True)
+
+
+class TestMetric:
+    """A metric that this validation data does not have is found before training, not at the first validation."""
+
+    @pytest.fixture
+    def typed(self, recipe: Path) -> Path:
+        write_index(
+            Path("val"),
+            counts={"answered": 5, "questions": 5},
+            answers={"yes": 3, "red": 2},
+            types={"structural": {"verify": 3, "invented": 2}, "semantic": {"attr": 5}},
+        )
+        return recipe
+
+    @pytest.mark.parametrize("metric", ["val/accuracy", "val/binary", "val/structural/verify", "val/structural/other"])
+    def test_what_there_is_may_decide(self, typed: Path, metric: str):
+        preflight(loaded(typed, f"early_stopping.metric={metric}"))
+
+    @pytest.mark.parametrize("metric", ["val/open", "val/structural/query", "val/semantic/obj"])
+    def test_what_is_not_there_is_refused_with_what_is(self, typed: Path, metric: str):
+        there = "val/accuracy, val/binary, val/semantic/attr, val/structural/other, val/structural/verify"
+        with pytest.raises(ConfigError, match=f"early_stopping.metric: {metric}: val has no such question; .*{there}"):
+            preflight(loaded(typed, f"early_stopping.metric={metric}"))
+
+    @pytest.mark.parametrize(("answer", "metric"), [("yes", "val/binary"), ("red", "val/open")])
+    def test_without_types_the_answers_tell(self, recipe: Path, answer: str, metric: str):
+        write_index(Path("val"), counts={"answered": 2, "questions": 2}, answers={answer: 2})
+        preflight(loaded(recipe, f"early_stopping.metric={metric}"))
+        with pytest.raises(ConfigError, match="has no such question"):
+            preflight(loaded(recipe, f"early_stopping.metric={'val/open' if answer == 'yes' else 'val/binary'}"))
 
 
 class TestMachine:

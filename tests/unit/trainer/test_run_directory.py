@@ -110,7 +110,7 @@ class TestDirectory:
         assert [(run.path.with_name(f"tiny.{number}") / "mark").read_text() for number in (1, 2)] == ["1", "2"]
 
     def test_one_process_holds_the_lock_and_leaves_it(self, run: RunDirectory):
-        with run.lock(), pytest.raises(UserError, match="another `duoflow train` is running here"), run.lock():
+        with run.lock(), pytest.raises(UserError, match="another process is training here"), run.lock():
             pass
         with run.lock():
             assert run.ranks.is_dir()

@@ -158,7 +158,7 @@ class TestOneAtATime:
 
     def test_two_commands_at_once_do_not_mix(self, recipe: Path, launches: Launches):
         RUN.create()
-        with RUN.lock(), pytest.raises(UserError, match="another `duoflow train`"):
+        with RUN.lock(), pytest.raises(UserError, match="another process is training here"):
             start_training(recipe, [])
         assert launches == []
 
