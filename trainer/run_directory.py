@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from launch.ranks import live_ranks
 from shards.atomic import sync_directory, write_atomically
 from shards.errors import UserError
 from trainer.config import RunConfig, dump_config, load_config
@@ -123,11 +124,16 @@ class RunDirectory:
         """Keep every other process that asks for the lock out, for as long as this one lives at most.
 
         Raises:
-            UserError: another process has it.
+            UserError: another process has it, or ranks run whose starter, which had it, is gone.
         """
         descriptor = os.open(self.ranks, os.O_RDONLY)
         try:
             self._take(descriptor)
+            if running := live_ranks(self.ranks):
+                raise UserError(
+                    f"{self.path}: processes {', '.join(map(str, running))} are training here; stop them (kill -TERM, "
+                    "and they save) or give this run another run.name"
+                )
             yield
         finally:
             os.close(descriptor)

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.local import Outcome, free_port, launcher_command, launcher_environment, run_launcher
-from launch.ranks import live_ranks
-from shards.errors import UserError
 from shards.progress import say
 from trainer.config import REPOSITORY, RunConfig, load_config
 from trainer.preflight import Machine, preflight
@@ -70,7 +68,7 @@ def check_unoccupied(run: RunDirectory) -> None:
     """
     if run.ranks.is_dir():
         with run.lock():
-            _check_no_live_ranks(run)
+            return
 
 
 def is_finished(status: Status | None, previous: RunConfig, config: RunConfig) -> bool:
@@ -113,20 +111,10 @@ def _occupy(run: RunDirectory, locks: contextlib.ExitStack, *, fresh: bool) -> N
     existed = run.path.exists()
     run.create()
     locks.enter_context(run.lock())
-    _check_no_live_ranks(run)
     if fresh and existed:
         say(f"{run.path}: the old run is now {run.set_aside()}")
         run.create()
         locks.enter_context(run.lock())
-
-
-def _check_no_live_ranks(run: RunDirectory) -> None:
-    running = live_ranks(run.ranks)
-    if running:
-        raise UserError(
-            f"{run.path}: processes {', '.join(map(str, running))} are training here; stop them (kill -TERM, and they "
-            "save) or give this run another run.name"
-        )
 
 
 def _launch(run: RunDirectory, config: RunConfig, machine: Machine) -> Outcome:

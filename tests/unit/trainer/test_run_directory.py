@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.ranks import forget_ranks, record_rank
 from shards.errors import UserError
 from trainer.config import load_config
 from trainer.environment import collect_environment, git_state, harmless_variables
@@ -112,6 +113,14 @@ class TestDirectory:
     def test_one_process_holds_the_lock_and_leaves_it(self, run: RunDirectory):
         with run.lock(), pytest.raises(UserError, match="another process is training here"), run.lock():
             pass
+        with run.lock():
+            assert run.ranks.is_dir()
+
+    def test_ranks_that_outlived_their_starter_keep_the_lock_from_others(self, run: RunDirectory):
+        record_rank(run.ranks, 0)
+        with pytest.raises(UserError, match=f"processes {os.getpid()} are training here"), run.lock():
+            pass
+        forget_ranks(run.ranks)
         with run.lock():
             assert run.ranks.is_dir()
 
