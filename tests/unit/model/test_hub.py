@@ -51,9 +51,12 @@ def reports() -> list[str]:
             said.append(record.getMessage())
 
     logger, listener = logging.getLogger("transformers"), Listener()
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # whatever an earlier test has left it at
     logger.addHandler(listener)
     yield said
     logger.removeHandler(listener)
+    logger.setLevel(level)
 
 
 def cached(cache: Path, source: Path, hub_id: str) -> Path:
