@@ -18,7 +18,7 @@ def worker_context(modules: Iterable[str]) -> BaseContext:
     """What a DataLoader starts its workers with.
 
     A training process cannot be forked safely: a thread of gloo's that lets go of a tensor takes a lock of CPython's
-    for an instant, and a child forked in that instant waits for the lock for ever (seen after 1 to 200 forks). A server
+    for an instant, and a child forked in that instant waits for the lock for ever (seen within 200 forks). A server
     that was started afresh forks them instead. It starts once per process, and is gone when that process is.
 
     Args:
