@@ -16,7 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
-from model.hub import T5_ARCHITECTURES, load_pretrained
+from model.checkpoint_files import T5_ARCHITECTURES
+from model.hub import load_pretrained
 from model.precision import t5_dtype
 from model.t5 import forget_generation_settings, greedy
 

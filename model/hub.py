@@ -12,10 +12,8 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.utils import logging as transformers_logging
 
 from model.checkpoint_files import (
-    BLIP_ARCHITECTURES,
     CONFIG,
     SCRATCH_REFUSED,
-    T5_ARCHITECTURES,
     TOKENIZERS,
     WEIGHTS,
     Find,
@@ -30,8 +28,6 @@ from model.checkpoint_files import (
 from model.config import SCRATCH, hub_reference, local_directory
 from model.t5 import name_start_token
 from shards.errors import ConfigError, DataError, UserError
-
-__all__ = ["BLIP_ARCHITECTURES", "T5_ARCHITECTURES", "Checkpoint", "load_pretrained"]
 
 
 class Checkpoint(NamedTuple):

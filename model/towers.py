@@ -17,10 +17,11 @@ from transformers import (
 )
 
 from model.answer_towers import AnswerTower, BlipAnswerTower, T5AnswerTower
+from model.checkpoint_files import BLIP_ARCHITECTURES, T5_ARCHITECTURES
 from model.config import SCRATCH, EfficientSamConfig, ModelConfig, ScratchConfig
 from model.efficient_sam import EFFICIENT_SAM_CONFIGS, EfficientSamEncoder, EfficientSamEncoderConfig
 from model.efficient_sam_weights import load_efficient_sam_encoder, load_segmenter
-from model.hub import BLIP_ARCHITECTURES, T5_ARCHITECTURES, Checkpoint, load_pretrained
+from model.hub import Checkpoint, load_pretrained
 from model.lora import add_lora
 from model.match_tower import MatchTower
 from model.second_stream import BlipStream, EfficientSamMaskStream, EfficientSamStream

@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
-from model.checkpoint_files import short_reason
+from model.checkpoint_files import BLIP_ARCHITECTURES, T5_ARCHITECTURES, short_reason
 from model.config import ModelConfig
-from model.hub import BLIP_ARCHITECTURES, T5_ARCHITECTURES, load_pretrained
+from model.hub import load_pretrained
 from shards.atomic import check_writable
 from shards.errors import DataError, UserError
 from trainer.export import EXPORT_FILE, ITM, T5, VQA, read_export

@@ -39,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_values(options.overrides)
         config = load_config(options.recipe, options.overrides)
     except UserError as error:
-        return _refuse(error, speaks=os.environ.get("LOCAL_RANK", "0") == "0")  # all ranks of a node read one recipe
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # all ranks of a node read one recipe
+            _say(error)
+        return USER_MISTAKE
     directory = RunDirectory.of(config)
     with StopRequest() as stop, contextlib.ExitStack() as locks:
         occupied = _occupy(directory, rank, locks)
@@ -54,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return code
         except UserError as error:
             code, message = USER_MISTAKE, str(error)
-            _refuse(error, speaks=rank == 0 or not is_known_to_all(error))
+            if rank == 0 or not is_known_to_all(error):
+                _say(error)
         except LostRankError as error:
             code, message = FAILED, str(error)
             logger.error("%s", error)
@@ -170,10 +173,8 @@ def _leave_status(directory: RunDirectory, code: int, message: str) -> None:
         logger.error("%s: cannot be written (%s)", directory.status, error)
 
 
-def _refuse(error: UserError, *, speaks: bool) -> int:
-    if speaks:
-        logger.error("%s", error) if logging.getLogger().handlers else print(f"duoflow: {error}", file=sys.stderr)
-    return USER_MISTAKE
+def _say(error: UserError) -> None:
+    logger.error("%s", error) if logging.getLogger().handlers else print(f"duoflow: {error}", file=sys.stderr)
 
 
 def _abandon(code: int) -> int:

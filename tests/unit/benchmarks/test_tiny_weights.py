@@ -19,9 +19,10 @@ from benchmarks.tiny_weights import (
     write_weights,
 )
 from model.captions import load_captioner
+from model.checkpoint_files import BLIP_ARCHITECTURES, T5_ARCHITECTURES
 from model.efficient_sam_weights import load_efficient_sam_encoder, load_segmenter
 from model.fid import load_reader
-from model.hub import BLIP_ARCHITECTURES, T5_ARCHITECTURES, load_pretrained
+from model.hub import load_pretrained
 from shards.errors import UserError
 from trainer.config import REPOSITORY, load_config
 

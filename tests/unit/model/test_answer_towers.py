@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import GenerationConfig, T5ForConditionalGeneration
 
 from model.answer_towers import T5AnswerTower
-from model.hub import T5_ARCHITECTURES, load_pretrained
+from model.checkpoint_files import T5_ARCHITECTURES
+from model.hub import load_pretrained
 from model.tokenizer import T5Codec
 from shards.collate import IGNORED_LABEL, Batch
 from shards.errors import ConfigError

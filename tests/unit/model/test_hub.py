@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import T5ForConditionalGeneration
 
 from model.captions import load_captioner
+from model.checkpoint_files import BLIP_ARCHITECTURES, T5_ARCHITECTURES
 from model.fid import load_reader
-from model.hub import BLIP_ARCHITECTURES, T5_ARCHITECTURES, load_pretrained
+from model.hub import load_pretrained
 from model.tokenizer import T5Codec
 from shards.errors import ConfigError, DataError, UserError
 from tests.models import tiny_captioner, tiny_t5

@@ -6,10 +6,11 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, BlipForImageTextRetrieval, BlipForQuestionAnswering, BlipTextConfig
 
+from model.checkpoint_files import BLIP_ARCHITECTURES
 from model.config import LossConfig
 from model.efficient_sam import EfficientSamEncoder, EfficientSamEncoderConfig
 from model.efficient_sam_weights import save_efficient_sam_encoder
-from model.hub import BLIP_ARCHITECTURES, load_pretrained
+from model.hub import load_pretrained
 from model.tokenizer import build_tokenizer
 from model.towers import scratch_blip_config
 from model.untrained import POSITION_STD

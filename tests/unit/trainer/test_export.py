@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from model.build import BuiltModel
-from model.hub import T5_ARCHITECTURES, load_pretrained
+from model.checkpoint_files import T5_ARCHITECTURES
+from model.hub import load_pretrained
 from model.objective import EvaluationOutput
 from shards.errors import DataError
 from tests.models import random_batch, tiny_t5
