@@ -13,10 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-from shards.index import read_index
-from shards.records import Question
-from shards.tar_reader import ShardReader
-from trainer.baselines import question_only_accuracy
+from shards.format.index import read_index
+from shards.format.records import Question
+from shards.format.tar_reader import ShardReader
+from trainer.scoring.baselines import question_only_accuracy
 
 HOME = Path("demo")
 """Where the recipes look for shards and encoders; another seed has a directory of its own below it."""

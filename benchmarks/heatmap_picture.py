@@ -24,20 +24,20 @@ from PIL import Image
 from transformers.utils import logging as transformers_logging
 
 from model.build import BuiltModel
-from model.heatmap import default_block, text_heatmaps
-from model.overlay import draw_overlay
-from model.points import choose_points, to_pixels
+from model.looking.heatmap import default_block, text_heatmaps
+from model.looking.points import choose_points, to_pixels
+from model.pnp.overlay import draw_overlay
 from model.rows import Grouping
 from shards.atomic import write_atomically
-from shards.collate import VisitTexts, collate, pad
 from shards.errors import ConfigError, UserError
-from shards.records import Question
+from shards.format.records import Question
+from shards.read.collate import VisitTexts, collate, pad
 from shards.scenes.asked import Asked
 from shards.scenes.gqa_format import questions
 from shards.scenes.raster import paint
 from shards.scenes.world import IMAGE_SIZE, Dice, Scene, Thing, scene
 from trainer.build import assemble_model
-from trainer.export import exported_model_config, load_exported_adapters, load_fusion
+from trainer.export.write import exported_model_config, load_exported_adapters, load_fusion
 from trainer.run_directory import RunDirectory
 
 PICTURE = Path("docs/images/heatmap.png")

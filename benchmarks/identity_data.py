@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shards.collate import Batch, PairCodec, TextCodec
-from shards.loader import EvaluationBatches, Loader, MicroBatch, Split, Texts, TrainingBatches, training_keys
-from shards.plan import Order, Share
+from shards.build.writer import build_shards
+from shards.read.collate import Batch, PairCodec, TextCodec
+from shards.read.loader import EvaluationBatches, Loader, MicroBatch, Split, Texts, TrainingBatches, training_keys
+from shards.read.plan import Order, Share
 from shards.scenes.command import write_scenes
-from shards.writer import build_shards
 from tests.corpora import SMALL_SHARD, Corpus, write_corpus
 
 Line = tuple[str, str]

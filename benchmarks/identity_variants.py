@@ -22,16 +22,17 @@ from torch import Tensor
 from benchmarks.identity_data import ABSENT, SHARDS, Codecs, Line, tensors_digest, text_digest
 from model.build import BuiltModel
 from model.objective import SUM_NAMES
-from shards.loader import MicroBatch, training_keys
+from shards.read.loader import MicroBatch, training_keys
 from tests.models import EFFICIENT_SAM, FUSION, SCRATCH, tiny_checkpoints, tiny_t5
 from tests.runs import NO_COMPILER, LeftOver, weights, write_recipe
 from trainer.build import assemble_model, evaluation_loader, open_split, training_loader, training_tokenizer
-from trainer.config import REPOSITORY, RunConfig, load_config
-from trainer.config_checks import recorded_metrics
-from trainer.distributed import World
-from trainer.export import export_model
-from trainer.state_file import MODEL, OPTIMIZER
-from trainer.validate import evaluate, gather_predictions
+from trainer.config import RunConfig, load_config
+from trainer.config.checks import recorded_metrics
+from trainer.config.schema import REPOSITORY
+from trainer.engine.distributed import World
+from trainer.engine.state_file import MODEL, OPTIMIZER
+from trainer.export.write import export_model
+from trainer.training.validate import evaluate, gather_predictions
 
 STEPS, ACCUMULATION, VISITS = 12, 2, 8
 LEARNING_RATE = 1e-4

@@ -82,9 +82,9 @@ def record(rng: random.Random, image_id: str, number: int) -> dict:
 
 def group(path: Path, scratch: Path) -> dict[str, float]:
     """Read and group one file as a build does, and walk over the result; seconds, counts and this process's peak."""
-    from shards.build_request import BuildRequest
-    from shards.grouping import Grouping
-    from shards.writer import read_and_group
+    from shards.build.build_request import BuildRequest
+    from shards.build.grouping import Grouping
+    from shards.build.writer import read_and_group
 
     request = BuildRequest(format="gqa", questions=[path], images=scratch, out=scratch / "out")
     start = time.perf_counter()

@@ -23,14 +23,14 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration, T5Tokenizer
 from transformers.utils import logging as transformers_logging
 
-from model.captions import CaptionConfig
 from model.config import ScratchConfig
-from model.efficient_sam import EfficientSamEncoderConfig
-from model.efficient_sam_decoder import MaskDecoderConfig
-from model.efficient_sam_weights import save_segmenter
-from model.segmenter import Segmenter, SegmenterConfig
-from model.tokenizer import build_tokenizer
-from model.towers import scratch_blip_config
+from model.efficient_sam.decoder import MaskDecoderConfig
+from model.efficient_sam.encoder import EfficientSamEncoderConfig
+from model.efficient_sam.segmenter import Segmenter, SegmenterConfig
+from model.efficient_sam.weights import save_segmenter
+from model.pnp.captions import CaptionConfig
+from model.source import scratch_blip_config
+from model.towers.tokenizer import build_tokenizer
 from model.untrained import initialize_untrained
 from shards.errors import UserError
 from shards.scenes.gqa_format import questions

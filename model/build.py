@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from model.config import FusionConfig, LossConfig, ModelConfig
-from model.difnet import DifnetEncoder
-from model.fusion import FusionEncoder, PlainSum
-from model.guidance import block_of, check_plain_width
+from model.fusion.difnet import DifnetEncoder
+from model.fusion.encoder import FusionEncoder, PlainSum
+from model.looking.guidance import block_of, check_plain_width
+from model.looking.second_stream import GridTokens
 from model.objective import Objective, Towers
-from model.second_stream import GridTokens
-from model.tokenizer import BlipCodec, T5Codec
-from model.towers import TowerSource
+from model.source import TowerSource
+from model.towers.tokenizer import BlipCodec, T5Codec
 from shards.errors import ConfigError
 
 

@@ -6,7 +6,7 @@ Shapes: Q questions, R question-answer pairs, L answer tokens, V vocabulary.
 import torch.nn.functional as F
 from torch import Tensor
 
-from shards.collate import IGNORED_LABEL
+from shards.read.collate import IGNORED_LABEL
 
 
 def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:

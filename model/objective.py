@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 from transformers import BlipVisionModel
 
-from model.answer_towers import AnswerTower, T5AnswerTower
-from model.blip import encode_image, encode_text
 from model.config import GuidanceConfig, LossConfig, Part
-from model.guidance import look
+from model.looking.guidance import look
 from model.losses import matching_loss
-from model.match_tower import MatchTower
 from model.pixels import blip_pixels
 from model.precision import t5_dtype
 from model.rows import Grouping
-from shards.collate import IGNORED_LABEL, Batch, TextCodec
+from model.towers.answer_towers import AnswerTower, T5AnswerTower
+from model.towers.blip import encode_image, encode_text
+from model.towers.match_tower import MatchTower
+from shards.read.collate import IGNORED_LABEL, Batch, TextCodec
 
 SUM_NAMES = ("answer_loss", "answered", "itm_loss", "matched", "itm_positives", "itm_negatives", "itm_correct")
 """What is summed over questions in every micro-batch, so that any number of ranks and steps merges exactly."""

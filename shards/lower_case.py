@@ -2,23 +2,10 @@
 
 from collections.abc import Mapping
 
-import msgspec
-
-from shards.records import Question
-
 
 def normalise(text: str) -> str:
     """Lower case, stripped, white space collapsed: when two texts count as the same."""
     return " ".join(text.lower().split())
-
-
-def with_lowercase_answer(question: Question) -> Question:
-    """The question with its answer normalised, and with it the alternatives of which the answer is one."""
-    return msgspec.structs.replace(
-        question,
-        answer=None if question.answer is None else normalise(question.answer),
-        options=tuple(normalise(option) for option in question.options),
-    )
 
 
 def unmatched_answers(answers: Mapping[str, int]) -> str | None:

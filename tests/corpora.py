@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from shards.index import SplitIndex
-from shards.writer import build_shards
+from shards.build.writer import build_shards
+from shards.format.index import SplitIndex
 
 COLORS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (40, 60, 210), "yellow": (230, 210, 40)}
 SHAPES = ("square", "circle", "triangle")

@@ -20,12 +20,12 @@ from transformers import (
 
 from model.build import BuiltModel, build_model
 from model.config import LossConfig, ModelConfig
-from model.efficient_sam import EfficientSamEncoderConfig
-from model.efficient_sam_decoder import MaskDecoderConfig
-from model.efficient_sam_weights import save_segmenter
-from model.segmenter import Segmenter, SegmenterConfig
-from model.tokenizer import build_tokenizer
-from shards.collate import IGNORED_LABEL, Batch
+from model.efficient_sam.decoder import MaskDecoderConfig
+from model.efficient_sam.encoder import EfficientSamEncoderConfig
+from model.efficient_sam.segmenter import Segmenter, SegmenterConfig
+from model.efficient_sam.weights import save_segmenter
+from model.towers.tokenizer import build_tokenizer
+from shards.read.collate import IGNORED_LABEL, Batch
 
 IMAGE_SIZE = 32
 WORDS = ("what color is the big circle", "is there a red square", "yes", "no", "red", "blue", "to the left of")

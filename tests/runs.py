@@ -14,8 +14,8 @@ from tests.corpora import build_corpus
 from tests.models import EFFICIENT_SAM, FUSION, SCRATCH
 from trainer.build import assemble_model, open_split, training_tokenizer
 from trainer.config import RunConfig, load_config
+from trainer.engine.state_file import MODEL, OPTIMIZER, EngineState
 from trainer.run_directory import RunDirectory
-from trainer.state_file import MODEL, OPTIMIZER, EngineState
 
 VISITS, QUESTIONS_PER_VISIT = 8, 3
 STEPS_PER_EPOCH, EPOCHS = 5, 2

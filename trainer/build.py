@@ -9,22 +9,23 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from model.build import BuiltModel, build_model
-from model.captions import load_captioner
 from model.config import ImageTokens, ModelConfig
-from model.efficient_sam_weights import EncoderAloneError, load_efficient_sam_encoder, load_segmenter
-from model.fid import load_reader
+from model.efficient_sam.segmenter import Segmenter
+from model.efficient_sam.weights import EncoderAloneError, load_efficient_sam_encoder, load_segmenter
+from model.looking.second_stream import EfficientSamMaskStream, EfficientSamStream
 from model.objective import Objective
-from model.pnp import PnpPipeline
-from model.second_stream import EfficientSamMaskStream, EfficientSamStream
-from model.segmenter import Segmenter
-from model.tokenizer import build_tokenizer, load_tokenizer
-from model.towers import efficient_sam_sizes
-from model.viewer import Viewer
+from model.pnp.captions import load_captioner
+from model.pnp.fid import load_reader
+from model.pnp.pipeline import PnpPipeline
+from model.pnp.viewer import Viewer
+from model.source import efficient_sam_sizes
+from model.towers.tokenizer import build_tokenizer, load_tokenizer
 from shards.errors import ConfigError, UserError
-from shards.loader import EvaluationBatches, Loader, Split, Texts, TrainingBatches
-from shards.plan import Share
-from trainer.config import RunConfig, plan_order
-from trainer.distributed import World
+from shards.read.loader import EvaluationBatches, Loader, Split, Texts, TrainingBatches
+from shards.read.plan import Share
+from trainer.config import RunConfig
+from trainer.config.schema import plan_order
+from trainer.engine.distributed import World
 from trainer.run_directory import RunDirectory, replace_directory
 
 logger = logging.getLogger(__name__)

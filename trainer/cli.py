@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from shards.atomic import check_writable
-from shards.commands import add_shards_parser
+from shards.build.commands import add_shards_parser
 from shards.errors import UserError
 from shards.progress import say, silence
 from shards.scenes import add_scenes_parser
-from trainer.answer_command import add_answer_parser
 from trainer.bench import answer as bench_answer
 from trainer.bench import step as bench_step
+from trainer.commands.answer import add_answer_parser
+from trainer.commands.export import add_export_parser
+from trainer.commands.score import add_score_parser
 from trainer.doctor.command import add_doctor_parser
-from trainer.export_command import add_export_parser
-from trainer.gqa.command import add_score_parser
-from trainer.run_arguments import add_pipeline_option, check_run
+from trainer.export.run_arguments import add_pipeline_option, check_run
 
 EXIT_USER_MISTAKE = 2
 EXIT_INTERRUPTED = 130
@@ -125,7 +125,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return _dry_run(arguments.recipe, overrides, fresh=arguments.fresh)
 
-    from trainer.start import start_training
+    from trainer.commands.start import start_training
 
     return start_training(arguments.recipe, overrides, fresh=arguments.fresh)
 
@@ -135,7 +135,7 @@ def _dry_run(recipe: Path, overrides: Sequence[str], *, fresh: bool) -> int:
 
     config = load_config(recipe, overrides)
 
-    from trainer.dry_run import dry_run  # after the recipe was read: it imports torch
+    from trainer.commands.dry_run import dry_run  # after the recipe was read: it imports torch
 
     say(dry_run(config, fresh=fresh))
     return 0
@@ -168,7 +168,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         check_writable("--json", arguments.json)
 
-    from trainer.evaluate import evaluate_run  # after the run was found: it imports torch
+    from trainer.inference.evaluate import evaluate_run  # after the run was found: it imports torch
     from trainer.run_directory import write_json
 
     metrics, counts = evaluate_run(

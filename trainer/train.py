@@ -6,7 +6,7 @@ python -m trainer.train recipes/easyvqa.yaml optim.lr=3e-4
 
 if __name__ == "__main__":
     # Here, because the workers of the loader run this file again under another name, and would import it all.
-    from trainer.distributed import leave
-    from trainer.rank import main
+    from trainer.engine.distributed import leave
+    from trainer.training.rank import main
 
     leave(main())

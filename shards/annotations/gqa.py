@@ -11,7 +11,7 @@ from shards.annotations.json_stream import iterate_members
 from shards.annotations.scene_graphs import SceneGraphs
 from shards.annotations.seam import Annotation
 from shards.errors import DataError
-from shards.records import Boxes, Groups, Question, Types
+from shards.format.records import Boxes, Groups, Question, Types
 
 ENDINGS = (".jpg", ".png", ".jpeg", ".webp")
 """GQA names an image by its id alone."""

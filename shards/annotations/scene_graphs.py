@@ -9,7 +9,7 @@ import msgspec
 
 from shards.annotations.json_stream import iterate_members
 from shards.errors import DataError
-from shards.records import Box
+from shards.format.records import Box
 
 
 class _Object(msgspec.Struct):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shards.annotations.scene_graphs import SceneGraphs
-from shards.records import Question
+from shards.format.records import Question
 
 
 class Annotation(NamedTuple):

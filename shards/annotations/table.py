@@ -12,7 +12,7 @@ from shards.annotations.json_stream import open_annotations
 from shards.annotations.scene_graphs import SceneGraphs
 from shards.annotations.seam import Annotation
 from shards.errors import DataError
-from shards.records import Question
+from shards.format.records import Question
 
 LONGEST_LINE = 16 << 20
 REQUIRED = ("image", "question", "answer")

@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.records import Box
+from shards.format.records import Box
 from shards.scenes.world import IMAGE_SIZE, SIZES, Scene, Thing
 
 

@@ -11,11 +11,11 @@ import torch
 
 from shards.errors import DataError, UserError
 from tests.distributed.toy import PRECISIONS, STAGES, VISITS, Toy, ToyBatch, step_batches
-from trainer.checkpoints import Checkpoints
-from trainer.deepspeed_config import read_policy, resolve
-from trainer.distributed import World, initialize, leave
-from trainer.engine import Engine, Update
-from trainer.state_file import EngineState
+from trainer.engine.deepspeed_config import read_policy, resolve
+from trainer.engine.distributed import World, initialize, leave
+from trainer.engine.engine import Engine, Update
+from trainer.engine.state_file import EngineState
+from trainer.training.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parents[2]
 MICRO_VISITS = 2

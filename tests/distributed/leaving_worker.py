@@ -12,8 +12,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 from tests.distributed.engine_worker import build, train_step
-from trainer.distributed import LostRankError, World, initialize
-from trainer.engine import Engine
+from trainer.engine.distributed import LostRankError, World, initialize
+from trainer.engine.engine import Engine
 
 TIMEOUT_SECONDS = 2.0
 

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from launch.ranks import live_ranks
-from shards.loader import Split
-from shards.plan import PADDING, Share
-from shards.writer import build_shards
+from shards.build.writer import build_shards
+from shards.read.loader import Split
+from shards.read.plan import PADDING, Share
 from tests.corpora import write_corpus
 from tests.distributed.launch import launch_alone, launch_ranks
 from tests.distributed.training_worker import Case, Fault, read_codes, write_cases
@@ -31,12 +31,13 @@ from tests.runs import (
     write_recipe,
     write_shards,
 )
-from trainer.config import load_config, plan_order
-from trainer.early_stopping import EarlyStopping
-from trainer.evaluate import evaluate_run
-from trainer.loop import MAX_UNAPPLIED_STEPS
+from trainer.config import load_config
+from trainer.config.schema import plan_order
+from trainer.engine.state_file import MODEL, verify_checkpoint
+from trainer.inference.evaluate import evaluate_run
 from trainer.run_directory import RunDirectory
-from trainer.state_file import MODEL, verify_checkpoint
+from trainer.training.early_stopping import EarlyStopping
+from trainer.training.loop import MAX_UNAPPLIED_STEPS
 
 pytestmark = pytest.mark.distributed
 
@@ -55,8 +56,8 @@ LORA = {
 PICTURES = ("logging.tensorboard=true", "logging.pictures=2", "model.scratch.text_layers=2")
 EARLY = ("early_stopping.metric=val/loss", "early_stopping.mode=min", "early_stopping.patience=2")
 
-IN_SECOND_EPOCH = Fault(function="trainer.loop:train_step", call=8, signal="SIGKILL")
-AT_FIRST_EXPORT = Fault(function="trainer.saving:export_model", call=1, signal="SIGKILL")
+IN_SECOND_EPOCH = Fault(function="trainer.training.loop:train_step", call=8, signal="SIGKILL")
+AT_FIRST_EXPORT = Fault(function="trainer.training.saving:export_model", call=1, signal="SIGKILL")
 AT_FIRST_VALIDATION = Fault(function="model.objective:Objective.evaluate", call=2, signal="SIGTERM")
 
 

@@ -31,7 +31,7 @@ class Fault:
     """A signal that a rank sends to itself in front of a call of a function, counted from 1."""
 
     function: str
-    """module:name, such as trainer.loop:train_step."""
+    """module:name, such as trainer.training.loop:train_step."""
     call: int
     signal: str
     rank: int = 0
@@ -65,7 +65,7 @@ def read_codes(directory: Path, processes: int) -> dict[str, list[int]]:
 
 
 def main() -> None:
-    import trainer.rank  # noqa: F401 - once for all cases, and not for the loader's workers, which import this file
+    import trainer.training.rank  # noqa: F401 - once for all cases, and not for the loader's workers, which import this file
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--local_rank")
@@ -115,7 +115,7 @@ def _train(case: Case, rank: int) -> int:
     print(f"=== {case.name}, rank {rank}", flush=True)
     if case.fault is not None and case.fault.rank == rank:
         _install(case.fault)
-    return sys.modules["trainer.rank"].main([case.recipe, *case.overrides])
+    return sys.modules["trainer.training.rank"].main([case.recipe, *case.overrides])
 
 
 def _install(fault: Fault) -> None:

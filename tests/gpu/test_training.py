@@ -10,10 +10,10 @@ import torch
 
 from trainer.bench.measure import LARGEST_DIFFERENCE, measure
 from trainer.bench.workload import Sizes, Workload, build_workload
-from trainer.distributed import World, initialize
+from trainer.engine.distributed import World, initialize
 
 if TYPE_CHECKING:
-    from trainer.engine import Update
+    from trainer.engine.engine import Update
 
 pytestmark = [
     pytest.mark.gpu,
@@ -53,8 +53,8 @@ class Training:
     """A small objective in fp16 under a ZeRO stage, whose loss scale moves within a few steps."""
 
     def __init__(self, world: World, stage: int) -> None:
-        from trainer.deepspeed_config import read_policy, resolve
-        from trainer.engine import Engine
+        from trainer.engine.deepspeed_config import read_policy, resolve
+        from trainer.engine.engine import Engine
 
         workload = build_workload(SMALL, images=IMAGES, questions_per_image=4)
         config = resolve(

@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 from benchmarks.tiny_weights import RECIPE, RECIPE_HOME, scene_texts, write_weights
 from tests.runs import NO_COMPILER, LeftOver
 from trainer.cli import main
-from trainer.config import REPOSITORY
+from trainer.config.schema import REPOSITORY
 
 pytestmark = pytest.mark.integration
 

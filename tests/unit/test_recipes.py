@@ -8,9 +8,10 @@ import pytest
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.tiny_weights import RECIPE_HOME, scene_texts, write_weights
-from model.hub import load_pretrained
-from trainer.config import REPOSITORY, RunConfig, load_config
-from trainer.config_faults import leaf_keys
+from model.towers.hub import load_pretrained
+from trainer.config import RunConfig, load_config
+from trainer.config.faults import leaf_keys
+from trainer.config.schema import REPOSITORY
 from trainer.doctor.checkpoints import checkpoint_rows, checkpoint_uses, examine_all, width_row
 from trainer.doctor.efficient_sam_file import OFFICIAL, efficient_sam_row
 

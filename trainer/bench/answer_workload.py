@@ -29,12 +29,12 @@ from transformers import (
 )
 
 from model.build import BuiltModel, build_model
-from model.captions import Captioner
 from model.config import SCRATCH, EfficientSamConfig, LossConfig, ModelConfig, PnpConfig, ScratchConfig
-from model.fid import FidReader
+from model.efficient_sam.segmenter import Segmenter, SegmenterConfig
 from model.objective import Objective, Towers
-from model.segmenter import Segmenter, SegmenterConfig
-from model.tokenizer import build_tokenizer
+from model.pnp.captions import Captioner
+from model.pnp.fid import FidReader
+from model.towers.tokenizer import build_tokenizer
 from trainer.bench.workload import ANSWER_TOKENS, GQA_QUESTION_TOKENS
 
 MOST_ANSWER_TOKENS = max(ANSWER_TOKENS) + 1

@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from model.captions import Captioner
+from model.pnp.captions import Captioner
 from model.precision import t5_dtype
 from trainer.bench.answer_workload import MOST_ANSWER_TOKENS, AnswerSizes, Models, build_models, draw_questions
 from trainer.bench.measure import relative_difference

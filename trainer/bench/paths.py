@@ -6,9 +6,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from model.blip import decode_text, encode_text
 from model.losses import answer_loss, matching_loss
 from model.rows import Grouping
+from model.towers.blip import decode_text, encode_text
 from trainer.bench.reference import PlainPath
 from trainer.bench.workload import Workload
 

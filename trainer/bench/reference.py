@@ -19,7 +19,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 from model.losses import answer_loss, matching_loss
 from model.objective import Objective
 from model.pixels import blip_pixels
-from shards.collate import IGNORED_LABEL, Batch
+from shards.read.collate import IGNORED_LABEL, Batch
 from trainer.bench.workload import Workload
 
 

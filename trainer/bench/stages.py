@@ -6,15 +6,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.captions import Captioner
-from model.fid import Answer, contexts
-from model.guidance import find_heatmaps, find_masks, find_points, sharpen
-from model.points import Point
+from model.looking.guidance import find_heatmaps, find_masks, find_points, sharpen
+from model.looking.points import Point
+from model.pnp.captions import Captioner
+from model.pnp.fid import Answer, contexts
+from model.pnp.viewer import read_alone
 from model.rows import Grouping
-from model.viewer import read_alone
-from shards.collate import pad
+from shards.read.collate import pad
 from trainer.bench.answer_workload import Models
-from trainer.overlays import answer_directly
+from trainer.reporting.overlays import answer_directly
 
 
 class Asked:

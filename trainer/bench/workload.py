@@ -14,15 +14,15 @@ from transformers import (
     BlipVisionConfig,
 )
 
-from model.answer_towers import BlipAnswerTower
 from model.build import FusedStreams
 from model.config import LossConfig
-from model.difnet import DifnetEncoder
-from model.fusion import FusionEncoder
-from model.match_tower import MatchTower
+from model.fusion.difnet import DifnetEncoder
+from model.fusion.encoder import FusionEncoder
+from model.looking.second_stream import GridTokens
 from model.objective import Objective, Towers
-from model.second_stream import GridTokens
-from shards.collate import IGNORED_LABEL, Batch, TokenIds, pad
+from model.towers.answer_towers import BlipAnswerTower
+from model.towers.match_tower import MatchTower
+from shards.read.collate import IGNORED_LABEL, Batch, TokenIds, pad
 
 GQA_QUESTION_TOKENS: Mapping[int, int] = {
     7: 2,

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import constants
 
-from model.checkpoint_files import (
+from model.config import SCRATCH, ModelConfig, hub_reference, local_directory
+from model.towers.checkpoint_files import (
     BLIP_ARCHITECTURES,
     CONFIG,
     SCRATCH_REFUSED,
@@ -19,7 +20,6 @@ from model.checkpoint_files import (
     in_directory,
     is_hub_id,
 )
-from model.config import SCRATCH, ModelConfig, hub_reference, local_directory
 from trainer.config import RunConfig
 from trainer.doctor.table import Row
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from model.checkpoint_files import is_damaged
 from model.config import ModelConfig
-from model.efficient_sam import EFFICIENT_SAM_CONFIGS
-from model.efficient_sam_weights import BLOB_SHA1, OFFICIAL, OTHER_PREFIXES, SOURCE, how_to_get
+from model.efficient_sam.encoder import EFFICIENT_SAM_CONFIGS
+from model.efficient_sam.weights import BLOB_SHA1, OFFICIAL, OTHER_PREFIXES, SOURCE, how_to_get
+from model.towers.checkpoint_files import is_damaged
 from trainer.doctor.table import Row
 
 KEY = "model.efficient_sam.checkpoint"

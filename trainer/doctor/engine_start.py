@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trainer.deepspeed_config import resolve
-from trainer.distributed import initialize, leave
-from trainer.engine import Engine
+from trainer.engine.deepspeed_config import resolve
+from trainer.engine.distributed import initialize, leave
+from trainer.engine.engine import Engine
 
 TIMEOUT_SECONDS = 120.0
 

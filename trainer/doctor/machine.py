@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from launch.local import count_gpus
-from trainer.config import REPOSITORY
+from trainer.config.schema import REPOSITORY
 from trainer.doctor.packages import installed_version
 from trainer.doctor.table import Row
 

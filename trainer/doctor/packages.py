@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 
-from trainer.config import REPOSITORY
+from trainer.config.schema import REPOSITORY
 from trainer.doctor.table import Row
 
 DISTRIBUTION = "duoflow"

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from shards.errors import UserError
-from shards.index import read_index
-from trainer.config import RunConfig, check_world_size, policy_path
-from trainer.deepspeed_config import read_policy, resolve_precision, zero_stage
+from shards.format.index import read_index
+from trainer.config import RunConfig
+from trainer.config.schema import check_world_size, policy_path
 from trainer.doctor.checkpoints import (
     Checkpoint,
     cache_row,
@@ -20,7 +20,8 @@ from trainer.doctor.checkpoints import (
 from trainer.doctor.efficient_sam_file import efficient_sam_row
 from trainer.doctor.machine import SHARED_MEMORY, shared_memory_free
 from trainer.doctor.table import Row
-from trainer.preflight import Machine, plan_machine, preflight
+from trainer.engine.deepspeed_config import read_policy, resolve_precision, zero_stage
+from trainer.training.preflight import Machine, plan_machine, preflight
 
 SPLITS = ("train", "val", "testdev", "test", "challenge")
 TRAINING_SPLITS = ("train", "val")

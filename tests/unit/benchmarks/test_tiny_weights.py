@@ -18,13 +18,14 @@ from benchmarks.tiny_weights import (
     scene_texts,
     write_weights,
 )
-from model.captions import load_captioner
-from model.checkpoint_files import BLIP_ARCHITECTURES, T5_ARCHITECTURES
-from model.efficient_sam_weights import load_efficient_sam_encoder, load_segmenter
-from model.fid import load_reader
-from model.hub import load_pretrained
+from model.efficient_sam.weights import load_efficient_sam_encoder, load_segmenter
+from model.pnp.captions import load_captioner
+from model.pnp.fid import load_reader
+from model.towers.checkpoint_files import BLIP_ARCHITECTURES, T5_ARCHITECTURES
+from model.towers.hub import load_pretrained
 from shards.errors import UserError
-from trainer.config import REPOSITORY, load_config
+from trainer.config import load_config
+from trainer.config.schema import REPOSITORY
 
 TEXTS = ["Is there a red square?", "yes", "large"]
 

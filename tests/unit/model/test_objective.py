@@ -7,8 +7,8 @@ import torch
 
 from model.config import LossConfig
 from model.objective import SUM_NAMES
-from shards.collate import Batch
 from shards.errors import ConfigError
+from shards.read.collate import Batch
 from tests.models import FUSION, random_batch, tiny_model
 
 PARTS = ("vision", "second_stream", "match", "answer")

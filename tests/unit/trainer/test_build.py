@@ -21,12 +21,12 @@ from trainer.build import (
     training_loader,
     training_tokenizer,
 )
-from trainer.checkpoints import Checkpoints
-from trainer.distributed import World
-from trainer.export import export_model
-from trainer.initial_weights import initialize_from
+from trainer.engine.distributed import World
+from trainer.engine.state_file import MODEL
+from trainer.export.initial_weights import initialize_from
+from trainer.export.write import export_model
 from trainer.run_directory import RunDirectory
-from trainer.state_file import MODEL
+from trainer.training.checkpoints import Checkpoints
 
 
 @pytest.fixture(scope="module")

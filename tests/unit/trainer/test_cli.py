@@ -61,9 +61,9 @@ def recipe(tmp_path: Path) -> Path:
 def started(monkeypatch) -> list[tuple]:
     """What `train` was asked to start; nothing starts."""
     calls: list[tuple] = []
-    fake = types.ModuleType("trainer.start")
+    fake = types.ModuleType("trainer.commands.start")
     fake.start_training = lambda recipe, overrides, fresh: calls.append((recipe, overrides, fresh)) or 75
-    monkeypatch.setitem(sys.modules, "trainer.start", fake)
+    monkeypatch.setitem(sys.modules, "trainer.commands.start", fake)
     return calls
 
 
@@ -140,7 +140,7 @@ class TestMistakes:
         def interrupt(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(sys.modules["trainer.start"], "start_training", interrupt)
+        monkeypatch.setattr(sys.modules["trainer.commands.start"], "start_training", interrupt)
         assert cli.main(["train", str(recipe)]) == 130
         assert capsys.readouterr().err == "duoflow: interrupted\n"
 
@@ -149,17 +149,21 @@ class TestMistakes:
         def fail(number: int) -> None:
             raise OSError(number, os.strerror(number), "runs/tiny/predictions/val.json")
 
-        monkeypatch.setattr(sys.modules["trainer.start"], "start_training", lambda *_, **__: fail(errno.ENOSPC))
+        monkeypatch.setattr(
+            sys.modules["trainer.commands.start"], "start_training", lambda *_, **__: fail(errno.ENOSPC)
+        )
         assert cli.main(["train", str(recipe)]) == 2
         line = "duoflow: runs/tiny/predictions/val.json: No space left on device; see to this disk"
         assert capsys.readouterr().err.startswith(line)
-        monkeypatch.setattr(sys.modules["trainer.start"], "start_training", lambda *_, **__: fail(errno.ENOENT))
+        monkeypatch.setattr(
+            sys.modules["trainer.commands.start"], "start_training", lambda *_, **__: fail(errno.ENOENT)
+        )
         with pytest.raises(FileNotFoundError):
             cli.main(["train", str(recipe)])
 
     @pytest.mark.usefixtures("started")
     def test_anything_else_is_not_hidden(self, recipe: Path, monkeypatch):
-        monkeypatch.setattr(sys.modules["trainer.start"], "start_training", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr(sys.modules["trainer.commands.start"], "start_training", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             cli.main(["train", str(recipe)])
 
@@ -191,9 +195,9 @@ class TestTrain:
         assert (done.returncode, done.stderr) == (0, "")
 
     def test_a_dry_run_says_what_would_happen_and_starts_nothing(self, recipe: Path, started, capsys, monkeypatch):
-        fake = types.ModuleType("trainer.dry_run")
+        fake = types.ModuleType("trainer.commands.dry_run")
         fake.dry_run = lambda config, *, fresh: f"{config.limits.epochs} epochs, fresh: {fresh}"
-        monkeypatch.setitem(sys.modules, "trainer.dry_run", fake)
+        monkeypatch.setitem(sys.modules, "trainer.commands.dry_run", fake)
         assert cli.main(["train", str(recipe), "--dry-run", "limits.epochs=3"]) == 0
         assert cli.main(["train", str(recipe), "--dry-run", "--fresh"]) == 0
         assert (capsys.readouterr().out, started) == ("3 epochs, fresh: False\n10 epochs, fresh: True\n", [])
@@ -206,10 +210,10 @@ class TestEvaluate:
         run.write_config(load_config(recipe))
         metrics = {"testdev/accuracy": 0.75, "testdev/structural/verify": 0.5, "testdev/answer_loss": float("nan")}
         counts = {"testdev/count": 1200, "testdev/structural/verify/count": 4}
-        fake = types.ModuleType("trainer.evaluate")
+        fake = types.ModuleType("trainer.inference.evaluate")
         asked = (run.path, "testdev", {"images": "own", "weights": "trained", "pipeline": "direct", "overrides": []})
         fake.evaluate_run = lambda path, split, **how: (metrics, counts) if (path, split, how) == asked else None
-        monkeypatch.setitem(sys.modules, "trainer.evaluate", fake)
+        monkeypatch.setitem(sys.modules, "trainer.inference.evaluate", fake)
         scores = tmp_path / "scores.json"
         assert cli.main(["evaluate", str(run.path), "--split", "testdev", "--json", str(scores)]) == 0
         assert [line.split() for line in capsys.readouterr().out.splitlines()] == [

@@ -10,7 +10,7 @@ import pytest
 from launch.ranks import forget_ranks, record_rank
 from shards.errors import UserError
 from trainer.config import load_config
-from trainer.environment import collect_environment, git_state, harmless_variables
+from trainer.reporting.environment import collect_environment, git_state, harmless_variables
 from trainer.run_directory import RunDirectory, Status, write_atomically, write_json
 
 

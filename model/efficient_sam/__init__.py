@@ -1,0 +1,1 @@
+"""EfficientSAM, under its official key names."""

@@ -1,0 +1,1 @@
+"""Fusion encoders between two token streams."""

@@ -1,0 +1,1 @@
+"""Where a question looks, and what a second stream sees."""

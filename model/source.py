@@ -1,0 +1,206 @@
+"""References to checkpoints become towers: BLIP and T5 from a hub id or a directory, EfficientSAM from its file.
+
+Each checkpoint is read once; equal references share their modules.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+from torch import nn
+from transformers import (
+    BlipConfig,
+    BlipForQuestionAnswering,
+    BlipTextConfig,
+    BlipVisionConfig,
+    PreTrainedTokenizerBase,
+    T5ForConditionalGeneration,
+)
+
+from model.config import SCRATCH, EfficientSamConfig, ModelConfig, ScratchConfig
+from model.efficient_sam.encoder import EFFICIENT_SAM_CONFIGS, EfficientSamEncoder, EfficientSamEncoderConfig
+from model.efficient_sam.weights import load_efficient_sam_encoder, load_segmenter
+from model.looking.second_stream import BlipStream, EfficientSamMaskStream, EfficientSamStream
+from model.towers.answer_towers import AnswerTower, BlipAnswerTower, T5AnswerTower
+from model.towers.checkpoint_files import BLIP_ARCHITECTURES, T5_ARCHITECTURES
+from model.towers.hub import Checkpoint, load_pretrained
+from model.towers.lora import add_lora
+from model.towers.match_tower import MatchTower
+from model.towers.tokenizer import BlipCodec, T5Codec
+from model.untrained import initialize_untrained
+from shards.errors import ConfigError
+
+SCRATCH_INITIALIZER_RANGE = 0.02
+"""BlipVisionConfig's own default, 1e-10, is meant to be overwritten by a checkpoint: nothing trains from it."""
+
+
+class TowerSource:
+    """Gives the parts that the references of a recipe name; a checkpoint is loaded on first use and then shared.
+
+    Args:
+        config: the model section of the recipe.
+        scratch_tokenizer: makes or reads the tokenizer of `scratch` towers; called only if there are any.
+    """
+
+    def __init__(self, config: ModelConfig, scratch_tokenizer: Callable[[], PreTrainedTokenizerBase]) -> None:
+        self.config = config
+        self._scratch_tokenizer = lru_cache(scratch_tokenizer)
+        self._load = lru_cache(self._load_once)
+
+    def vision(self) -> nn.Module:
+        """BLIP's vision transformer.
+
+        Raises:
+            ConfigError, DataError: the checkpoint is missing or holds none (all methods).
+        """
+        return self._part("model.vision", self.config.vision, "vision_model")
+
+    def match(self) -> MatchTower:
+        """The ITM text encoder with its head."""
+        reference = self.config.match
+        encoder = self._part("model.match", reference, "text_encoder")
+        if reference == SCRATCH:
+            return MatchTower(encoder, self._scratch_itm_head())
+        return MatchTower(encoder, self._part("model.match", reference, "itm_head"))
+
+    def answer(self) -> AnswerTower:
+        """BLIP's question encoder with its answer decoder, or T5."""
+        reference = self.config.answer
+        model = self._load(reference).model
+        if isinstance(model, T5ForConditionalGeneration):
+            return T5AnswerTower(model, checkpointing=self.config.gradient_checkpointing)
+        encoder = self._part("model.answer", reference, "text_encoder")
+        decoder = self._part("model.answer", reference, "text_decoder")
+        return BlipAnswerTower(encoder, decoder, checkpointing=self.config.gradient_checkpointing)
+
+    def second_stream(self) -> EfficientSamStream | BlipStream:
+        """EfficientSAM's image encoder, alone or with what makes masks; or a second BLIP's."""
+        config, checkpointing = self.config, self.config.gradient_checkpointing
+        if config.second_stream == "blip":
+            own_copy = self._load_once(config.second_vision).model  # shared, the two streams would be one
+            return BlipStream(own_copy.vision_model, checkpointing=checkpointing)
+        encoder = build_efficient_sam(config.efficient_sam, checkpointing)
+        if config.second_stream == "efficient_sam_masks":
+            assert config.efficient_sam.checkpoint is not None, "checked with the recipe"
+            return EfficientSamMaskStream(load_segmenter(config.efficient_sam.checkpoint, image_encoder=encoder))
+        return EfficientSamStream(encoder)
+
+    def adapters(self, *, match: bool, answer: bool) -> dict[str, nn.Module]:
+        """Puts LoRA adapters into the towers in use that the recipe adapts; gives their trained modules by part."""
+        used = {"match": match, "answer": answer}
+        sections = {part: getattr(self.config.lora, part) for part in used if used[part]}
+        return {
+            part: add_lora(self._load(getattr(self.config, part)).model, section, f"model.lora.{part}")
+            for part, section in sections.items()
+            if section.rank
+        }
+
+    def codec(self, reference: str, *, max_question_tokens: int, max_answer_tokens: int) -> BlipCodec | T5Codec:
+        """How the tower of a reference reads text."""
+        checkpoint = self._load(reference)
+        limits = {"max_question_tokens": max_question_tokens, "max_answer_tokens": max_answer_tokens}
+        if isinstance(checkpoint.model, T5ForConditionalGeneration):
+            return T5Codec.of(checkpoint.model.config, checkpoint.tokenizer, **limits)
+        text = checkpoint.model.config.text_config
+        longest = max_question_tokens + max_answer_tokens
+        if longest > text.max_position_embeddings:
+            raise ConfigError(
+                f"data.max_question_tokens + data.max_answer_tokens: {longest}, but {reference} has "
+                f"{text.max_position_embeddings} positions; lower one of them"
+            )
+        return BlipCodec(
+            tokenizer=checkpoint.tokenizer,
+            start_id=text.bos_token_id,
+            end_id=text.sep_token_id,
+            pad_id=text.pad_token_id,
+            **limits,
+        )
+
+    def vision_of(self, reference: str) -> nn.Module:
+        """The vision tower that lies in a reference to BLIP, used or not."""
+        return self._load(reference).model.vision_model
+
+    def blip_config(self, reference: str) -> BlipConfig:
+        """The configuration behind a reference, for an export that `from_pretrained` loads."""
+        return self._load(reference).model.config
+
+    def tokenizer(self, reference: str) -> PreTrainedTokenizerBase:
+        """The tokenizer of a reference."""
+        return self._load(reference).tokenizer
+
+    def _part(self, key: str, reference: str, name: str) -> nn.Module:
+        model = self._load(reference).model
+        part = getattr(model, name, None)
+        if part is None:
+            fitting = "BlipForImageTextRetrieval" if name == "itm_head" else "BlipForQuestionAnswering"
+            raise ConfigError(
+                f"{key}: {reference} is a {type(model).__name__} and has no {name}; expected a {fitting} checkpoint"
+            )
+        return part
+
+    def _scratch_itm_head(self) -> nn.Module:
+        return nn.Linear(self.config.scratch.width, 2)
+
+    def _load_once(self, reference: str) -> Checkpoint:
+        if reference == SCRATCH:
+            tokenizer = self._scratch_tokenizer()
+            model = BlipForQuestionAnswering(scratch_blip_config(self.config.scratch, tokenizer))
+            initialize_untrained(model, model.vision_model.embeddings.position_embedding)
+            return Checkpoint(model, tokenizer)
+        return load_pretrained(reference, (*BLIP_ARCHITECTURES, *T5_ARCHITECTURES))
+
+
+def scratch_blip_config(sizes: ScratchConfig, tokenizer: PreTrainedTokenizerBase) -> BlipConfig:
+    """Sizes and special ids of a BLIP model that starts untrained.
+
+    Every special id is set: a small vocabulary would otherwise keep bos 30522 and sep 102, which lie outside of it.
+    """
+    text = BlipTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=sizes.width,
+        encoder_hidden_size=sizes.width,
+        intermediate_size=4 * sizes.width,
+        projection_dim=sizes.width,
+        num_hidden_layers=sizes.text_layers,
+        num_attention_heads=sizes.heads,
+        max_position_embeddings=128,
+        hidden_dropout_prob=sizes.dropout,
+        attention_probs_dropout_prob=sizes.dropout,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        sep_token_id=tokenizer.sep_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vision = BlipVisionConfig(
+        hidden_size=sizes.width,
+        intermediate_size=4 * sizes.width,
+        projection_dim=sizes.width,
+        num_hidden_layers=sizes.vision_layers,
+        num_attention_heads=sizes.heads,
+        image_size=sizes.image_size,
+        patch_size=sizes.patch_size,
+        attention_dropout=sizes.dropout,
+        initializer_range=SCRATCH_INITIALIZER_RANGE,
+    )
+    return BlipConfig(text_config=text, vision_config=vision, image_text_hidden_size=sizes.width)
+
+
+def build_efficient_sam(config: EfficientSamConfig, checkpointing: bool) -> EfficientSamEncoder:
+    """The second vision tower: from its weights where the recipe names a file, else untrained."""
+    sizes = efficient_sam_sizes(config)
+    if config.checkpoint is None:
+        assert sizes is not None, "custom sizes without a checkpoint are checked with the recipe"
+        encoder = EfficientSamEncoder(sizes, gradient_checkpointing=checkpointing)
+        initialize_untrained(encoder, encoder.pos_embed)
+        return encoder
+    encoder = load_efficient_sam_encoder(config.checkpoint, sizes)
+    encoder.gradient_checkpointing = checkpointing
+    return encoder
+
+
+def efficient_sam_sizes(config: EfficientSamConfig) -> EfficientSamEncoderConfig | None:
+    """The sizes that a recipe gives; None when they are left to the checkpoint's own file."""
+    if config.variant != "custom":
+        return EFFICIENT_SAM_CONFIGS[config.variant]
+    named = ("image_size", "patch_size", "width", "depth", "heads", "neck_width")
+    given = {name: getattr(config, name) for name in named if getattr(config, name) is not None}
+    return EfficientSamEncoderConfig(**given) if given else None

@@ -1,0 +1,1 @@
+"""Text and vision towers over pretrained modules, and their tokenizers, adapters and checkpoints."""

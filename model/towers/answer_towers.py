@@ -1,0 +1,142 @@
+"""What answers a question over fused image tokens: BLIP's encoder and decoder, or T5.
+
+Shapes: B images, N image tokens, Q questions, L question tokens, La answer tokens, D width of the fused tokens.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import T5ForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
+
+from model.losses import answer_loss
+from model.rows import Grouping
+from model.towers.blip import decode_text, encode_text, generate_greedily
+from model.towers.t5 import forget_generation_settings, greedy
+from shards.read.collate import Batch, TextCodec
+
+
+class AnswerTower(nn.Module, ABC):
+    """Reads questions once; from what it has read come the loss and the generated answers."""
+
+    @property
+    @abstractmethod
+    def read_width(self) -> int:
+        """D that it reads."""
+
+    @abstractmethod
+    def read(self, fused: Tensor, batch: Batch) -> Tensor:
+        """(B, N, D) fused tokens and the batch's questions to states (Q, ., .), which the other methods take."""
+
+    @abstractmethod
+    def losses(self, states: Tensor, batch: Batch) -> Tensor:
+        """(Q,) float32: the mean cross-entropy of each answer's tokens."""
+
+    @abstractmethod
+    def generate(self, states: Tensor, batch: Batch, codec: TextCodec, max_tokens: int) -> Tensor:
+        """(Q, T) most likely token ids without the start token, T <= max_tokens; pad behind the end token."""
+
+
+class BlipAnswerTower(AnswerTower):
+    """BLIP's VQA side: the questions of an image share the keys and values of its tokens.
+
+    Args:
+        checkpointing: recompute each layer in the backward pass.
+    """
+
+    def __init__(self, text_encoder: nn.Module, text_decoder: nn.Module, *, checkpointing: bool = False) -> None:
+        super().__init__()
+        self.text_encoder, self.text_decoder = text_encoder, text_decoder
+        self._checkpointing = checkpointing
+
+    @property
+    def read_width(self) -> int:
+        return self.text_encoder.config.encoder_hidden_size
+
+    def read(self, fused: Tensor, batch: Batch) -> Tensor:
+        grouping = Grouping.of(batch.question_image, num_images=len(fused), rows_per_image=batch.questions_per_image)
+        options = {"num_tokens": batch.tokens_in_questions, "checkpointing": self._checkpointing}
+        return encode_text(self.text_encoder, batch.question_ids, batch.question_mask, fused, grouping, **options)
+
+    def losses(self, states: Tensor, batch: Batch) -> Tensor:
+        logits = decode_text(
+            self.text_decoder, batch.answer_ids, states, batch.question_mask, checkpointing=self._checkpointing
+        )
+        return answer_loss(logits, batch.answer_labels)
+
+    def generate(self, states: Tensor, batch: Batch, codec: TextCodec, max_tokens: int) -> Tensor:
+        return generate_greedily(
+            self.text_decoder,
+            states,
+            batch.question_mask,
+            start_id=codec.start_id,
+            end_id=codec.end_id,
+            pad_id=codec.pad_id,
+            max_tokens=max_tokens,
+        )
+
+
+class T5AnswerTower(AnswerTower):
+    """T5 whose encoder reads the image tokens in front of the question's own.
+
+    Its encoder mixes both in every layer, so nothing of an image can be shared between questions: a question costs
+    N + L tokens, where BLIP's costs L that look at N.
+
+    Args:
+        model: T5, of any version that `T5ForConditionalGeneration` loads. What its own generation settings say of
+            lengths and repetitions does not apply.
+        checkpointing: recompute each block in the backward pass; works in eval mode too, as frozen towers are.
+    """
+
+    def __init__(self, model: T5ForConditionalGeneration, *, checkpointing: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        forget_generation_settings(model)
+        if checkpointing:
+            for block in (*model.encoder.block, *model.decoder.block):
+                block.forward = _checkpointed(block.forward)
+
+    @property
+    def read_width(self) -> int:
+        return self.model.config.d_model
+
+    def read(self, fused: Tensor, batch: Batch) -> Tensor:
+        words = self.model.shared(batch.question_ids)
+        tokens = torch.cat([fused.to(words.dtype)[batch.question_image], words], dim=1)
+        return self.model.encoder(inputs_embeds=tokens, attention_mask=_readable(tokens, batch)).last_hidden_state
+
+    def losses(self, states: Tensor, batch: Batch) -> Tensor:
+        logits = self.model(
+            encoder_outputs=(states,),
+            attention_mask=_readable(states, batch),
+            decoder_input_ids=batch.answer_ids,
+            use_cache=False,  # a recomputed block would find its own keys in it
+        ).logits
+        return answer_loss(logits, batch.answer_labels)
+
+    def generate(self, states: Tensor, batch: Batch, codec: TextCodec, max_tokens: int) -> Tensor:
+        generated = self.model.generate(
+            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            attention_mask=_readable(states, batch),
+            generation_config=greedy(
+                start_id=codec.start_id, end_id=codec.end_id, pad_id=codec.pad_id, max_new_tokens=max_tokens
+            ),
+        )
+        return generated[:, 1:]
+
+
+def _readable(tokens: Tensor, batch: Batch) -> Tensor:
+    """(Q, N + L) int64 mask: every image token, and the question's own."""
+    image_tokens = tokens.shape[1] - batch.question_mask.shape[1]
+    return nn.functional.pad(batch.question_mask.long(), (image_tokens, 0), value=1)
+
+
+def _checkpointed(forward):
+    def recomputed(*inputs, **named):
+        if not torch.is_grad_enabled():
+            return forward(*inputs, **named)
+        return checkpoint(forward, *inputs, use_reentrant=False, **named)
+
+    return recomputed

@@ -1,0 +1,178 @@
+"""Checkpoints in Hugging Face format, by hub id or local directory; what is missing is named with the way to get it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from huggingface_hub import constants
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, T5ForConditionalGeneration
+from transformers.utils import logging as transformers_logging
+
+from model.config import SCRATCH, hub_reference, local_directory
+from model.towers.checkpoint_files import (
+    CONFIG,
+    SCRATCH_REFUSED,
+    TOKENIZERS,
+    WEIGHTS,
+    Find,
+    architecture_of,
+    examine_files,
+    fetch_command,
+    in_cache,
+    in_directory,
+    is_hub_id,
+    short_reason,
+)
+from model.towers.t5 import name_start_token
+from shards.errors import ConfigError, DataError, UserError
+
+
+class Checkpoint(NamedTuple):
+    """A model with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_pretrained(reference: str, architectures: Sequence[str], *, key: str | None = None) -> Checkpoint:
+    """A checkpoint in fp32, from a local directory or the hub (`id` or `id@revision`), without running its code.
+
+    Args:
+        reference: what a recipe names.
+        architectures: class names of `transformers`, one of which it has to be.
+        key: of the recipe that names it, for errors.
+
+    Raises:
+        DataError: it is not there, or damaged; the message says where it was looked for and how to get it.
+        ConfigError: it is another kind of model, lacks weights, or is `scratch`.
+    """
+    said = reference if key is None else f"{key}={reference}"
+    if reference == SCRATCH:
+        raise ConfigError(SCRATCH_REFUSED if key is None else f"{key}: {SCRATCH_REFUSED}")
+    source = _Source.of(said, reference)
+    with _without_reports():
+        return _load(source, architectures)
+
+
+class _Source(NamedTuple):
+    """Where a checkpoint lies, and what is said when it cannot be loaded."""
+
+    said: str
+    name: str
+    """What transformers loads: a directory, or a hub id."""
+    directory: Path | None
+    revision: str | None
+    find: Find
+
+    @classmethod
+    def of(cls, said: str, reference: str) -> "_Source":
+        directory = local_directory(reference)
+        if directory is None:
+            hub_id, revision = hub_reference(reference)
+            if not is_hub_id(hub_id):
+                raise DataError(f"{said}: no such directory, and no hub id (OWNER/NAME or OWNER/NAME@REVISION)")
+            return cls(said, hub_id, None, revision, in_cache(hub_id, revision))
+        source = cls(said, str(directory), directory, None, in_directory(directory))
+        if not directory.is_dir():
+            raise DataError(source.missing("no such directory"))
+        if source.find(CONFIG) is None:
+            raise DataError(source.missing("; ".join(examine_files(source.find)[0])))
+        return source
+
+    def missing(self, reason: str) -> str:
+        """That files are not there."""
+        if self.directory is not None:
+            return (
+                f"{self.said}: no checkpoint in {self.directory.absolute()} ({reason}); expected {CONFIG}, "
+                f"{WEIGHTS[0]} and the files of its tokenizer, as save_pretrained writes them"
+            )
+        lacking = "; ".join(examine_files(self.find)[0]) if self.find(CONFIG) is not None else f"no {CONFIG}"
+        command = fetch_command(self.name, self.revision)
+        return (
+            f"{self.said}: {lacking or 'not whole'} in the hub cache {constants.HF_HUB_CACHE} and not to be fetched "
+            f"({reason}); run `{command}` on a machine with a network, or copy it there with `--local-dir DIR` and "
+            "write DIR in the recipe; `duoflow doctor RECIPE` names all that is missing"
+        )
+
+    def damaged(self, file: str, reason: str) -> str:
+        """That a file is there and cannot be what it was."""
+        return f"{self.said}: {self.place(file)}: damaged or not whole ({reason}); {self.again}"
+
+    def place(self, file: str) -> Path:
+        """Where a file lies that is there."""
+        return self.find(file).absolute()
+
+    @property
+    def again(self) -> str:
+        """How a checkpoint that is there is replaced."""
+        if self.directory is None:
+            return f"fetch it again: `{fetch_command(self.name, self.revision)} --force-download`"
+        return "a copy or a download was cut off, or files of two checkpoints are mixed: bring all of them here again"
+
+
+@contextmanager
+def _reading(source: _Source, names: Sequence[str]) -> Iterator[None]:
+    """What goes wrong inside is said of the first of these files that is there, or of their absence."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # transformers, safetensors, tokenizers and pickle each fail in ways of their own
+        reason = short_reason(error)
+        file = next((name for name in names if source.find(name) is not None), None)
+        if file is None:
+            raise DataError(source.missing(reason)) from None
+        raise DataError(source.damaged(file, "; ".join([*examine_files(source.find)[0], reason]))) from None
+
+
+def _load(source: _Source, architectures: Sequence[str]) -> Checkpoint:
+    name, revision = source.name, source.revision
+    with _reading(source, [CONFIG]):
+        config = AutoConfig.from_pretrained(name, revision=revision)
+        kind = architecture_of(config.to_dict())
+    if kind not in architectures:
+        raise ConfigError(f"{source.said}: is a {kind}; expected {' or '.join(architectures)}")
+    with _reading(source, WEIGHTS):
+        model, report = getattr(transformers, kind).from_pretrained(
+            name,
+            revision=revision,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, in one line instead of a table
+        )
+    _check_weights(source, report)
+    with _reading(source, TOKENIZERS):
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    vocab_size = getattr(config, "text_config", config).vocab_size
+    if 2 * len(tokenizer) < vocab_size:
+        # transformers 5 makes up a tokenizer of a few tokens where the files of one are missing
+        raise DataError(source.missing(f"its tokenizer knows {len(tokenizer):,} tokens and the model {vocab_size:,}"))
+    if isinstance(model, T5ForConditionalGeneration):
+        name_start_token(model)
+    return Checkpoint(model, tokenizer)
+
+
+def _check_weights(source: _Source, report: Mapping[str, Any]) -> None:
+    place = source.place(next(name for name in WEIGHTS if source.find(name) is not None))
+    if missing := sorted(report["missing_keys"]):
+        some = f"{', '.join(missing[:3])} ({len(missing)} in all)"
+        raise ConfigError(f"{source.said}: weights are missing: {some}, looked for in {place}; {source.again}")
+    if differing := sorted(report["mismatched_keys"]):
+        name, stored, expected = differing[0]
+        sizes = f"{name}: {tuple(stored)} instead of {tuple(expected)} ({len(differing)} in all)"
+        raise DataError(f"{source.said}: {place}: other sizes than {CONFIG} says: {sizes}; {source.again}")
+
+
+@contextmanager
+def _without_reports() -> Iterator[None]:
+    """Keep transformers from printing a table of what it found in a file: what is wrong is said here."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)

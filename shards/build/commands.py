@@ -1,0 +1,185 @@
+"""`duoflow shards build | verify | info`: arguments in, lines and an exit code out."""
+
+import argparse
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from shards.annotations import READERS
+from shards.build.build_request import SHARD_BYTES, BuildRequest
+from shards.build.verify import verify_shards
+from shards.build.writer import build
+from shards.format.index import SplitIndex, read_index
+from shards.lower_case import unmatched_answers
+from shards.progress import say
+
+USERS_MISTAKE = 2
+TOP_ANSWERS = 10
+
+
+def add_shards_parser(subparsers: Any) -> None:
+    """Add `shards` and its verbs to a command's subparsers.
+
+    Each verb sets `handler`: a function of the parsed arguments that returns the exit code. A handler raises UserError
+    for the caller to print, and lets KeyboardInterrupt through.
+    """
+    shards = subparsers.add_parser("shards", help="build, verify and describe shards of images with their questions")
+    verbs = shards.add_subparsers(dest="shards_verb", required=True, metavar="build | verify | info")
+    _add_build(verbs.add_parser("build", help="pack images and questions into WebDataset tars with an index"))
+    verify = verbs.add_parser("verify", help="re-read a directory of shards and list every fault")
+    info = verbs.add_parser("info", help="what a directory of shards holds")
+    for parser, handler in ((verify, run_verify), (info, run_info)):
+        parser.add_argument("directory", metavar="DIR", type=Path)
+        parser.add_argument("--json", action="store_true", help="print JSON")
+        parser.set_defaults(handler=handler)
+
+
+def run_build(arguments: argparse.Namespace) -> int:
+    """Build, or say that it was built already."""
+    request = BuildRequest(
+        format=arguments.format,
+        questions=arguments.questions,
+        images=arguments.images,
+        out=arguments.out,
+        scene_graphs=arguments.scene_graphs,
+        limit=arguments.limit,
+        workers=arguments.workers,
+        on_missing=arguments.on_missing,
+        balanced_only=arguments.balanced_only,
+        resize=arguments.resize,
+        shard_bytes=arguments.shard_bytes,
+        lowercase_answers=arguments.lowercase_answers,
+        show_progress=True,
+    )
+    try:
+        index, is_new = build(request)
+    except KeyboardInterrupt:
+        say(f"{request.out}: stopped; nothing half-written is left", error=True)
+        raise
+    say(f"{request.out}: {'built' if is_new else 'already built, nothing changed'}: {_one_line(index)}")
+    if warning := unmatched_answers(index.answers):
+        say(f"{request.out}: warning: {warning}", error=True)
+    return 0
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    """Print every fault; 2 if there is one."""
+    report = verify_shards(arguments.directory, workers=_cores(), show_progress=not arguments.json)
+    looked_at = {name: getattr(report, name) for name in ("shards", "images", "questions", "bytes")}
+    if arguments.json:
+        document = {
+            "directory": str(arguments.directory),
+            "ok": not report.faults,
+            **looked_at,
+            "faults": report.faults,
+        }
+        say(json.dumps(document, indent=1, ensure_ascii=False))
+    else:
+        for fault in report.faults:
+            say(f"{arguments.directory}: {fault}", error=True)
+        verdict = _amounts({"faults": len(report.faults)}) if report.faults else "no fault"
+        say(f"{arguments.directory}: {verdict} in {_amounts(looked_at)}", error=bool(report.faults))
+    return USERS_MISTAKE if report.faults else 0
+
+
+def run_info(arguments: argparse.Namespace) -> int:
+    """Print what the index says."""
+    facts = describe(read_index(arguments.directory))
+    if arguments.json:
+        say(json.dumps({"directory": str(arguments.directory), **facts}, indent=1, ensure_ascii=False))
+    else:
+        say("\n".join(_table(facts)))
+    return 0
+
+
+def describe(index: SplitIndex) -> dict[str, Any]:
+    """The facts of an index that people ask for, in JSON's types."""
+    return {
+        "format": index.reader,
+        "sources": [source.name for source in index.sources],
+        "options": index.options,
+        "counts": index.counts,
+        "shards": len(index.shards),
+        "bytes": sum(shard.bytes for shard in index.shards),
+        "structural": _most_first(index.types.get("structural", {})),
+        "semantic": _most_first(index.types.get("semantic", {})),
+        "answer_vocabulary": len(index.answers),
+        "answer_groups": len(index.groups),
+        "answers": _most_first(index.answers),
+    }
+
+
+def _add_build(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", required=True, choices=sorted(READERS), help="what the question files are")
+    parser.add_argument(
+        "--questions",
+        required=True,
+        nargs="+",
+        type=Path,
+        metavar="F",
+        help="question files; for gqa also a directory of chunks (train_all_questions_*.json)",
+    )
+    parser.add_argument("--images", required=True, type=Path, metavar="DIR", help="the directory of images")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the directory of shards to make")
+    parser.add_argument("--scene-graphs", type=Path, metavar="F", help="GQA's scene graphs: adds boxes to questions")
+    parser.add_argument("--limit", type=int, metavar="N", help="pack the first N images only")
+    parser.add_argument("--workers", type=int, metavar="N", default=_cores(), help="processes (default: the cores)")
+    parser.add_argument("--on-missing", choices=("fail", "skip"), default="fail", help="images missing or unreadable")
+    parser.add_argument("--balanced-only", action="store_true", help="leave out questions that are not balanced")
+    parser.add_argument("--resize", type=int, metavar="N", help="bring the short side down to N pixels, as JPEG")
+    parser.add_argument("--shard-bytes", type=int, metavar="N", default=SHARD_BYTES, help="largest size of a tar")
+    parser.add_argument(
+        "--lowercase-answers",
+        action="store_true",
+        help="write answers in lower case with single spaces, as a model's are compared",
+    )
+    parser.set_defaults(handler=run_build)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _one_line(index: SplitIndex) -> str:
+    counts = index.counts
+    amounts = {"images": counts["images"], "questions": counts["questions"], "shards": len(index.shards)}
+    text = _amounts({**amounts, "bytes": sum(shard.bytes for shard in index.shards)})
+    left_out = {
+        name: number for name, number in counts.items() if number and name not in ("images", "questions", "answered")
+    }
+    return text + (f"; left out: {_amounts(left_out)}" if left_out else "")
+
+
+def _amounts(amounts: dict[str, int]) -> str:
+    names = {name: name.replace("_", " ") for name in amounts}
+    return ", ".join(f"{n:,} {names[name] if n != 1 else names[name].removesuffix('s')}" for name, n in amounts.items())
+
+
+def _most_first(table: dict[str, int]) -> dict[str, int]:
+    return dict(sorted(table.items(), key=lambda entry: (-entry[1], entry[0])))
+
+
+def _table(facts: dict[str, Any]) -> list[str]:
+    lines = [f"{'format':<22}{facts['format']}", f"{'built from':<22}{', '.join(facts['sources'])}"]
+    given = {name: value for name, value in facts["options"].items() if value not in (None, False)}
+    lines.append(f"{'options':<22}{', '.join(f'{name} {value}' for name, value in sorted(given.items()))}")
+    numbers = {
+        **facts["counts"],
+        **{name: facts[name] for name in ("shards", "bytes", "answer_vocabulary", "answer_groups")},
+    }
+    lines += _rows(numbers.items())
+    questions = facts["counts"]["questions"]
+    for name in ("structural", "semantic"):
+        if facts[name]:
+            lines += ["", f"{name} type", *_rows(facts[name].items(), questions)]
+    if facts["answers"]:
+        top = list(facts["answers"].items())[:TOP_ANSWERS]
+        lines += ["", f"most frequent answers ({len(top)} of {facts['answer_vocabulary']})", *_rows(top, questions)]
+    return lines
+
+
+def _rows(entries: Iterable[tuple[str, int]], whole: int | None = None) -> list[str]:
+    share = (lambda number: f"{100 * number / whole:8.2f} %") if whole else (lambda _: "")
+    return [f"{name.replace('_', ' '):<22}{number:>16,}{share(number)}" for name, number in entries]

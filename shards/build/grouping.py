@@ -1,0 +1,166 @@
+"""Questions grouped by image on disk, so that memory does not grow with the number of questions."""
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import msgspec
+
+from shards.annotations.seam import Annotation
+from shards.errors import DataError
+from shards.format.records import Question
+
+CACHE_MIB = 64
+ROWS_AT_ONCE = 2000
+
+
+class ImageQuestions(NamedTuple):
+    """An image with its questions, each as `encode_question` wrote it, sorted by question id."""
+
+    image_id: str
+    image_ref: str
+    questions: list[bytes]
+
+
+_encoder = msgspec.json.Encoder(order="deterministic")
+_decoder = msgspec.json.Decoder(Question)
+
+
+def decode_question(data: bytes) -> Question:
+    """A question as the table holds it."""
+    return _decoder.decode(data)
+
+
+class Grouping:
+    """A table of questions in a SQLite file: filled in any order, sealed, then read image by image.
+
+    Use as a context manager: the file is closed and removed at the end. Memory: `CACHE_MIB` and a little.
+    Disk: the questions as JSON and two small indices, the second after the first is gone.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Start an empty table; `path` must not exist. SQLite's own temporary files go beside it."""
+        self._path = path
+        self._rows: list[tuple[str, str | None, str, int, bytes]] = []
+        self._database = sqlite3.connect(path, isolation_level=None)
+        folder = str(path.parent.absolute()).replace("'", "''")
+        for pragma in (
+            "journal_mode=OFF",  # the file is thrown away after a crash
+            "synchronous=OFF",
+            "locking_mode=EXCLUSIVE",
+            f"cache_size=-{CACHE_MIB << 10}",
+            "temp_store=FILE",
+            f"temp_store_directory='{folder}'",  # /tmp may be small; the index of a large set takes gigabytes
+        ):
+            self._database.execute(f"PRAGMA {pragma}")
+        self._database.execute("CREATE TABLE question (image TEXT, ref TEXT, id TEXT, source INTEGER, body BLOB)")
+        self._database.execute("BEGIN")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._database.execute("PRAGMA temp_store_directory=''")  # it is a setting of the process
+        self._database.close()
+        self._path.unlink(missing_ok=True)
+
+    def add(self, annotation: Annotation, source: int) -> None:
+        """Take in one question.
+
+        Args:
+            annotation: the question and its image.
+            source: number of the file that it comes from, for messages.
+
+        Raises:
+            DataError: the text cannot be stored (half of a surrogate pair).
+        """
+        image_id, ref, question = annotation
+        try:
+            body = _encoder.encode(question)
+            image_id.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"question {question.question_id!a} of image {image_id!a}: {error}") from None
+        self._rows.append((image_id, None if ref == image_id else ref, question.question_id, source, body))
+        if len(self._rows) >= ROWS_AT_ONCE:
+            self._flush()
+
+    def seal(self, sources: list[Path]) -> int:
+        """End the filling: drop identical repetitions of a question and sort by image.
+
+        Args:
+            sources: the files by number, for messages.
+
+        Returns:
+            The number of questions dropped.
+
+        Raises:
+            DataError: a question id occurs twice with different content, or one image id stands for two files.
+        """
+        self._flush()
+        self._database.execute("CREATE INDEX by_id ON question (id)")
+        self._database.execute(
+            "CREATE TABLE repeated AS SELECT id FROM question INDEXED BY by_id GROUP BY id HAVING count(*) > 1"
+        )
+        repeated = self._database.execute("SELECT id FROM repeated")
+        dropped = sum(self._drop_repetitions(question_id, sources) for (question_id,) in repeated)
+        self._database.execute("DROP TABLE repeated")
+        self._database.execute("DROP INDEX by_id")
+        self._database.execute("CREATE INDEX by_image ON question (image, id, ref)")
+        self._database.execute("COMMIT")
+        self._refuse_two_files()
+        return dropped
+
+    def refs(self) -> Iterator[tuple[str, str]]:
+        """(image_id, image_ref) of every image, sorted by image id."""
+        for image_id, ref in self._database.execute(
+            "SELECT image, min(ref) FROM question GROUP BY image ORDER BY image"
+        ):
+            yield image_id, image_id if ref is None else ref
+
+    def images(self) -> Iterator[ImageQuestions]:
+        """Every image with its questions, sorted by image id."""
+        rows = self._database.execute("SELECT image, ref, body FROM question INDEXED BY by_image ORDER BY image, id")
+        image: ImageQuestions | None = None
+        for image_id, ref, body in rows:
+            if image is None or image.image_id != image_id:
+                if image is not None:
+                    yield image
+                image = ImageQuestions(image_id, image_id if ref is None else ref, [])
+            image.questions.append(body)
+        if image is not None:
+            yield image
+
+    def _flush(self) -> None:
+        self._database.executemany("INSERT INTO question VALUES (?, ?, ?, ?, ?)", self._rows)
+        self._rows.clear()
+
+    def _drop_repetitions(self, question_id: str, sources: list[Path]) -> int:
+        rows = self._database.execute(
+            "SELECT rowid, image, ref, body, source FROM question WHERE id = ? ORDER BY rowid", (question_id,)
+        ).fetchall()
+        first = rows[0]
+        for row in rows[1:]:
+            if row[1:4] != first[1:4]:
+                where = (
+                    f"{sources[first[4]]} and {sources[row[4]]}" if first[4] != row[4] else f"{sources[row[4]]}, twice"
+                )
+                raise DataError(
+                    f"question id {question_id!r} occurs with different content (image {first[1]!r} and {row[1]!r}) "
+                    f"in {where}; an id must name one question"
+                )
+            self._database.execute("DELETE FROM question WHERE rowid = ?", (row[0],))
+        return len(rows) - 1
+
+    def _refuse_two_files(self) -> None:
+        query = (
+            "SELECT image, min(coalesce(ref, image)), max(coalesce(ref, image)) FROM question "
+            "GROUP BY image HAVING min(coalesce(ref, image)) <> max(coalesce(ref, image)) LIMIT 1"
+        )
+        for image_id, one, other in self._database.execute(query):
+            raise DataError(
+                f"image id {image_id!r} stands for two files, {one!r} and {other!r}; an id must name one image"
+            )

@@ -1,0 +1,75 @@
+"""Whether a directory already holds what a build would make: the same annotations, options and images."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from heapq import merge
+from pathlib import Path
+
+from shards.annotations import READERS
+from shards.build.build_request import BuildRequest
+from shards.build.packing import Source as ImageSource
+from shards.build.packing import fingerprint, map_in_order
+from shards.errors import DataError
+from shards.format.index import Source, SplitIndex
+from shards.progress import Progress
+
+
+def hash_sources(request: BuildRequest, files: Sequence[Path]) -> list[Source]:
+    """Every annotation file with its digest, sorted: the order on the command line means nothing."""
+    paths = [*files, *([request.scene_graphs] if request.scene_graphs else [])]
+    sources = []
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                size = os.fstat(file.fileno()).st_size
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        sources.append(Source(name=path.name, bytes=size, sha256=digest))
+    return sorted(sources, key=lambda source: (source.name, source.sha256))
+
+
+def refuse_another(present: SplitIndex, sources: list[Source], request: BuildRequest) -> None:
+    """The directory must hold nothing, or this very data set."""
+    found = {"format": present.reader, **present.options}
+    asked = {"format": request.format, **request.options()}
+    changes = [
+        f"{name} {found.get(name, False)} there, {asked.get(name, False)} asked"
+        for name in {**asked, **found}
+        if found.get(name, False) != asked.get(name, False)  # a flag that was not given may not be named at all
+    ]
+    if present.sources != sources:
+        there, asked_for = ([f"{s.name} ({s.sha256[:8]})" for s in side] for side in (present.sources, sources))
+        changes.append(f"built from {', '.join(there)}, asked from {', '.join(asked_for)}")
+    if changes:
+        raise DataError(
+            f"{request.out}: holds another data set: {'; '.join(changes)}; choose another --out, or remove it"
+        )
+
+
+def is_whole(index: SplitIndex, directory: Path) -> bool:
+    """Whether every shard is there in its size; `duoflow shards verify` looks at the bytes."""
+    for shard in index.shards:
+        path = directory / shard.name
+        if not path.is_file() or path.stat().st_size != shard.bytes:
+            return False
+    return True
+
+
+def images_digest(index: SplitIndex, request: BuildRequest) -> str:
+    """The digest over the source images as they are now; the packed and the skipped ones, by image id."""
+    packed = (
+        pair
+        for shard in index.shards
+        for pair in zip(shard.image_ids, shard.image_refs or shard.image_ids, strict=True)
+    )
+    skipped = ((image.image_id, image.image_ref) for image in index.skipped)
+    endings = READERS[request.format].endings
+    images = [ImageSource(*pair, request.images, endings) for pair in merge(packed, skipped)]
+    digest = hashlib.sha256()
+    with Progress("comparing images", len(images), "images", show=request.show_progress) as progress:
+        for line in map_in_order(fingerprint, images, request.workers):
+            digest.update(line.encode())
+            progress.advance()
+    return digest.hexdigest()

@@ -1,0 +1,274 @@
+"""A directory of shards re-read against its index: every fault, not the first."""
+
+import hashlib
+import io
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.build.packing import map_in_order
+from shards.build.tally import Kind, summarise, tally
+from shards.build.tar_writer import BLOCK, padded, sample_key, shard_name
+from shards.errors import DataError
+from shards.format.images import UnreadableImage, decode_image, resized_size
+from shards.format.index import INDEX_NAME, Shard, SplitIndex, decode_index, is_intact, read_index_bytes
+from shards.format.records import ImageSample, decode_sample
+from shards.progress import Progress
+
+
+class Report(NamedTuple):
+    """What a verification found and how much it looked at."""
+
+    faults: list[str]
+    shards: int
+    images: int
+    questions: int
+    bytes: int
+
+
+class _Part(NamedTuple):
+    """A shard to look at."""
+
+    directory: Path
+    shard: Shard
+    first_image: int
+    resize: int | None
+
+
+class _Seen(NamedTuple):
+    """What was found in a shard."""
+
+    faults: list[str]
+    kinds: Counter[Kind]
+    id_hashes: bytes
+    """8 bytes per question instead of its id: all ids of a large split would not fit into memory."""
+    bytes: int
+
+
+def verify_shards(directory: Path, *, workers: int = 0, show_progress: bool = False) -> Report:
+    """Read every byte of a directory of shards and compare it with the index.
+
+    Args:
+        directory: the shards.
+        workers: processes, each with one shard at a time.
+        show_progress: whether to tell how far it is, on stderr.
+
+    Raises:
+        DataError: there is no such directory, or no index in it.
+    """
+    data = read_index_bytes(directory)
+    path = directory / INDEX_NAME
+    try:
+        index = decode_index(data, path)
+    except DataError as error:
+        return Report([str(error)], 0, 0, 0, 0)
+    faults = [] if is_intact(data) else [f"{INDEX_NAME}: its digest does not fit its content"]
+    crooked = _table_faults(index)
+    if crooked:
+        return Report(faults + crooked, 0, 0, 0, 0)
+    faults += _order_faults(index) + _stray_files(directory, index)
+    kinds: Counter[Kind] = Counter()
+    hashes = io.BytesIO()
+    size = 0
+    with Progress("verifying", len(index.shards), "shards", show=show_progress) as progress:
+        for seen in map_in_order(_look_at_shard, _parts(directory, index), min(workers, len(index.shards))):
+            faults += seen.faults
+            kinds.update(seen.kinds)
+            hashes.write(seen.id_hashes)
+            size += seen.bytes
+            progress.advance()
+    faults += _duplicate_ids(directory, index, np.frombuffer(hashes.getvalue(), np.uint64)) + _sum_faults(index, kinds)
+    return Report(faults, len(index.shards), index.num_images, kinds.total(), size)
+
+
+def _parts(directory: Path, index: SplitIndex) -> Iterator[_Part]:
+    resize = index.options.get("resize")
+    for shard, first in zip(index.shards, index.first_image[:-1], strict=True):
+        yield _Part(directory, shard, int(first), resize if isinstance(resize, int) else None)
+
+
+def _table_faults(index: SplitIndex) -> list[str]:
+    """Lists that do not fit together: nothing can be looked up with them."""
+    faults = []
+    for shard in index.shards:
+        lists = ("image_formats", "image_offsets", "image_bytes", "json_offsets", "json_bytes", "num_questions")
+        lengths = {name: len(getattr(shard, name)) for name in lists}
+        if shard.image_refs:
+            lengths["image_refs"] = len(shard.image_refs)
+        for name, length in lengths.items():
+            if length != len(shard.image_ids):
+                faults.append(f"{INDEX_NAME}: {shard.name}: {length} {name} for {len(shard.image_ids)} images")
+    return faults
+
+
+def _order_faults(index: SplitIndex) -> list[str]:
+    faults = []
+    for number, shard in enumerate(index.shards):
+        if shard.name != shard_name(number):
+            faults.append(f"{INDEX_NAME}: shard {number} is called {shard.name!r}; expected {shard_name(number)!r}")
+    ids = [image_id for shard in index.shards for image_id in shard.image_ids]
+    for one, other in pairwise(ids):
+        if one >= other:
+            what = "occurs twice" if one == other else f"stands behind {one!r}"
+            faults.append(f"{INDEX_NAME}: image id {other!r} {what}; expected each id once, in order")
+    return faults
+
+
+def _stray_files(directory: Path, index: SplitIndex) -> list[str]:
+    names = {shard.name for shard in index.shards}
+    strays = sorted(path.name for path in directory.glob("*.tar") if path.name not in names)
+    return [f"{name}: not in the index; a pipeline over *.tar would read it" for name in strays]
+
+
+def _look_at_shard(part: _Part) -> _Seen:
+    shard, path = part.shard, part.directory / part.shard.name
+    kinds: Counter[Kind] = Counter()
+    hashes = io.BytesIO()
+    faults: list[str] = []
+    size = 0
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != shard.bytes:
+                faults.append(f"{shard.name}: {size} bytes; the index says {shard.bytes}")
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != shard.sha256:
+                faults.append(f"{shard.name}: sha256 {digest}; the index says {shard.sha256}")
+            for sample in _samples(file.fileno(), part, faults):
+                kinds.update(tally(sample.questions))
+                hashes.write(b"".join(_hash_id(question.question_id) for question in sample.questions))
+    except FileNotFoundError:
+        faults.append(f"{shard.name}: missing")
+    except OSError as error:
+        faults.append(f"{shard.name}: cannot be read: {error.strerror}")
+    return _Seen(faults, kinds, hashes.getvalue(), size)
+
+
+def _samples(descriptor: int, part: _Part, faults: list[str]) -> Iterator[ImageSample]:
+    """The samples of a shard that can be read; what is wrong goes to `faults`."""
+    shard, end = part.shard, 0
+    for position, extension in enumerate(shard.image_formats):
+        key = sample_key(part.first_image + position)
+        image_member = (f"{key}.{extension}", shard.image_offsets[position], shard.image_bytes[position])
+        json_member = (f"{key}.json", shard.json_offsets[position], shard.json_bytes[position])
+        for name, offset, size in (image_member, json_member):
+            if offset != end + BLOCK:
+                faults.append(f"{shard.name}: {name} at {offset}; expected {end + BLOCK}, behind the member before it")
+            end = offset + padded(size)
+            faults += [f"{shard.name}: {name}: {what}" for what in _header_faults(descriptor, name, offset, size)]
+        sample = _json_member(descriptor, part, position, faults)
+        _check_image(descriptor, part, position, sample, faults)
+        if sample is not None:
+            yield sample
+
+
+def _header_faults(descriptor: int, name: str, offset: int, size: int) -> list[str]:
+    try:
+        header = tarfile.TarInfo.frombuf(_read(descriptor, offset - BLOCK, BLOCK), "utf-8", "strict")
+    except (tarfile.HeaderError, ValueError) as error:
+        return [f"no tar header in front of byte {offset}: {error}"]
+    found = (header.name, header.size, header.isreg())
+    return (
+        []
+        if found == (name, size, True)
+        else [f"the tar header says {header.name!r}, {header.size} bytes; expected {size}"]
+    )
+
+
+def _json_member(descriptor: int, part: _Part, position: int, faults: list[str]) -> ImageSample | None:
+    shard = part.shard
+    where = f"{shard.name}: {sample_key(part.first_image + position)}.json"
+    try:
+        sample = decode_sample(_read(descriptor, shard.json_offsets[position], shard.json_bytes[position]))
+    except (msgspec.DecodeError, ValueError) as error:
+        faults.append(f"{where}: not a sample: {error}")
+        return None
+    if sample.image_id != shard.image_ids[position]:
+        faults.append(f"{where}: image id {sample.image_id!r}; the index says {shard.image_ids[position]!r}")
+    if len(sample.questions) != shard.num_questions[position]:
+        faults.append(f"{where}: {len(sample.questions)} questions; the index says {shard.num_questions[position]}")
+    ids = [question.question_id for question in sample.questions]
+    if ids != sorted(ids):
+        faults.append(f"{where}: questions are not in the order of their ids")
+    return sample
+
+
+def _check_image(descriptor: int, part: _Part, position: int, sample: ImageSample | None, faults: list[str]) -> None:
+    shard = part.shard
+    extension = shard.image_formats[position]
+    where = f"{shard.name}: {sample_key(part.first_image + position)}.{extension}"
+    try:
+        data = _read(descriptor, shard.image_offsets[position], shard.image_bytes[position])
+        decoded = decode_image(data, where)
+    except UnreadableImage as error:
+        faults.append(str(error))
+        return
+    except ValueError as error:
+        faults.append(f"{where}: {error}")
+        return
+    if decoded.extension != extension:
+        faults.append(f"{where}: the image is a {decoded.extension}; the index says {extension}")
+    if sample is not None:
+        size = (sample.width, sample.height)
+        expected = resized_size(*size, part.resize) if part.resize and min(size) > 0 else size
+        if decoded.size != expected:
+            faults.append(
+                f"{where}: {decoded.size[0]} x {decoded.size[1]} pixels; expected {expected[0]} x {expected[1]}"
+            )
+
+
+def _read(descriptor: int, offset: int, size: int) -> bytes:
+    if offset < 0 or size < 0:
+        raise ValueError(f"{size} bytes at {offset}")
+    data = os.pread(descriptor, size, offset)
+    if len(data) != size:
+        raise ValueError(f"the file ends at byte {offset + len(data)} of {offset + size}")
+    return data
+
+
+def _hash_id(question_id: str) -> bytes:
+    return hashlib.blake2b(question_id.encode(), digest_size=8).digest()
+
+
+def _duplicate_ids(directory: Path, index: SplitIndex, hashes: NDArray[np.uint64]) -> list[str]:
+    values, counts = np.unique(hashes, return_counts=True)
+    suspects = {value.tobytes() for value in values[counts > 1]}
+    if not suspects:
+        return []
+    places: dict[str, list[str]] = {}
+    for part in _parts(directory, index):
+        with (directory / part.shard.name).open("rb") as file:
+            for sample in _samples(file.fileno(), part, []):
+                for question in sample.questions:
+                    if _hash_id(question.question_id) in suspects:
+                        places.setdefault(question.question_id, []).append(f"image {sample.image_id!r}")
+    return [
+        f"question id {question_id!r} occurs {len(images)} times: {', '.join(images)}"
+        for question_id, images in places.items()
+        if len(images) > 1
+    ]
+
+
+def _sum_faults(index: SplitIndex, kinds: Counter[Kind]) -> list[str]:
+    """The tables of the index against what the samples say."""
+    summary = summarise(kinds)
+    faults = []
+    counted = {"images": index.num_images, "questions": summary.questions, "answered": summary.answered}
+    for name, number in counted.items():
+        if index.counts.get(name) != number:
+            faults.append(f"{INDEX_NAME}: counts.{name} is {index.counts.get(name)}; the shards hold {number}")
+    tables = (
+        ("answers", index.answers, summary.answers),
+        ("groups", index.groups, summary.groups),
+        ("types", index.types, summary.types),
+    )
+    faults += [f"{INDEX_NAME}: {name} are not those of the shards" for name, says, found in tables if says != found]
+    return faults

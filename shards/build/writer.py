@@ -1,0 +1,252 @@
+"""Annotations and images become a directory of shards: read, group by image on disk, pack, publish."""
+
+import hashlib
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from shards.annotations import READERS
+from shards.annotations.scene_graphs import SceneGraphs
+from shards.build.build_request import SHARD_BYTES, BuildRequest, OnMissing
+from shards.build.grouping import Grouping
+from shards.build.output_directory import claimed, discard_unfinished, present_index, publish, staging_in
+from shards.build.packing import Packed, Task, Unusable, map_in_order, pack
+from shards.build.packing import Source as ImageSource
+from shards.build.same_input import hash_sources, images_digest, is_whole, refuse_another
+from shards.build.tally import Kind, summarise
+from shards.build.tar_writer import TarShards
+from shards.errors import DataError
+from shards.format.images import MissingImage, find_image
+from shards.format.index import Shard, SkippedImage, Source, SplitIndex, read_index
+from shards.format.records import with_lowercase_answer
+from shards.progress import Progress
+
+
+class Built(NamedTuple):
+    """The outcome of a build."""
+
+    index: SplitIndex
+    is_new: bool
+    """False: the same shards were there already, and nothing was written."""
+
+
+def build_shards(
+    *,
+    format: str,
+    questions: Sequence[Path],
+    images: Path,
+    out: Path,
+    scene_graphs: Path | None = None,
+    limit: int | None = None,
+    workers: int = 0,
+    on_missing: OnMissing = "fail",
+    balanced_only: bool = False,
+    resize: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    lowercase_answers: bool = False,
+    show_progress: bool = False,
+) -> SplitIndex:
+    """Build a directory of shards and return its index; with the same shards already there, do nothing.
+
+    The parameters are those of `BuildRequest`. With more than one worker, call it from a module that is safe to import
+    (`if __name__ == "__main__":`), as for every use of multiprocessing.
+
+    Raises:
+        UserError: annotations, images or the output directory are not what they should be; nothing is left behind.
+    """
+    request = BuildRequest(
+        format=format,
+        questions=questions,
+        images=images,
+        out=out,
+        scene_graphs=scene_graphs,
+        limit=limit,
+        workers=workers,
+        on_missing=on_missing,
+        balanced_only=balanced_only,
+        resize=resize,
+        shard_bytes=shard_bytes,
+        lowercase_answers=lowercase_answers,
+        show_progress=show_progress,
+    )
+    return build(request).index
+
+
+def build(request: BuildRequest) -> Built:
+    """Carry out a request; see `build_shards`."""
+    files = READERS[request.format].expand(request.questions)
+    sources = hash_sources(request, files)
+    try:
+        with claimed(request.out):
+            present = present_index(request.out)
+            if present is not None and _is_same(present, sources, request):
+                with suppress(OSError):  # the shards are right, even where nothing can be tidied up beside them
+                    discard_unfinished(request.out)
+                return Built(present, False)
+            with staging_in(request.out) as staging:
+                return Built(_write(request, files, sources, staging), True)
+    except sqlite3.Error as error:
+        raise _cannot_write(request.out, request.out, str(error)) from None
+    except OSError as error:
+        raise _cannot_write(request.out, error.filename or request.out, error.strerror or str(error)) from None
+
+
+def _is_same(present: SplitIndex, sources: list[Source], request: BuildRequest) -> bool:
+    """Whether nothing is left to do. Only reads: finished shards may lie on a disk that cannot be written."""
+    refuse_another(present, sources, request)
+    return is_whole(present, request.out) and images_digest(present, request) == present.images_sha256
+
+
+def _cannot_write(out: Path, place: str | Path, reason: str) -> DataError:
+    return DataError(
+        f"{place}: {reason}; nothing was changed; see that {out} is a directory with room that can be written, or "
+        "choose another --out"
+    )
+
+
+def _write(request: BuildRequest, files: list[Path], sources: list[Source], staging: Path) -> SplitIndex:
+    with Grouping(staging / "questions.sqlite") as grouping:
+        left_out = read_and_group(request, files, grouping, staging)
+        result = _pack_all(request, grouping, staging)
+    index = _index(request, sources, result, left_out)
+    publish(request.out, index)
+    return read_index(request.out)
+
+
+def read_and_group(request: BuildRequest, files: list[Path], grouping: Grouping, scratch: Path) -> dict[str, int]:
+    """Read every annotation file into the grouping and seal it.
+
+    Args:
+        request: the build.
+        files: the annotation files.
+        grouping: where the questions go.
+        scratch: a directory for a temporary file.
+
+    Returns:
+        How many questions were left out: duplicate_questions, unbalanced_questions.
+    """
+    reader = READERS[request.format]
+    paths = [*files, *([request.scene_graphs] if request.scene_graphs else [])]
+    total = sum(path.stat().st_size for path in paths)
+    unbalanced = 0
+    with (
+        Progress("reading annotations", total, "bytes", show=request.show_progress) as progress,
+        closing(SceneGraphs(request.scene_graphs, scratch / "scenes.sqlite", progress.advance)) as scenes,
+    ):
+        for number, path in enumerate(files):
+            for annotation in reader.read(path, scenes, progress.advance):
+                if request.balanced_only and not annotation.question.is_balanced:
+                    unbalanced += 1
+                    continue
+                if request.lowercase_answers:
+                    annotation = annotation._replace(question=with_lowercase_answer(annotation.question))
+                grouping.add(annotation, number)
+    return {"duplicate_questions": grouping.seal(files), "unbalanced_questions": unbalanced}
+
+
+class _Result(NamedTuple):
+    shards: list[Shard]
+    skipped: list[SkippedImage]
+    kinds: Counter[Kind]
+    images_sha256: str
+
+
+def _pack_all(request: BuildRequest, grouping: Grouping, staging: Path) -> _Result:
+    total = _check_images(request, grouping)
+    tars = TarShards(staging, request.shard_bytes)
+    skipped: list[SkippedImage] = []
+    kinds: Counter[Kind] = Counter()
+    digest = hashlib.sha256()
+    try:
+        with Progress("packing", total, "images", show=request.show_progress) as progress:
+            for packed in _packed(request, grouping):
+                digest.update(packed.fingerprint.encode())
+                progress.advance()
+                if isinstance(packed, Unusable):
+                    skipped.append(_skip(packed, request.on_missing))
+                    continue
+                kinds.update(packed.kinds)
+                tars.add(packed.sample)
+        tars.close()
+    finally:
+        tars.abandon()
+    if not tars.shards:
+        raise DataError(f"{request.images}: none of {len(skipped)} images can be used; first: {skipped[0].image_ref!r}")
+    return _Result(tars.shards, skipped, kinds, digest.hexdigest())
+
+
+def _check_images(request: BuildRequest, grouping: Grouping) -> int:
+    """The number of images; with on_missing fail, every one of them is a file: minutes before hours."""
+    endings = READERS[request.format].endings
+    total = missing = 0
+    first: MissingImage | None = None
+    for image_id, ref in islice(grouping.refs(), request.limit if request.on_missing == "fail" else None):
+        total += 1
+        if request.on_missing == "fail":
+            try:
+                find_image(request.images, ref, endings)
+            except MissingImage as error:
+                missing += 1
+                first = first or MissingImage(f"{error} (image {image_id!r})")
+    if first is not None:
+        raise DataError(f"{first}; missing are {missing} of {total} images; --on-missing skip leaves them out")
+    if total == 0:
+        names = ", ".join(str(path) for path in request.questions)
+        raise DataError(f"{names}: no questions{' that are balanced' if request.balanced_only else ''}")
+    return min(total, request.limit or total)
+
+
+def _packed(request: BuildRequest, grouping: Grouping) -> Iterator[Packed | Unusable]:
+    """Packed images in the order of their ids, up to the limit; skipped ones do not count."""
+    endings = READERS[request.format].endings
+    tasks = (
+        Task(ImageSource(image.image_id, image.image_ref, request.images, endings), image.questions, request.resize)
+        for image in grouping.images()
+    )
+    results = map_in_order(pack, tasks, request.workers)
+    count = 0
+    try:
+        for result in results:
+            yield result
+            count += isinstance(result, Packed)
+            if count == request.limit:
+                return
+    finally:
+        results.close()
+
+
+def _skip(image: Unusable, on_missing: str) -> SkippedImage:
+    if on_missing == "fail":
+        raise DataError(f"{image.message}; --on-missing skip leaves it out")
+    return SkippedImage(
+        image_id=image.image_id, image_ref=image.image_ref, num_questions=image.num_questions, reason=image.reason
+    )
+
+
+def _index(request: BuildRequest, sources: list[Source], result: _Result, left_out: dict[str, int]) -> SplitIndex:
+    summary = summarise(result.kinds)
+    reasons = Counter(image.reason for image in result.skipped)
+    return SplitIndex(
+        reader=request.format,
+        sources=sources,
+        options=request.options(),
+        counts={
+            "images": sum(len(shard.image_ids) for shard in result.shards),
+            "questions": summary.questions,
+            "answered": summary.answered,
+            "missing_images": reasons["missing"],
+            "unreadable_images": reasons["unreadable"],
+            "skipped_questions": sum(image.num_questions for image in result.skipped),
+            **left_out,
+        },
+        answers=summary.answers,
+        groups=summary.groups,
+        types=summary.types,
+        shards=result.shards,
+        skipped=result.skipped,
+        images_sha256=result.images_sha256,
+    )

@@ -1,0 +1,1 @@
+"""Shards in, micro-batches out."""

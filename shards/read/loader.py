@@ -1,0 +1,355 @@
+"""Micro-batches in the planned order: workers read, decode and tokenise, and cannot change the order."""
+
+import atexit
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from shards.errors import DataError, UserError
+from shards.format.images import UnreadableImage, as_rgb, decode_image
+from shards.format.index import SplitIndex, read_index
+from shards.format.records import Question
+from shards.format.tar_reader import ShardReader
+from shards.read.collate import Batch, PairCodec, TextCodec, VisitTexts, collate
+from shards.read.negatives import answer_draw, answer_negative, question_negative
+from shards.read.plan import (
+    PADDING,
+    EpochOrder,
+    EvaluationOrder,
+    Ints,
+    Order,
+    Share,
+    Visits,
+    accumulation_steps,
+    exchanged_images,
+    limit_images,
+    sample_images,
+)
+from shards.read.workers import leave_with_parent, worker_context
+
+
+class MicroBatch(NamedTuple):
+    """A batch and what is known about it on the host."""
+
+    batch: Batch
+    num_questions: int
+    """Questions of this micro-batch, padding excluded."""
+    questions_cut: int
+    """Of these, how many were longer than max_question_tokens."""
+    negatives_missing: int
+    """Negatives that the data does not offer: they have weight 0."""
+    questions: tuple[Question, ...]
+    """The rows of `batch.question_ids`, for scoring; empty in training."""
+    question_images: tuple[int, ...]
+    """The row of `batch.pixels` of each of `questions`."""
+    image_numbers: tuple[int, ...]
+    """The image of each row of `batch.pixels`."""
+    num_visits: int
+    """Visits, padding excluded: an evaluation joins those of an image."""
+
+
+class Fault(NamedTuple):
+    """A user's error on its way out of a worker: raising there would bury the message in a traceback."""
+
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """How texts become tokens, and which negatives are made. Without a codec that part of the batch is empty."""
+
+    answer_codec: TextCodec | None
+    match_codec: PairCodec | None
+    negatives: tuple[str, ...]
+    """Of "answer" and "question": one negative of each kind per question."""
+
+
+class Split:
+    """A split of shards, opened: its index, its reader and the visits that a run makes of it.
+
+    Raises:
+        DataError: there are no finished shards in the directory, or none of their images has a question.
+    """
+
+    def __init__(self, directory: str, order: Order, *, limit: int | None = None) -> None:
+        self.directory, self.order = directory, order
+        self.index: SplitIndex = read_index(directory)
+        self.reader = ShardReader(directory, self.index)
+        self.visits = Visits(limit_images(self.index.num_questions, limit), order.questions_per_visit)
+        if not len(self.visits):
+            raise DataError(f"{directory}: no questions in these shards; expected at least one")
+        self.epoch = lru_cache(maxsize=2)(self._epoch)
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if key != "epoch"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self.epoch = lru_cache(maxsize=2)(self._epoch)
+
+    def _epoch(self, epoch: int) -> EpochOrder:
+        return EpochOrder(self.visits, self.index.first_image, self.order, epoch)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.epoch(0).num_steps
+
+    def evaluation(self, share: Share, max_images: int | None = None) -> EvaluationOrder:
+        """The order of an evaluation over this rank's share, of all images or of `max_images` hash-chosen ones."""
+        counts = sample_images(self.visits.num_questions, max_images, self.order.seed)
+        return EvaluationOrder(Visits(counts, self.order.questions_per_visit), share)
+
+
+class _MicroBatches(Dataset):
+    """What training and evaluation share: visits to tensors."""
+
+    def __init__(self, split: Split, texts: Texts, image_size: int) -> None:
+        self.split, self.texts, self.image_size = split, texts, image_size
+
+    @property
+    def modules(self) -> set[str]:
+        """What a process that prepares these micro-batches imports."""
+        codecs = (self.texts.answer_codec, self.texts.match_codec)
+        return {__name__, *(type(codec).__module__ for codec in codecs if codec is not None)}
+
+    def __getitem__(self, key: tuple) -> MicroBatch | Fault:
+        try:
+            return self.prepare(*key)
+        except UserError as error:
+            return Fault(str(error))
+
+    def prepare(self, *key: int) -> MicroBatch:
+        raise NotImplementedError
+
+    def _assemble(
+        self,
+        visits: Ints,
+        positions_of: Callable[[int], Ints],
+        image_of: Ints,
+        negatives_from: EpochOrder,
+        *,
+        loss_scale: float,
+        keep_questions: bool,
+    ) -> MicroBatch:
+        numbers = [int(visit) for visit in visits if visit != PADDING]
+        if keep_questions:
+            joined = groupby(numbers, key=lambda number: int(image_of[number]))
+            parts = [(image, list(group)) for image, group in joined]
+        else:
+            parts = [(int(image_of[number]), [number]) for number in numbers]
+        images = [image for image, _ in parts]
+        visit_texts = [
+            self._texts(image, np.concatenate([positions_of(number) for number in group]), negatives_from)
+            for image, group in parts
+        ]
+        batch, cut = collate(
+            [self._pixels(self._shown_image(image)) for image in images],
+            visit_texts,
+            answer_codec=self.texts.answer_codec,
+            match_codec=self.texts.match_codec,
+            loss_scale=loss_scale,
+            image_size=self.image_size,
+        )
+        questions = tuple(question for visit in visit_texts for question in visit.questions)
+        missing = sum(visit.negatives_asked - len(negatives) for visit in visit_texts for negatives in visit.negatives)
+        rows = tuple(row for row, visit in enumerate(visit_texts) for _ in visit.questions)
+        kept = (questions, rows) if keep_questions else ((), ())
+        return MicroBatch(batch, len(questions), cut, missing, *kept, tuple(images), len(numbers))
+
+    def _texts(self, image: int, positions: Ints, negatives_from: EpochOrder) -> VisitTexts:
+        sample = self.split.reader.sample(image)
+        questions = [sample.questions[position] for position in positions.tolist()]
+        if self.texts.match_codec is None:
+            return VisitTexts(questions, [[] for _ in questions], 0)
+        first = int(negatives_from.visits.first_question[image])
+        negatives = [
+            self._negatives(question, image, first + position, negatives_from)
+            for question, position in zip(questions, positions.tolist(), strict=True)
+        ]
+        return VisitTexts(questions, negatives, len(self.texts.negatives))
+
+    def _negatives(
+        self, question: Question, image: int, question_number: int, epoch: EpochOrder
+    ) -> list[tuple[str, str]]:
+        chosen: list[tuple[str, str]] = []
+        if "answer" in self.texts.negatives:
+            index, draw = self.split.index, answer_draw(epoch, question_number)
+            wrong_answer = answer_negative(question, index.groups, index.answers, draw)
+            if wrong_answer is not None:
+                chosen.append((question.question, wrong_answer))
+        if "question" in self.texts.negatives and question.answer is not None:
+            other = question_negative(image, question_number, epoch, self.split.reader.sample)
+            if other is not None:
+                chosen.append((other.question, other.answer))
+        return chosen
+
+    def _shown_image(self, image: int) -> int:
+        return image
+
+    def _pixels(self, image: int) -> Tensor:
+        reader = self.split.reader
+        try:
+            return square_pixels(reader.image_bytes(image), self.image_size, reader.describe(image))
+        except UnreadableImage as error:
+            raise DataError(
+                f"{error}; list every fault with `duoflow shards verify {self.split.directory}` and build the shards "
+                "again"
+            ) from None
+
+
+class TrainingBatches(_MicroBatches):
+    """Micro-batches by (epoch, step, micro-step), for one rank."""
+
+    def __init__(self, split: Split, texts: Texts, image_size: int, share: Share) -> None:
+        super().__init__(split, texts, image_size)
+        self.share = share
+        self.accumulation = accumulation_steps(split.order, share)
+
+    def prepare(self, epoch: int, step: int, micro_step: int) -> MicroBatch:
+        order = self.split.epoch(epoch)
+        # DeepSpeed averages over ranks and accumulation steps; the loss is a sum over the whole step divided by N.
+        scale = self.share.world_size * self.accumulation / order.questions_in_step(step)
+        visits = order.micro_batch(step, micro_step, self.share)
+        return self._assemble(
+            visits, order.questions, order.visits.image, order, loss_scale=scale, keep_questions=False
+        )
+
+
+class EvaluationBatches(_MicroBatches):
+    """Micro-batches by number, for one rank; negatives are those of epoch 0, so that ITM accuracies compare.
+
+    Args:
+        max_images: evaluate so many hash-chosen images; None is all.
+        shuffle_images: show every question the image of another sample, which tells what a model owes to its eyes.
+
+    Raises:
+        DataError: images are to be shuffled, and there is only one.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        texts: Texts,
+        image_size: int,
+        share: Share,
+        *,
+        max_images: int | None = None,
+        shuffle_images: bool = False,
+    ) -> None:
+        super().__init__(split, texts, image_size)
+        self.order = split.evaluation(share, max_images)
+        self._shown = exchanged_images(self.order.visits.num_questions, split.order.seed) if shuffle_images else None
+
+    def all_keys(self) -> list[tuple[int]]:
+        """The keys of all micro-batches of this rank; every rank has as many."""
+        return [(number,) for number in range(self.order.num_micro_batches)]
+
+    def _shown_image(self, image: int) -> int:
+        return image if self._shown is None else int(self._shown[image])
+
+    def prepare(self, number: int) -> MicroBatch:
+        visits, order = self.order.micro_batch(number), self.order
+        return self._assemble(
+            visits, order.questions, order.visits.image, self.split.epoch(0), loss_scale=1.0, keep_questions=True
+        )
+
+
+class _Keys(Sampler):
+    """The keys of the next pass; a persistent DataLoader asks for them anew at each pass."""
+
+    def __init__(self) -> None:
+        self.keys: list[tuple[int, ...]] = []
+
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        return iter(self.keys)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+class Loader:
+    """Micro-batches of a dataset, prepared ahead by workers and handed out in the order of their keys.
+
+    A DataLoader gives each worker whole micro-batches in turn and returns them in order, so the number of workers
+    changes nothing but the speed.
+    """
+
+    def __init__(self, dataset: _MicroBatches, *, workers: int, pin_memory: bool) -> None:
+        self._keys = _Keys()
+        self._loader = DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=self._keys,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=pin_memory,
+            worker_init_fn=_start_worker,
+            multiprocessing_context=worker_context(dataset.modules) if workers else None,
+        )
+        if workers:
+            # At exit Python would send its children a SIGTERM, which these never get, and wait for them for ever.
+            atexit.register(_end_workers, weakref.ref(self._loader))
+
+    def batches(self, keys: list[tuple[int, ...]]) -> Iterator[MicroBatch]:
+        """The micro-batches of these keys.
+
+        Raises:
+            DataError: one of them could not be read; the message names shard and image.
+        """
+        self._keys.keys = keys
+        for item in self._loader:
+            if isinstance(item, Fault):
+                raise DataError(item.message)
+            yield item
+
+
+def _end_workers(loader: "weakref.ref[DataLoader]") -> None:
+    iterator = getattr(loader(), "_iterator", None)
+    if iterator is not None:
+        iterator._shutdown_workers()  # as when it is deleted, which a traceback that still refers to it would prevent
+
+
+def _start_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    leave_with_parent()
+
+
+def training_keys(epoch: int, first_step: int, last_step: int, accumulation: int) -> list[tuple[int, int, int]]:
+    """Keys of the micro-batches of steps first_step .. last_step - 1 of an epoch."""
+    return [(epoch, step, micro) for step in range(first_step, last_step) for micro in range(accumulation)]
+
+
+def square_pixels(data: bytes, size: int, where: str) -> Tensor:
+    """An encoded image as (3, size, size) uint8: upright, RGB, resized bicubically without keeping the aspect ratio.
+
+    That is BLIP's evaluation transform (Resize((s, s), BICUBIC)); the towers normalise on the device.
+
+    Args:
+        where: what to call the image in a message.
+
+    Raises:
+        UnreadableImage: not a JPEG, PNG or WebP image of a sane size, or damaged.
+    """
+    return square_image(decode_image(data, where).image, size)
+
+
+def square_image(image: Image.Image, size: int) -> Tensor:
+    """A decoded image as (3, size, size) uint8, in RGB on white."""
+    image = as_rgb(image)
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def alone(micro_visits: int) -> Share:
+    """The share of a process that works alone."""
+    return Share(rank=0, world_size=1, micro_visits=micro_visits)

@@ -1,0 +1,108 @@
+"""Negatives for image-text matching, chosen from the data by hash: the same on every world size and resume."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+
+from shards.format.records import ImageSample, Question
+from shards.lower_case import normalise
+from shards.read.plan import EpochOrder, Ints, hash64
+
+QUESTION_TRIES = 8
+_YES_NO = {"yes": "no", "no": "yes"}
+_MAX_OPTION_WORDS = 4
+_WORD = re.compile(r"[\w'-]+")
+
+
+def answer_negative(
+    question: Question, groups: Mapping[str, Mapping[str, int]], vocabulary: Mapping[str, int], draw: int
+) -> str | None:
+    """A wrong answer to the same question about the same image; None when the data offers none.
+
+    yes/no is flipped for verify and logical questions; a choose question gets the other option that it names; others
+    get another answer of the same global group, with the frequencies of the group.
+
+    Args:
+        groups: global group -> answer -> count, of the split.
+        vocabulary: every answer of the split; a named option must be one of them.
+        draw: a hash, which chooses.
+    """
+    if question.answer is None:
+        return None
+    structural = question.types.structural
+    if structural in ("verify", "logical") and question.answer in _YES_NO:
+        return _YES_NO[question.answer]
+    if structural == "choose":
+        other = _other_option(question, vocabulary)
+        if other is not None:
+            return other
+    return _weighted_choice(groups.get(question.groups.global_ or "", {}), draw, excluded=question.answer)
+
+
+def _other_option(question: Question, vocabulary: Mapping[str, int]) -> str | None:
+    options = question.options or tuple(_named_options(question.question, vocabulary))
+    others = [option for option in options if option != question.answer]
+    return others[0] if question.answer in options and others else None
+
+
+def _named_options(text: str, vocabulary: Mapping[str, int]) -> Iterable[str]:
+    """The answers on both sides of an "or": the longest that ends the left side, the longest that starts the right."""
+    left, found, right = text.lower().rpartition(" or ")
+    if not found:
+        return
+    left_words, right_words = _WORD.findall(left), _WORD.findall(right)
+    for count in range(min(_MAX_OPTION_WORDS, len(left_words)), 0, -1):
+        if (option := " ".join(left_words[-count:])) in vocabulary:
+            yield option
+            break
+    for start in range(len(right_words)):  # skips "the", "in the", "to the" in front of the option
+        for count in range(min(_MAX_OPTION_WORDS, len(right_words) - start), 0, -1):
+            if (option := " ".join(right_words[start : start + count])) in vocabulary:
+                yield option
+                return
+
+
+def _weighted_choice(counts: Mapping[str, int], draw: int, *, excluded: str) -> str | None:
+    answers = sorted(answer for answer in counts if answer != excluded)
+    if not answers:
+        return None
+    cumulative = np.cumsum([counts[answer] for answer in answers])
+    return answers[int(np.searchsorted(cumulative, draw % int(cumulative[-1]), side="right"))]
+
+
+def question_negative(
+    image: int, question_number: int, epoch: EpochOrder, read_sample: Callable[[int], ImageSample]
+) -> Question | None:
+    """A question, with its answer, that belongs to another image of the same block and is not asked of this one.
+
+    Args:
+        image: number of the image that the positive belongs to.
+        question_number: number of the positive over the whole split.
+        epoch: the order that defines the blocks, and in evaluation that of epoch 0.
+
+    Returns:
+        None when the block offers none within 8 tries.
+    """
+    asked = {normalise(question.question) for question in read_sample(image).questions}
+    block = epoch.block(image)
+    tries = np.arange(question_number * QUESTION_TRIES, (question_number + 1) * QUESTION_TRIES)
+    for draw in _draws(epoch, "question_negative", tries):
+        visit = int(block[draw % len(block)])
+        other = int(epoch.visits.image[visit])
+        if other == image:
+            continue
+        positions = epoch.questions(visit)
+        candidate = read_sample(other).questions[int(positions[(draw // len(block)) % len(positions)])]
+        if candidate.answer is not None and normalise(candidate.question) not in asked:
+            return candidate
+    return None
+
+
+def answer_draw(epoch: EpochOrder, question_number: int) -> int:
+    """The hash that chooses the answer negative of a question."""
+    return _draws(epoch, "answer_negative", np.asarray([question_number]))[0]
+
+
+def _draws(epoch: EpochOrder, purpose: str, ids: Ints) -> list[int]:
+    return hash64(epoch.order.seed, epoch.epoch, purpose, ids).tolist()

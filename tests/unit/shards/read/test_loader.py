@@ -1,0 +1,355 @@
+"""The loader: order, padding, decoding and faults. Workers only change the speed."""
+
+import io
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from shards.errors import DataError
+from shards.read.collate import IGNORED_LABEL
+from shards.read.loader import (
+    EvaluationBatches,
+    Loader,
+    MicroBatch,
+    Split,
+    Texts,
+    TrainingBatches,
+    alone,
+    square_pixels,
+    training_keys,
+)
+from shards.read.plan import Order, Share
+from tests.corpora import build_corpus
+
+SIZE = 16
+
+
+class LetterCodec:
+    """A token per letter; enough to see which text is where."""
+
+    pad_id, start_id, end_id, limit = 0, 1, 2, 14
+
+    def questions(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+        return [self._ids(text)[: self.limit] for text in texts], [len(text) > self.limit for text in texts]
+
+    def pairs(self, questions: Sequence[str], answers: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+        asked, cut = self.questions(questions)
+        return [[*q, self.end_id, *a] for q, a in zip(asked, self.answers(answers), strict=True)], cut
+
+    def answers(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self._ids(text)[:10] for text in texts]
+
+    @staticmethod
+    def _ids(text: str) -> list[int]:
+        return [3 + ord(letter) for letter in text]
+
+
+TEXTS = Texts(answer_codec=LetterCodec(), match_codec=LetterCodec(), negatives=("answer", "question"))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory, _ = build_corpus(tmp_path_factory.mktemp("loader"), num_images=14, questions_per_image=9)
+    return directory
+
+
+def open_split(shards: Path, *, visits: int = 4, lanes: int = 2) -> Split:
+    order = Order(seed=5, questions_per_visit=4, visits_per_step=visits, lanes=lanes, shuffle_shards=2)
+    return Split(str(shards), order)
+
+
+def all_batches(dataset: TrainingBatches, epoch: int, workers: int = 0) -> list[MicroBatch]:
+    keys = training_keys(epoch, 0, dataset.split.steps_per_epoch, dataset.accumulation)
+    return list(Loader(dataset, workers=workers, pin_memory=False).batches(keys))
+
+
+def assert_same(one: Sequence[MicroBatch], other: Sequence[MicroBatch]) -> None:
+    assert len(one) == len(other)
+    for left, right in zip(one, other, strict=True):
+        assert left[1:] == right[1:]
+        for name, a, b in zip(left.batch._fields, left.batch, right.batch, strict=True):
+            assert torch.equal(a, b) if isinstance(a, Tensor) else a == b, name
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_number_of_workers_changes_nothing(shards: Path, workers: int) -> None:
+    dataset = TrainingBatches(open_split(shards), TEXTS, SIZE, alone(2))
+    assert_same(all_batches(dataset, 1, workers), all_batches(dataset, 1))
+
+
+def test_persistent_workers_take_up_another_epoch_and_a_seek(shards: Path) -> None:
+    dataset = TrainingBatches(open_split(shards), TEXTS, SIZE, alone(2))
+    loader = Loader(dataset, workers=2, pin_memory=False)
+    steps = dataset.split.steps_per_epoch
+    first = list(loader.batches(training_keys(0, 0, steps, dataset.accumulation)))
+    resumed = list(loader.batches(training_keys(1, 2, steps, dataset.accumulation)))
+    assert_same(first, all_batches(dataset, 0))
+    assert_same(resumed, all_batches(dataset, 1)[2 * dataset.accumulation :])
+
+
+def test_workers_outlive_the_signals_that_a_whole_process_group_gets(shards: Path) -> None:
+    dataset = TrainingBatches(open_split(shards), TEXTS, SIZE, alone(1))
+    before = set(multiprocessing.active_children())
+    batches = Loader(dataset, workers=1, pin_memory=False).batches(
+        training_keys(0, 0, dataset.split.steps_per_epoch, dataset.accumulation)
+    )
+    first = next(batches)
+    (worker,) = set(multiprocessing.active_children()) - before
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        for process in (worker.pid, parent_of(worker.pid)):
+            os.kill(process, number)
+    assert_same([first, *batches], all_batches(dataset, 0))
+
+
+def test_workers_are_not_forked_from_the_process_that_trains(shards: Path) -> None:
+    """Its threads may hold locks in the moment of the fork, which a child would wait for for ever."""
+    dataset = TrainingBatches(open_split(shards), TEXTS, SIZE, alone(1))
+    before = set(multiprocessing.active_children())
+    batches = Loader(dataset, workers=2, pin_memory=False).batches(training_keys(0, 0, 1, dataset.accumulation))
+    next(batches)
+    parents = {parent_of(worker.pid) for worker in set(multiprocessing.active_children()) - before}
+    assert len(parents) == 1
+    (server,) = parents
+    assert parent_of(server) == os.getpid()
+    assert len(os.listdir(f"/proc/{server}/task")) == 1, "the server has one thread"
+
+
+def parent_of(process: int) -> int:
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("PPid:")))
+
+
+def test_every_rank_together_gives_the_questions_of_one_process(shards: Path) -> None:
+    def texts_of(world_size: int) -> list[tuple[int, ...]]:
+        rows = []
+        for rank in range(world_size):
+            share = Share(rank=rank, world_size=world_size, micro_visits=1)
+            for item in all_batches(TrainingBatches(open_split(shards), TEXTS, SIZE, share), 0):
+                real = item.batch.answer_weight > 0
+                rows += [tuple(row[row > 0].tolist()) for row in item.batch.question_ids[real]]
+        return sorted(rows)
+
+    assert texts_of(2) == texts_of(1)
+    assert len(texts_of(1)) == int(open_split(shards).visits.num_questions.sum())
+
+
+def test_loss_scales_average_to_one_over_the_questions_of_the_step(shards: Path) -> None:
+    for world_size, micro in ((1, 4), (1, 1), (2, 2), (2, 1)):
+        datasets = [
+            TrainingBatches(open_split(shards), TEXTS, SIZE, Share(rank=r, world_size=world_size, micro_visits=micro))
+            for r in range(world_size)
+        ]
+        for step in range(datasets[0].split.steps_per_epoch):
+            parts = [d[(0, step, m)] for d in datasets for m in range(d.accumulation)]
+            questions = sum(part.num_questions for part in parts)
+            mean = sum(float(p.batch.loss_scale) * p.num_questions for p in parts) / len(parts)
+            assert mean == pytest.approx(1.0)
+            assert questions == datasets[0].split.epoch(0).questions_in_step(step)
+
+
+def test_an_empty_micro_batch_has_one_black_image_and_rows_of_weight_zero(shards: Path) -> None:
+    split = open_split(shards, visits=8, lanes=2)
+    dataset = TrainingBatches(split, TEXTS, SIZE, alone(1))
+    batches = all_batches(dataset, 0)
+    empty = [item for item in batches if item.num_questions == 0]
+    assert empty, "this corpus must leave padding in its last step"
+    for item in empty:
+        assert item.batch.pixels.shape == (1, 3, SIZE, SIZE)
+        assert not item.batch.pixels.any()
+        assert item.batch.answer_weight.tolist() == [0.0]
+        assert item.batch.match_weight.tolist() == [0.0]
+    assert sum(item.num_questions for item in batches) == int(split.visits.num_questions.sum())
+
+
+def test_rows_are_grouped_by_image_padded_to_eight_and_aligned(shards: Path) -> None:
+    for item in all_batches(TrainingBatches(open_split(shards), TEXTS, SIZE, alone(4)), 0):
+        batch = item.batch
+        assert (batch.tokens_in_questions, batch.tokens_in_pairs) == (batch.question_mask.sum(), batch.match_mask.sum())
+        for ids, mask, image, most in (
+            (batch.question_ids, batch.question_mask, batch.question_image, batch.questions_per_image),
+            (batch.match_ids, batch.match_mask, batch.match_image, batch.pairs_per_image),
+        ):
+            assert ids.shape[1] % 8 == 0
+            assert ids.shape[1] - int(mask.sum(1).max()) < 8
+            assert torch.equal(mask, ids != 0)
+            assert (image.diff() >= 0).all()
+            assert most == int(image.bincount().max())
+        tokens = batch.answer_labels != IGNORED_LABEL
+        ends = tokens.sum(1) - 1
+        assert (batch.answer_ids[:, 0] == LetterCodec.start_id).all()
+        assert (batch.answer_labels.gather(1, ends[:, None]) == LetterCodec.end_id).all()
+        assert torch.equal(batch.answer_labels[:, :-1][tokens[:, 1:]], batch.answer_ids[:, 1:][tokens[:, 1:]])
+
+
+def test_a_question_and_its_negatives_weigh_at_most_one_and_missing_ones_are_counted(shards: Path) -> None:
+    for item in all_batches(TrainingBatches(open_split(shards), TEXTS, SIZE, alone(4)), 0):
+        batch = item.batch
+        own = batch.match_labels == 1
+        assert int(own.sum()) == item.num_questions
+        assert (batch.match_weight[own] == 0.5).all()
+        assert (batch.match_weight[~own] == 0.25).all()
+        assert int((~own).sum()) + item.negatives_missing == 2 * item.num_questions
+
+
+def test_evaluation_keeps_the_questions_and_the_negatives_of_epoch_0(shards: Path) -> None:
+    split = open_split(shards)
+    dataset = EvaluationBatches(split, TEXTS, SIZE, alone(3))
+    items = [dataset[key] for key in dataset.all_keys()]
+    asked = [question.question_id for item in items for question in item.questions]
+    expected = [q.question_id for image in range(split.index.num_images) for q in split.reader.sample(image).questions]
+    assert asked == expected
+    assert all(float(item.batch.loss_scale) == 1.0 for item in items)
+
+    def pairs(batches: Sequence[MicroBatch]) -> list[tuple[int, ...]]:
+        return sorted(
+            tuple(row.tolist()) for item in batches for row in item.batch.match_ids[item.batch.match_labels == 0]
+        )
+
+    trained = all_batches(TrainingBatches(split, TEXTS, SIZE, alone(4)), 0)
+    strip = lambda rows: sorted(tuple(t for t in row if t) for row in rows)  # noqa: E731
+    assert strip(pairs(items)) == strip(pairs(trained))
+
+
+def test_an_evaluation_joins_the_visits_of_an_image_and_loses_none(shards: Path) -> None:
+    dataset = EvaluationBatches(open_split(shards), TEXTS, SIZE, alone(5))
+    items = [dataset[key] for key in dataset.all_keys()]
+    assert sum(item.num_visits for item in items) == len(dataset.order.visits) > sum(len(i.batch.pixels) for i in items)
+    for item in items:
+        assert len(set(item.image_numbers)) == len(item.image_numbers) == len(item.batch.pixels)
+        assert item.batch.question_image.tolist() == list(item.question_images)
+        assert item.batch.question_image.bincount().max() == item.batch.questions_per_image
+
+
+def test_an_error_ends_the_process_although_workers_ignore_signals(shards: Path) -> None:
+    """Python waits at exit for children that it has sent a SIGTERM."""
+    script = f"""
+from tests.unit.shards.read.test_loader import SIZE, TEXTS, alone, open_split
+from shards.read.loader import EvaluationBatches, Loader
+batches = EvaluationBatches(open_split({str(shards)!r}), TEXTS, SIZE, alone(2))
+loader = Loader(batches, workers=1, pin_memory=False)
+for item in loader.batches(batches.all_keys()):
+    raise RuntimeError("in the middle of an epoch")
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 1
+    assert "in the middle of an epoch" in ended.stderr
+
+
+def test_a_killed_process_takes_its_workers_with_it_and_nothing_is_said_of_semaphores(shards: Path) -> None:
+    script = f"""
+import os, signal
+from tests.unit.shards.read.test_loader import SIZE, TEXTS, alone, open_split
+from shards.read.loader import EvaluationBatches, Loader
+batches = EvaluationBatches(open_split({str(shards)!r}), TEXTS, SIZE, alone(2))
+loader = Loader(batches, workers=1, pin_memory=False)
+for item in loader.batches(batches.all_keys()):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    # Its output is read to the end, which comes when the last process that inherited it is gone.
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGKILL, "")
+
+
+def test_shuffled_images_show_every_image_once_and_never_the_own_one(shards: Path) -> None:
+    split = open_split(shards)
+    own = EvaluationBatches(split, TEXTS, SIZE, alone(1))
+    other = EvaluationBatches(split, TEXTS, SIZE, alone(1), shuffle_images=True)
+    shown = [
+        [tuple(dataset[key].batch.pixels.flatten().tolist()) for key in dataset.all_keys()] for dataset in (own, other)
+    ]
+    assert set(shown[0]) == set(shown[1])
+    assert [own[key].questions for key in own.all_keys()] == [other[key].questions for key in own.all_keys()]
+    different = [a != b for a, b in zip(*shown, strict=True)]
+    assert all(different)
+
+
+def test_a_single_image_cannot_be_shuffled(shards: Path) -> None:
+    split = open_split(shards)
+    EvaluationBatches(split, TEXTS, SIZE, alone(1), max_images=2, shuffle_images=True)
+    with pytest.raises(DataError, match=r"--images shuffled: only one image .* or --images own") as caught:
+        EvaluationBatches(split, TEXTS, SIZE, alone(1), max_images=1, shuffle_images=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_questions_that_were_cut_are_counted(shards: Path) -> None:
+    item = TrainingBatches(open_split(shards), TEXTS, SIZE, alone(4))[(0, 0, 0)]
+    assert 0 < item.questions_cut <= item.num_questions
+    only_match = Texts(answer_codec=None, match_codec=LetterCodec(), negatives=("answer",))
+    again = TrainingBatches(open_split(shards), only_match, SIZE, alone(4))[(0, 0, 0)]
+    assert again.questions_cut == item.questions_cut
+    assert again.batch.question_ids.shape == (0, 0)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "I;16"])
+def test_images_of_any_mode_become_three_channels(mode: str) -> None:
+    image = Image.new("RGB", (40, 20), (10, 20, 30)).convert("L" if mode == "I;16" else mode)
+    if mode == "I;16":
+        image = Image.fromarray(np.full((20, 40), 3000, dtype=np.uint16))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG" if mode == "CMYK" else "PNG")
+    pixels = square_pixels(buffer.getvalue(), SIZE, "an image")
+    assert pixels.shape == (3, SIZE, SIZE)
+    assert pixels.dtype == torch.uint8
+
+
+def test_an_image_that_lies_on_its_side_is_turned_upright() -> None:
+    image = Image.new("RGB", (32, 32), "black")
+    image.paste((255, 255, 255), (0, 0, 32, 16))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a quarter turn clockwise
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", exif=exif)
+    pixels = square_pixels(buffer.getvalue(), SIZE, "an image")
+    assert pixels[:, :, SIZE // 2 + 1 :].float().mean() > 200
+    assert pixels[:, :, : SIZE // 2 - 1].float().mean() < 50
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("member", "damage", "what"),
+    [
+        ("image", lambda data: bytes(len(data)), "not a JPEG, PNG or WebP "),
+        ("json", lambda data: data.replace(b'"image_id":"', b'"image_id":\xff', 1), "damaged annotations "),
+        ("json", lambda data: data.replace(b"What", b"W\xffat", 1).replace(b"Is", b"I\xff", 1), "damaged annotations "),
+    ],
+    ids=["no image", "no JSON", "no UTF-8"],
+)
+def test_a_damaged_shard_is_named_with_its_image(
+    shards: Path, tmp_path: Path, member: str, damage: Callable[[bytes], bytes], what: str, workers: int
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(shards, broken)
+    split = open_split(broken)
+    shard = split.index.shards[0]
+    at, size = getattr(shard, f"{member}_offsets")[0], getattr(shard, f"{member}_bytes")[0]
+    with (broken / shard.name).open("r+b") as file:
+        file.seek(at)
+        damaged = damage(file.read(size))
+        file.seek(at)
+        file.write(damaged)
+    dataset = TrainingBatches(split, TEXTS, SIZE, alone(4))
+    with pytest.raises(DataError, match=rf"{shard.name}: image '{shard.image_ids[0]}': {what}.*verify"):
+        all_batches(dataset, 0, workers)
+
+
+def test_a_shard_that_is_too_short_or_missing_is_named(shards: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "short"
+    shutil.copytree(shards, broken)
+    name = open_split(broken).index.shards[0].name
+    (broken / name).write_bytes((broken / name).read_bytes()[:600])
+    with pytest.raises(DataError, match=rf"{name}: ends at byte"):
+        all_batches(TrainingBatches(open_split(broken), TEXTS, SIZE, alone(4)), 0)
+    (broken / name).unlink()
+    with pytest.raises(DataError, match=rf"{name}: No such file"):
+        all_batches(TrainingBatches(open_split(broken), TEXTS, SIZE, alone(4)), 0)

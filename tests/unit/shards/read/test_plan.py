@@ -1,0 +1,197 @@
+"""The order of an epoch: what holds for every data set, batch and world size."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shards.errors import ConfigError
+from shards.read.plan import (
+    PADDING,
+    EpochOrder,
+    EvaluationOrder,
+    Order,
+    Share,
+    Visits,
+    accumulation_steps,
+    default_lanes,
+    hash64,
+    limit_images,
+    sample_images,
+)
+
+
+@st.composite
+def epochs(draw: st.DrawFn) -> tuple[EpochOrder, dict]:
+    num_questions = np.array(draw(st.lists(st.integers(0, 20), min_size=1, max_size=60)), dtype=np.int64)
+    num_questions[draw(st.integers(0, len(num_questions) - 1))] += 1
+    cuts = draw(st.lists(st.integers(0, len(num_questions)), max_size=8))
+    first_image = np.array(sorted({0, len(num_questions), *cuts}))
+    lanes = draw(st.sampled_from([1, 2, 3, 4, 6, 8]))
+    order = Order(
+        seed=draw(st.integers(0, 2**31)),
+        questions_per_visit=draw(st.integers(1, 9)),
+        visits_per_step=lanes * draw(st.integers(1, 4)),
+        lanes=lanes,
+        shuffle_shards=draw(st.integers(1, 4)),
+    )
+    parts = {"num_questions": num_questions, "first_image": first_image, "order": order}
+    visits = Visits(num_questions, order.questions_per_visit)
+    return EpochOrder(visits, first_image, order, draw(st.integers(0, 5))), parts
+
+
+def asked(epoch: EpochOrder, visits: np.ndarray) -> list[tuple[int, int]]:
+    """(image, question) of every question of these visits."""
+    real = visits[visits != PADDING]
+    return [(int(epoch.visits.image[visit]), int(q)) for visit in real for q in epoch.questions(int(visit))]
+
+
+def shares(order: Order) -> list[Share]:
+    """Every way to share a step: all world sizes that divide the lanes, with all micro-batches that fit."""
+    worlds = [size for size in range(1, order.lanes + 1) if order.lanes % size == 0]
+    return [
+        Share(rank=0, world_size=world, micro_visits=micro)
+        for world in worlds
+        for micro in range(1, order.visits_per_step // world + 1)
+        if (order.visits_per_step // world) % micro == 0
+    ]
+
+
+@given(epochs())
+@settings(max_examples=150, deadline=None)
+def test_an_epoch_gives_every_question_exactly_once(case: tuple[EpochOrder, dict]) -> None:
+    epoch, parts = case
+    given_once = [pair for step in range(epoch.num_steps) for pair in asked(epoch, epoch.step(step))]
+    expected = [(image, q) for image, count in enumerate(parts["num_questions"]) for q in range(count)]
+    assert sorted(given_once) == expected
+
+
+@given(epochs())
+@settings(max_examples=75, deadline=None)
+def test_every_world_size_and_micro_batch_computes_the_same_global_batches(case: tuple[EpochOrder, dict]) -> None:
+    epoch, parts = case
+    for step in {0, epoch.num_steps - 1}:
+        expected = sorted(epoch.step(step).ravel())
+        for share in shares(parts["order"]):
+            micro_steps = accumulation_steps(parts["order"], share)
+            ranks = [
+                Share(rank=r, world_size=share.world_size, micro_visits=share.micro_visits)
+                for r in range(share.world_size)
+            ]
+            computed = [epoch.micro_batch(step, micro, rank) for rank in ranks for micro in range(micro_steps)]
+            assert sorted(np.concatenate(computed)) == expected
+            assert all(len(batch) == share.micro_visits for batch in computed)
+
+
+@given(epochs())
+@settings(max_examples=75, deadline=None)
+def test_a_step_counts_its_questions_and_an_epoch_pads_less_than_one_batch(
+    case: tuple[EpochOrder, dict],
+) -> None:
+    epoch, parts = case
+    steps = [epoch.step(step) for step in range(epoch.num_steps)]
+    assert [epoch.questions_in_step(step) for step in range(epoch.num_steps)] == [len(asked(epoch, s)) for s in steps]
+    order = parts["order"]
+    padding = sum(int((step == PADDING).sum()) for step in steps)
+    assert padding == epoch.num_steps * order.visits_per_step - len(epoch.visits)
+    assert padding < order.visits_per_step
+
+
+@given(epochs())
+@settings(max_examples=75, deadline=None)
+def test_visits_of_an_image_differ_by_at_most_one_question_and_hold_at_most_k(case: tuple[EpochOrder, dict]) -> None:
+    epoch, parts = case
+    visits = epoch.visits
+    sizes = [len(epoch.questions(visit)) for visit in range(len(visits))]
+    assert sizes == visits.sizes.tolist()
+    assert max(sizes) <= parts["order"].questions_per_visit
+    for image in set(visits.image.tolist()):
+        of_image = visits.sizes[visits.image == image]
+        assert of_image.max() - of_image.min() <= 1
+        assert len(of_image) == -(-parts["num_questions"][image] // parts["order"].questions_per_visit)
+
+
+@given(epochs())
+@settings(max_examples=75, deadline=None)
+def test_the_order_is_a_function_of_its_inputs_and_negatives_stay_in_the_block(case: tuple[EpochOrder, dict]) -> None:
+    epoch, parts = case
+    again = EpochOrder(
+        Visits(parts["num_questions"], parts["order"].questions_per_visit),
+        parts["first_image"],
+        parts["order"],
+        epoch.epoch,
+    )
+    last = epoch.num_steps - 1  # reached directly here, after all the others there
+    for step in range(again.num_steps):
+        reached = again.step(step)
+    np.testing.assert_array_equal(epoch.step(last), reached)
+    seen = np.concatenate([epoch.block(image) for image in {int(i) for i in epoch.visits.image}])
+    assert set(seen.tolist()) == set(range(len(epoch.visits)))
+    for image in {int(i) for i in epoch.visits.image}:
+        assert image in epoch.visits.image[epoch.block(image)]
+
+
+def test_epochs_and_seeds_give_other_orders() -> None:
+    visits, first_image = Visits(np.full(200, 3), 2), np.arange(0, 201, 20)
+
+    def order(seed: int, epoch: int) -> list[int]:
+        settings_ = Order(seed=seed, questions_per_visit=2, visits_per_step=8, lanes=4, shuffle_shards=3)
+        return EpochOrder(visits, first_image, settings_, epoch).sequence.tolist()
+
+    orders = [order(1, 0), order(1, 1), order(2, 0)]
+    assert len({tuple(o) for o in orders}) == 3
+    assert order(1, 0) == orders[0]
+
+
+def test_the_hash_is_the_same_on_every_machine_and_library_version() -> None:
+    """A changed value would silently change every order: runs could no longer be resumed or compared."""
+    values = hash64(7, 3, "visit", np.array([0, 1, 2**40]))
+    assert values.tolist() == EXPECTED_HASHES
+
+
+EXPECTED_HASHES = [15711743238577375486, 6630019735749390826, 8093909439261195426]
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 6), st.integers(1, 4))
+@settings(max_examples=100, deadline=None)
+def test_evaluation_gives_every_question_once_on_any_world_size(
+    counts: list[int], k: int, world: int, micro: int
+) -> None:
+    visits = Visits(np.array(counts), k)
+    ranks = [EvaluationOrder(visits, Share(rank=r, world_size=world, micro_visits=micro)) for r in range(world)]
+    assert len({order.num_micro_batches for order in ranks}) == 1  # unequal counts would hang a collective
+    pairs = [
+        (int(visits.image[visit]), int(q))
+        for order in ranks
+        for number in range(order.num_micro_batches)
+        for visit in order.micro_batch(number)
+        if visit != PADDING
+        for q in order.questions(int(visit))
+    ]
+    assert pairs == [(image, q) for image, count in enumerate(counts) for q in range(count)]
+
+
+def test_default_lanes_is_the_largest_divisor_up_to_64() -> None:
+    assert [default_lanes(b) for b in (1, 6, 64, 96, 128, 134)] == [1, 6, 64, 48, 64, 2]
+
+
+def test_a_world_size_that_does_not_divide_the_lanes_is_refused_with_those_that_do() -> None:
+    order = Order(seed=1, questions_per_visit=4, visits_per_step=12, lanes=6, shuffle_shards=1)
+    with pytest.raises(
+        ConfigError, match=r"batch\.lanes: 6 lanes cannot be shared by 4 ranks.*1, 2, 3, 6 \(or set batch"
+    ):
+        accumulation_steps(order, Share(rank=0, world_size=4, micro_visits=1))
+    with pytest.raises(ConfigError, match=r"1, 2, 3, 6 \(or make batch\.visits=12 a multiple of 5\)"):
+        accumulation_steps(order, Share(rank=0, world_size=5, micro_visits=1))
+    with pytest.raises(ConfigError, match=r"batch\.micro_visits: 4 does not divide the 6 visits.*1, 2, 3, 6"):
+        accumulation_steps(order, Share(rank=0, world_size=2, micro_visits=4))
+
+
+def test_limits_and_samples_keep_whole_images() -> None:
+    counts = np.array([0, 3, 0, 2, 5, 1])
+    assert limit_images(counts, 2).tolist() == [0, 3, 0, 2, 0, 0]
+    sampled = sample_images(counts, 2, seed=3)
+    assert (sampled > 0).sum() == 2
+    assert set(sampled.tolist()) <= set(counts.tolist())
+    assert sample_images(counts, 4, seed=3) is counts
+    np.testing.assert_array_equal(sampled, sample_images(counts, 2, seed=3))

@@ -1,0 +1,288 @@
+"""The step benchmark: every path computes the same, does the work that its name says, and is timed in turns."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from model.towers.blip import encode_image
+from shards.read.collate import IGNORED_LABEL
+from trainer import cli
+from trainer.bench.measure import (
+    LARGEST_DIFFERENCE,
+    LARGEST_EXACT_DIFFERENCE,
+    Measurement,
+    measure,
+    relative_difference,
+)
+from trainer.bench.paths import (
+    DESCRIPTIONS,
+    GROUPED,
+    IMAGE_PER_QUESTION,
+    IMAGES_ONCE,
+    KEYS_PER_ROW,
+    PLAIN,
+    paths,
+)
+from trainer.bench.reference import PlainPath
+from trainer.bench.rounds import speedup, time_rounds
+from trainer.bench.step import table
+from trainer.bench.workload import (
+    ANSWER_TOKENS,
+    GQA_QUESTION_TOKENS,
+    Sizes,
+    Workload,
+    build_workload,
+    draw_batch,
+)
+
+TINY = Sizes(
+    image_size=32,
+    patch_size=8,
+    vision_width=16,
+    vision_layers=1,
+    vision_heads=2,
+    text_width=16,
+    text_layers=2,
+    text_heads=2,
+    vocab_size=130,
+    map_width=4,
+    fusion_heads=2,
+)
+IMAGES, QUESTIONS_PER_IMAGE = 2, 3
+QUESTIONS, PAIRS = 6, 12
+
+
+@pytest.fixture(scope="module")
+def measured() -> Measurement:
+    return measure_tiny(torch.float32, with_reference=True)
+
+
+@pytest.fixture
+def workload() -> Workload:
+    return build_workload(TINY, images=IMAGES, questions_per_image=QUESTIONS_PER_IMAGE)
+
+
+def measure_tiny(dtype: torch.dtype, *, with_reference: bool) -> Measurement:
+    return measure(
+        TINY,
+        images=IMAGES,
+        questions_per_image=QUESTIONS_PER_IMAGE,
+        with_reference=with_reference,
+        device=torch.device("cpu"),
+        dtype=dtype,
+        rounds=2,
+        seconds_at_least=0.0,
+    )
+
+
+def gradients_of(workload: Workload, path: Callable) -> list[torch.Tensor]:
+    workload.objective.zero_grad()
+    for loss in path():
+        loss.backward()
+    return [parameter.grad.clone() for parameter in workload.objective.parameters()]
+
+
+def rows_through(module: nn.Module, path: Callable) -> int:
+    """How many rows a module reads while a path is computed."""
+    seen = []
+    handle = module.register_forward_hook(
+        lambda _, inputs, named, __: seen.append(len([*inputs, *named.values()][0])), with_kwargs=True
+    )
+    for loss in path():
+        del loss
+    handle.remove()
+    return sum(seen)
+
+
+class TestEquality:
+    def test_every_path_has_the_gradients_and_the_loss_of_the_plain_one(self, measured: Measurement):
+        assert list(measured.differences) == [PLAIN, *(name for name in DESCRIPTIONS if name != PLAIN)]
+        for name, difference in measured.differences.items():
+            assert difference <= LARGEST_DIFFERENCE, name
+            assert measured.losses[name] == pytest.approx(measured.losses[PLAIN], rel=1e-5), name
+        assert measured.unequal == []
+
+    def test_the_grouped_path_encodes_images_as_the_plain_one(self, measured: Measurement):
+        assert measured.encoders.tokens <= 1e-7
+        assert measured.encoders.exact <= LARGEST_EXACT_DIFFERENCE
+
+    def test_a_vision_forward_that_mixes_up_images_is_found_out(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr("model.objective.encode_image", lambda *a, **k: encode_image(*a, **k).flip(0))
+        wrong = measure_tiny(torch.float32, with_reference=True)
+        assert wrong.unequal == [GROUPED, KEYS_PER_ROW, "image tokens", "grouped in fp64"]
+
+    def test_a_decoder_that_reads_the_padding_of_questions_is_found_out(self, workload: Workload):
+        contenders = paths(workload, with_reference=True)
+        expected = gradients_of(workload, contenders[GROUPED])
+        decoder = workload.objective.part("answer").text_decoder
+        for layer in decoder.bert.encoder.layer:
+            layer.crossattention.self.register_forward_pre_hook(
+                lambda _, inputs, named: (inputs, {**named, "encoder_attention_mask": None}), with_kwargs=True
+            )
+        assert relative_difference(gradients_of(workload, contenders[PLAIN]), expected) > 100 * LARGEST_DIFFERENCE
+
+    def test_gradients_that_are_not_finite_never_count_as_equal(self, measured: Measurement):
+        nan = relative_difference([torch.tensor([float("nan")])], [torch.ones(1)])
+        assert replace(measured, differences={PLAIN: 0.0, GROUPED: nan}).unequal == [GROUPED]
+
+
+class TestWork:
+    @pytest.mark.parametrize(
+        ("name", "encoded", "fused", "projected"),
+        [
+            (GROUPED, IMAGES, IMAGES, IMAGES),
+            (KEYS_PER_ROW, IMAGES, IMAGES, QUESTIONS),
+            (IMAGES_ONCE, IMAGES, QUESTIONS + PAIRS, QUESTIONS),
+            (IMAGE_PER_QUESTION, QUESTIONS, QUESTIONS, QUESTIONS),
+            (PLAIN, QUESTIONS + PAIRS, QUESTIONS + PAIRS, QUESTIONS),
+        ],
+    )
+    def test_a_path_encodes_fuses_and_projects_as_often_as_it_says(
+        self, workload: Workload, name: str, encoded: int, fused: int, projected: int
+    ):
+        objective, path = workload.objective, paths(workload, with_reference=True)[name]
+        key = objective.part("answer").text_encoder.encoder.layer[0].crossattention.self.key
+        assert rows_through(objective.part("vision").embeddings, path) == encoded
+        assert rows_through(objective.fusion, path) == fused
+        assert rows_through(key, path) == projected
+
+    def test_plain_rows_are_padded_to_the_longest_and_carry_their_image(self, workload: Workload):
+        plain, batch = PlainPath(workload), workload.batch
+        for rows, image, mask in (
+            (plain.questions, batch.question_image, batch.question_mask),
+            (plain.pairs, batch.match_image, batch.match_mask),
+        ):
+            assert rows.ids.shape[1] == int(mask.sum(dim=1).max()) < mask.shape[1]
+            assert torch.equal(rows.mask.sum(dim=1), mask.sum(dim=1))
+            assert torch.equal(rows.pixels, batch.pixels[image])
+
+    def test_without_the_reference_nothing_but_the_grouped_path_runs(self):
+        alone = measure_tiny(torch.float32, with_reference=False)
+        assert list(alone.losses) == [GROUPED]
+        assert alone.differences == {}
+        assert "ratio" not in alone.as_json()
+
+    def test_gradients_are_compared_in_fp32_whatever_the_precision_of_the_timing(self, measured: Measurement):
+        half = measure_tiny(torch.bfloat16, with_reference=True)
+        assert half.differences == pytest.approx(measured.differences, abs=LARGEST_DIFFERENCE)
+        assert half.circumstances["dtype"] == "bfloat16"
+
+
+class TestBatch:
+    def test_lengths_come_from_the_histograms(self):
+        batch = draw_batch(TINY, images=50, questions_per_image=20, generator=torch.Generator().manual_seed(0))
+        questions = Counter(batch.question_mask.sum(dim=1).tolist())
+        answers = Counter((batch.answer_labels != IGNORED_LABEL).sum(dim=1).tolist())
+        assert set(questions) <= set(GQA_QUESTION_TOKENS)
+        assert set(answers) == {length + 1 for length in ANSWER_TOKENS}
+        mean = sum(length * count for length, count in GQA_QUESTION_TOKENS.items()) / sum(GQA_QUESTION_TOKENS.values())
+        assert sum(questions.elements()) / 1000 == pytest.approx(mean, rel=0.03)
+
+    def test_every_question_has_its_answer_and_a_wrong_one_behind_it(self, workload: Workload):
+        batch = workload.batch
+        for pair, question in enumerate(workload.batch.match_question.tolist()):
+            asked = batch.question_ids[question][batch.question_mask[question]]
+            matched = batch.match_ids[pair][batch.match_mask[pair]]
+            assert torch.equal(matched[: len(asked)], asked)
+            assert batch.match_image[pair] == batch.question_image[question]
+            answer = batch.answer_labels[question][batch.answer_labels[question] != IGNORED_LABEL]
+            assert torch.equal(matched[len(asked) :], answer) == bool(batch.match_labels[pair])
+
+    def test_the_same_seed_draws_the_same_step(self):
+        first, second, other = (
+            draw_batch(TINY, images=2, questions_per_image=3, generator=torch.Generator().manual_seed(seed))
+            for seed in (4, 4, 5)
+        )
+        assert torch.equal(first.match_ids, second.match_ids)
+        assert torch.equal(first.pixels, second.pixels)
+        assert not torch.equal(first.pixels, other.pixels)
+
+
+class TestRounds:
+    def test_rounds_alternate_and_each_begins_with_another_step(self):
+        ran: list[str] = []
+        steps = {name: lambda name=name: ran.append(name) for name in "abc"}
+        time_rounds(steps, rounds=4)
+        assert "".join(ran) == "abcbcacababc"
+
+    def test_short_steps_repeat_and_their_mean_counts(self):
+        now = [0.0]
+
+        def clock() -> float:
+            return now[0]
+
+        def step(seconds: float) -> None:
+            now[0] += seconds
+
+        steps = {"short": lambda: step(0.25), "long": lambda: step(3.0)}
+        (seconds,) = time_rounds(steps, rounds=1, seconds_at_least=1.0, clock=clock)
+        assert seconds == {"short": 0.25, "long": 3.0}
+        assert now[0] == 4 * 0.25 + 3.0
+
+    def test_a_ratio_is_taken_within_each_round_before_the_median(self):
+        rounds = [{"fast": 1.0, "slow": 8.0}, {"fast": 2.0, "slow": 20.0}, {"fast": 1.0, "slow": 12.0}]
+        assert speedup(rounds, "fast", "slow") == 10.0
+
+
+class TestCommand:
+    @pytest.fixture
+    def figures(self, measured: Measurement) -> Measurement:
+        """Made-up times: grouped 1 s, the others 2, 3, 4 and 12 s."""
+        seconds = dict(zip(DESCRIPTIONS, (1.0, 2.0, 3.0, 4.0, 12.0), strict=True))
+        return replace(measured, rounds=[seconds] * 3)
+
+    @pytest.fixture
+    def fake(self, figures: Measurement, monkeypatch) -> dict:
+        """What the command asked to measure; nothing is measured."""
+        asked: dict = {"figures": figures}
+        monkeypatch.setattr(
+            "trainer.bench.measure.measure",
+            lambda sizes, **options: asked.update(options, sizes=sizes) or asked["figures"],
+        )
+        return asked
+
+    def test_the_json_has_the_ratios_to_the_plain_path(self, fake: dict, tmp_path: Path, capsys):
+        file = tmp_path / "step.json"
+        assert cli.main(["bench", "step", "--reference", "--device", "cpu", "--json", str(file)]) == 0
+        written = json.loads(file.read_text())
+        assert written["ratio"] == 12.0
+        assert written["ratio_without_shared_keys_values"] == 6.0
+        assert written["ratio_with_image_deduplication_only"] == 4.0
+        assert written["ratio_to_one_fused_image_per_question"] == 4.0
+        assert written["paths"][PLAIN]["questions_per_second"] == QUESTIONS / 12
+        assert written["gradients_equal"] is True
+        assert capsys.readouterr().out.count("x") >= len(DESCRIPTIONS)
+        assert (fake["sizes"], fake["images"], fake["questions_per_image"]) == (Sizes(), 2, 16)
+        assert (fake["dtype"], fake["rounds"]) == (torch.float32, 5)
+
+    def test_unequal_gradients_are_exit_code_1_and_said(self, fake: dict, capsys):
+        fake["figures"] = replace(
+            fake["figures"], differences={PLAIN: 0.0, GROUPED: 1e-3, **dict.fromkeys(list(DESCRIPTIONS)[1:4], 0.0)}
+        )
+        assert cli.main(["bench", "step", "--reference", "--device", "cpu"]) == 1
+        assert "the gradients of grouped differ" in capsys.readouterr().err
+
+    def test_the_table_has_a_line_per_path(self, figures: Measurement):
+        lines = table(figures).splitlines()
+        assert [line.split()[0] for line in lines if line.endswith(tuple(DESCRIPTIONS.values()))] == list(DESCRIPTIONS)
+
+    @pytest.mark.parametrize(
+        ("words", "line"),
+        [
+            (["--device", "cuda"], "--device cuda: torch"),
+            (["--images", "0"], "--images 0: expected at least 1"),
+            (["--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
+        ],
+    )
+    def test_mistakes_are_one_line_and_exit_code_2(self, monkeypatch, capsys, words: list[str], line: str):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        assert cli.main(["bench", "step", *words]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"duoflow: {line}")
+        assert error.count("\n") == 1

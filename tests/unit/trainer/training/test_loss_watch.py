@@ -1,0 +1,89 @@
+import math
+
+import pytest
+
+from trainer.training.loss_watch import FIRST_STEPS, SAME_STEPS, LossWatch
+
+
+def watch(values: list[float], *, part: str = "answer", first: int = 1, **known) -> list[str]:
+    watcher = LossWatch()
+    return [text for step, value in enumerate(values, first) for text in watcher.observe(step, {part: value}, **known)]
+
+
+def test_a_loss_that_moves_gives_no_warning():
+    assert watch([1.0 - step / 1000 for step in range(99)], learning_rate=1e-4, grad_norm=1.0) == []
+
+
+def test_a_constant_loss_is_reported_once_and_only_after_twenty_steps():
+    assert watch([0.7] * (SAME_STEPS - 1)) == []
+    [text] = watch([0.7] * 90)
+    assert text.startswith("answer_loss is 0.7 for 20 steps: ")
+    assert "\n" not in text
+
+
+def test_rounding_in_the_last_bits_of_fp32_still_counts_as_constant():
+    assert len(watch([0.693147 * (1 + 1e-7 * (step % 3)) for step in range(30)])) == 1
+
+
+def test_a_slow_drift_is_not_constant():
+    assert watch([1.0 * (1 + 2e-6) ** step for step in range(99)]) == []
+
+
+def test_a_break_starts_the_count_anew():
+    assert watch([0.7] * 19 + [0.8] + [0.7] * 19) == []
+
+
+def test_a_loss_of_zero_names_the_part_and_where_to_look():
+    [answer] = watch([0.0] * 20, part="answer")
+    [itm] = watch([0.0] * 20, part="itm")
+    assert answer.startswith("answer_loss is 0 for 20 steps: all answers were cut")
+    assert itm.startswith("itm_loss is 0 for 20 steps: no negatives exist")
+    assert "losses.negatives" in itm
+
+
+@pytest.mark.parametrize(
+    ("known", "cause"),
+    [
+        ({"learning_rate": 0.0, "grad_norm": 1.0}, "learning rate is 0"),
+        ({"learning_rate": 1e-4, "grad_norm": 0.0}, "everything is frozen"),
+        ({"learning_rate": 1e-4, "grad_norm": 1.0}, "same output for every input"),
+    ],
+)
+def test_what_is_known_of_the_step_tells_the_causes_apart(known, cause):
+    [text] = watch([0.7] * 20, **known)
+    assert cause in text
+
+
+def test_after_the_first_hundred_steps_nothing_is_reported():
+    assert watch([0.0] * 50, first=FIRST_STEPS + 1) == []
+    assert watch([0.0] * 20, first=FIRST_STEPS - 18) == []
+    assert len(watch([0.0] * 20, first=FIRST_STEPS - 19)) == 1
+
+
+def test_nan_is_not_a_constant():
+    assert watch([math.nan] * 40) == []
+    assert watch([math.inf] * 40) == []
+
+
+def test_parts_are_followed_apart():
+    watcher = LossWatch()
+    texts = [text for step in range(1, 41) for text in watcher.observe(step, {"answer": 0.0, "itm": 1.0 / step})]
+    assert len(texts) == 1
+
+
+def test_pairs_of_one_class_are_reported_once():
+    watcher = LossWatch()
+    assert watcher.observe(1, {"itm": 0.9}, positives=8, negatives=3) == []
+    [text] = watcher.observe(2, {"itm": 0.8}, positives=8, negatives=0)
+    assert text.startswith("step 2: all 8 texts")
+    assert "losses.negatives" in text
+    assert watcher.observe(3, {"itm": 0.7}, positives=8, negatives=0) == []
+
+
+def test_pairs_without_a_positive_are_reported_as_well():
+    [text] = watch([0.5], part="itm", positives=0, negatives=5)
+    assert "none of the 5 texts" in text
+
+
+def test_a_step_without_any_pair_is_no_class_of_its_own():
+    assert watch([0.5], part="itm", positives=0, negatives=0) == []

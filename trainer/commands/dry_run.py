@@ -1,0 +1,83 @@
+"""`duoflow train --dry-run`: what a run would do and need, worked out without training a step."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+from model.objective import Objective
+from trainer.build import assemble_model, open_split, training_tokenizer
+from trainer.commands.start import check_previous, check_unoccupied
+from trainer.config import RunConfig
+from trainer.config.schema import check_world_size
+from trainer.run_directory import RunDirectory
+from trainer.training.milestones import Milestones
+from trainer.training.preflight import preflight
+
+_ADAM_TENSORS = 3
+"""fp32 copies that a checkpoint holds of every trained parameter: itself and Adam's two moments."""
+_KEPT_CHECKPOINTS = 3
+"""`last`, `best`, and the one being written."""
+
+
+def dry_run(config: RunConfig, *, fresh: bool = False) -> str:
+    """Steps, visits, parameters and disk of a run as a table, after every check that a real start makes.
+
+    Args:
+        fresh: a run of that name would be set aside.
+
+    Raises:
+        UserError: what would keep the run from starting.
+    """
+    run = RunDirectory.of(config)
+    logged, finished = check_previous(run, config, fresh=fresh)
+    machine = preflight(config, fresh=fresh)
+    check_unoccupied(run)
+    train = open_split(config, "train")
+    built = assemble_model(config, scratch_tokenizer=lambda: training_tokenizer(config, train))
+    milestones = Milestones.of(config, train.steps_per_epoch)
+    objective = built.objective
+    trained = _trained(objective)
+    total = sum(trained.values())
+    questions, visits = int(train.visits.num_questions.sum()), len(train.visits)
+    padding = milestones.steps_per_epoch * config.batch.visits - visits
+    checkpoint = _ADAM_TENSORS * 4 * total
+    rows = [
+        ("images", f"{int((train.visits.num_questions > 0).sum()):,}"),
+        ("questions per epoch", f"{questions:,}"),
+        ("visits per epoch", f"{visits:,} of at most {config.data.questions_per_visit} questions, {padding} padding"),
+        ("steps", f"{milestones.steps_per_epoch:,} per epoch, {milestones.total_steps:,} in all"),
+        ("validations", f"{milestones.total_validations:,}"),
+        ("ranks", f"{machine.processes} on {'GPU' if machine.gpus else 'CPU'}"),
+        ("visits per step", f"{config.batch.visits} = {_batch_arithmetic(config, machine.processes)}"),
+        ("parameters trained", f"{total:,} ({_list(trained)})"),
+        ("parameters frozen", _list(objective.frozen_counts()) or "0"),
+        (
+            "disk",
+            f"{_megabytes(checkpoint)} per checkpoint, at most {_megabytes(_KEPT_CHECKPOINTS * checkpoint)} at once",
+        ),
+    ]
+    rows += [("goes on with", str(difference)) for difference in logged]
+    if finished is not None:
+        rows.append(("finished", finished))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _batch_arithmetic(config: RunConfig, processes: int) -> str:
+    accumulation = check_world_size(config, processes)
+    return f"{processes} ranks x {accumulation} micro-batches x {config.batch.micro_visits} visits"
+
+
+def _trained(objective: Objective) -> Counter[str]:
+    """Parameters by part; what two parts share counts once."""
+    counts: Counter[str] = Counter()
+    for name, parameter in objective.named_parameters():
+        counts[name.partition(".")[0]] += parameter.numel()
+    return counts
+
+
+def _list(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
+
+
+def _megabytes(count: float) -> str:
+    return f"{count / 1e6:,.1f} MB"

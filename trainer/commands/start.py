@@ -1,0 +1,150 @@
+"""What `duoflow train` does: check, resume or start over, launch the ranks, and return the code that they left."""
+
+import contextlib
+import os
+import sys
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.local import Outcome, free_port, launcher_command, launcher_environment, run_launcher
+from shards.progress import say
+from trainer.config import RunConfig, load_config
+from trainer.config.resume_policy import Difference, check_resumable, config_diff
+from trainer.config.schema import REPOSITORY
+from trainer.run_directory import DONE, FAILED, OCCUPIED, STOPPED, RunDirectory, Status
+from trainer.training.preflight import Machine, preflight
+
+TRAINING_MODULE = "trainer.train"
+
+
+def start_training(recipe: Path, overrides: Sequence[str], *, fresh: bool = False) -> int:
+    """Train a recipe to its end, or go on with the run of that name; returns the exit code.
+
+    Args:
+        fresh: set an existing run of that name aside and start over.
+
+    Raises:
+        UserError: the recipe, its data or an existing run does not allow it.
+    """
+    config = load_config(recipe, overrides)
+    run = RunDirectory.of(config)
+    logged, finished = check_previous(run, config, fresh=fresh)
+    if finished is not None:
+        say(finished)
+        return DONE
+    machine = preflight(config, fresh=fresh)
+    if config.engine.processes is not None and machine.processes < config.engine.processes:
+        say(f"engine.processes: {config.engine.processes}, but a rank each for {machine.gpus} GPU(s) is all there is")
+    with contextlib.ExitStack() as locks:
+        _occupy(run, locks, fresh=fresh)
+        for difference in logged:
+            say(f"{run.path}: {difference}; the run goes on with the new value")
+        run.write_config(config)
+        run.change_status("running", message="starting")
+        return settle(run, _launch(run, config, machine))
+
+
+def check_previous(run: RunDirectory, config: RunConfig, *, fresh: bool) -> tuple[list[Difference], str | None]:
+    """Whether a run of this name can go on with this configuration.
+
+    Returns:
+        The differences that belong in the log; and what to say if there is nothing left to do, else None.
+
+    Raises:
+        ConfigError: it would be another run.
+    """
+    previous = None if fresh else run.read_config()
+    if previous is None:
+        return [], None
+    logged = check_resumable(previous, config, str(run.path))
+    return logged, _finished_message(run) if is_finished(run.read_status(), previous, config) else None
+
+
+def check_unoccupied(run: RunDirectory) -> None:
+    """Whether nobody trains in a run's directory; it is not made if it is not there.
+
+    Raises:
+        UserError: somebody does.
+    """
+    if run.ranks.is_dir():
+        with run.lock():
+            return
+
+
+def is_finished(status: Status | None, previous: RunConfig, config: RunConfig) -> bool:
+    """Whether a run has nothing left to do. New limits or another patience reopen a finished one."""
+    reopened = any(
+        difference.key.startswith(("limits.", "early_stopping.")) for difference in config_diff(previous, config)
+    )
+    return status is not None and status.state == "done" and not reopened
+
+
+def settle(run: RunDirectory, outcome: Outcome) -> int:
+    """The exit code of a run whose ranks are gone; if they left none behind, the status says what is known."""
+    status = run.read_status()
+    if status is not None and status.state != "running":
+        return FAILED if status.exit_code is None else status.exit_code
+    if outcome.stopped_early:
+        code, state, message = STOPPED, "stopped", "stopped before the ranks were up; run the same command again"
+    elif outcome.killed:
+        code, state, message = FAILED, "failed", "the ranks were killed; run the same command again"
+    else:
+        code, state = FAILED, "failed"
+        message = f"the ranks ended without a word (the launcher returned {outcome.returncode}); see {run.logs}"
+    run.change_status(state, exit_code=code, message=message)
+    say(f"duoflow: {run.path}: {message}", error=True)
+    return code
+
+
+def _finished_message(run: RunDirectory) -> str:
+    status = run.read_status()
+    assert status is not None
+    how = f" ({status.message})" if status.message else ""
+    return (
+        f"{run.path} is finished at step {status.global_step}{how}; nothing to do. "
+        "A higher limits.epochs goes on, --fresh starts over."
+    )
+
+
+def _occupy(run: RunDirectory, locks: contextlib.ExitStack, *, fresh: bool) -> None:
+    """Make the directory this process's own; `fresh` sets an old one aside, unless somebody is training in it."""
+    existed = run.path.exists()
+    run.create()
+    locks.enter_context(run.lock())
+    if fresh and existed:
+        say(f"{run.path}: the old run is now {run.set_aside()}")
+        run.create()
+        locks.enter_context(run.lock())
+
+
+def _launch(run: RunDirectory, config: RunConfig, machine: Machine) -> Outcome:
+    command = launcher_command(
+        TRAINING_MODULE,
+        [str(run.config.resolve())],
+        python=sys.executable,
+        processes=machine.processes,
+        port=free_port(),
+        gpus=machine.gpu_numbers,
+    )
+    environment = launcher_environment(
+        os.environ,
+        processes=machine.processes,
+        gpus=machine.gpus,
+        cores=len(os.sched_getaffinity(0)),
+        import_from=_import_from(),
+    )
+    return run_launcher(
+        command,
+        environment=environment | {OCCUPIED: str(run.path.resolve())},
+        ranks=run.ranks,
+        processes=machine.processes,
+        leave_seconds=config.engine.timeout_seconds,
+        say=lambda line: say(line, error=True),
+    )
+
+
+def _import_from() -> Path | None:
+    """The checkout, when the packages come from one: ranks do not look into the working directory."""
+    installed = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
+    return None if REPOSITORY in installed else REPOSITORY

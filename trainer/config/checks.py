@@ -1,0 +1,225 @@
+"""Values that are right one by one and cannot stand together: every contradiction within a configuration."""
+
+import difflib
+from collections.abc import Iterator
+
+from model.config import SCRATCH, EfficientSamConfig, untrained_parts
+from trainer.config.faults import Fault
+from trainer.config.schema import RunConfig
+from trainer.scoring.metrics import TRAINING_CELLS
+
+_CUSTOM_SIZES = ("image_size", "patch_size", "width", "depth", "heads", "neck_width")
+
+
+def cross_faults(config: RunConfig) -> tuple[Fault, ...]:
+    """Everything that contradicts something else."""
+    checks = (
+        _validation,
+        _batch,
+        _optim,
+        _losses,
+        _metric,
+        _fusion,
+        _scratch,
+        _efficient_sam,
+        _frozen,
+        _shared,
+        _lora,
+        _guided,
+    )
+    return tuple(fault for check in checks for fault in check(config))
+
+
+def recorded_metrics(*, answer: bool = True, itm: bool = True) -> tuple[str, ...]:
+    """Names of the metrics that a run with these losses records and that can decide which checkpoint is best."""
+    names = ["train/loss", "val/loss"]
+    if answer:
+        names += ["train/answer_loss", "val/answer_loss"]
+        names += [f"val/{cell or 'accuracy'}" for cell in TRAINING_CELLS]
+    if itm:
+        names += ["train/itm_loss", "val/itm_loss", "val/itm_accuracy"]
+    return tuple(names)
+
+
+def _validation(config: RunConfig) -> Iterator[Fault]:
+    every = config.validate_every
+    if every.epochs is not None and every.steps is not None:
+        yield Fault(
+            "validate_every", f"epochs={every.epochs} and steps={every.steps} are both set; set one of them to null"
+        )
+
+
+def _batch(config: RunConfig) -> Iterator[Fault]:
+    visits, micro_visits, lanes = config.batch.visits, config.batch.micro_visits, config.batch.resolved_lanes
+    if visits % micro_visits:
+        yield Fault(
+            "batch.micro_visits",
+            f"{micro_visits} does not divide batch.visits {visits}; nearest: {_nearest(visits, micro_visits)}",
+        )
+    if visits % lanes:
+        yield Fault("batch.lanes", f"{lanes} does not divide batch.visits {visits}; nearest: {_nearest(visits, lanes)}")
+
+
+def _optim(config: RunConfig) -> Iterator[Fault]:
+    for position, beta in enumerate(config.optim.betas):
+        if not 0.0 <= beta < 1.0:
+            yield Fault(f"optim.betas[{position}]", f"expected from 0 to less than 1, got {beta}")
+
+
+def _losses(config: RunConfig) -> Iterator[Fault]:
+    losses = config.losses
+    if losses.itm == 0 and losses.answer == 0:
+        yield Fault("losses", "itm and answer are both 0, so nothing would be trained; give one of them a weight")
+    if losses.itm > 0 and not losses.negatives:
+        yield Fault(
+            "losses.negatives", "is empty while losses.itm > 0: matching needs wrong pairs; name answer or question"
+        )
+
+
+def _metric(config: RunConfig) -> Iterator[Fault]:
+    metric, mode = config.early_stopping.metric, config.early_stopping.mode
+    recorded = recorded_metrics(answer=config.losses.answer > 0, itm=config.losses.itm > 0)
+    if metric not in recorded_metrics():
+        near = difflib.get_close_matches(metric, recorded, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        yield Fault("early_stopping.metric", f"{metric} is not recorded; {hint}recorded: {', '.join(recorded)}")
+        return
+    if metric not in recorded and config.data.val is not None:
+        loss = "itm" if "itm" in metric else "answer"
+        yield Fault(
+            "early_stopping.metric",
+            f"{metric} is not recorded when losses.{loss} is 0; recorded: {', '.join(recorded)}",
+        )
+    if config.early_stopping.patience is not None and config.data.val is None:
+        yield Fault(
+            "early_stopping.patience", "counts validations, but data.val is null; set data.val, or patience to null"
+        )
+    better = "min" if metric.endswith("loss") else "max"
+    if mode != better:
+        yield Fault("early_stopping.mode", f"{mode} would keep the worst checkpoint by {metric}; set it to {better}")
+
+
+def _fusion(config: RunConfig) -> Iterator[Fault]:
+    fusion, model = config.model.fusion, config.model
+    if fusion.name != "difnet":
+        return
+    if fusion.separate_layers >= fusion.layers:
+        yield Fault(
+            "model.fusion.separate_layers",
+            f"{fusion.separate_layers} leaves no layer behind the sum; expected less than model.fusion.layers "
+            f"{fusion.layers}",
+        )
+    width = model.scratch.width if fusion.width is None and model.vision == SCRATCH else fusion.width
+    if width is not None and width % fusion.heads:
+        yield _heads_fault("model.fusion.heads", fusion.heads, width)
+
+
+def _scratch(config: RunConfig) -> Iterator[Fault]:
+    scratch = config.model.scratch
+    if scratch.image_size % scratch.patch_size:
+        yield _patch_fault("model.scratch.patch_size", scratch.patch_size, scratch.image_size)
+    if scratch.width % scratch.heads:
+        yield _heads_fault("model.scratch.heads", scratch.heads, scratch.width)
+
+
+def _efficient_sam(config: RunConfig) -> Iterator[Fault]:
+    tower = config.model.efficient_sam
+    sizes = {name: getattr(tower, name) for name in _CUSTOM_SIZES}
+    if tower.variant != "custom":
+        for name, size in sizes.items():
+            if size is not None:
+                message = f"{size} has no effect on variant {tower.variant}; remove it, or set variant to custom"
+                yield Fault(f"model.efficient_sam.{name}", message)
+        return
+    missing = [name for name, size in sizes.items() if size is None]
+    if tower.checkpoint is not None and len(missing) == len(sizes):
+        return  # a .safetensors of our own says its sizes
+    for name in missing:
+        yield Fault(f"model.efficient_sam.{name}", "is not set; variant custom needs it")
+    if not missing:
+        yield from _custom_sizes(tower)
+
+
+def _custom_sizes(tower: EfficientSamConfig) -> Iterator[Fault]:
+    assert tower.image_size is not None
+    assert tower.patch_size is not None
+    assert tower.width is not None
+    assert tower.heads is not None
+    if tower.image_size % tower.patch_size:
+        yield _patch_fault("model.efficient_sam.patch_size", tower.patch_size, tower.image_size)
+    if tower.width % tower.heads:
+        yield _heads_fault("model.efficient_sam.heads", tower.heads, tower.width)
+
+
+def _frozen(config: RunConfig) -> Iterator[Fault]:
+    untrained = untrained_parts(config.model, config.losses)
+    for part in [part for part in config.model.freeze if part in untrained]:
+        reference = _second_reference(config) if part == "second_stream" else f"model.{part}"
+        yield Fault(
+            "model.freeze",
+            f"{part} starts from random weights and would stay so: an untrained frozen tower; take it out of "
+            f"model.freeze, or name trained weights in {reference}",
+        )
+
+
+def _second_reference(config: RunConfig) -> str:
+    return "model.second_vision" if config.model.second_stream == "blip" else "model.efficient_sam.checkpoint"
+
+
+def _shared(config: RunConfig) -> Iterator[Fault]:
+    model, both_used = config.model, config.losses.itm > 0 and config.losses.answer > 0
+    if both_used and model.match == model.answer and ("match" in model.freeze) != ("answer" in model.freeze):
+        yield Fault(
+            "model.freeze",
+            f"model.match and model.answer both name {model.match} and share its text encoder; freeze both or neither",
+        )
+
+
+def _lora(config: RunConfig) -> Iterator[Fault]:
+    weights = {"match": config.losses.itm, "answer": config.losses.answer}
+    for part, weight in weights.items():
+        lora, key = getattr(config.model.lora, part), f"model.lora.{part}"
+        if lora.rank == 0:
+            if lora.targets:
+                yield Fault(f"{key}.rank", "is 0 while targets are named, so nothing is adapted; set it, such as to 8")
+            continue
+        if not lora.targets:
+            yield Fault(f"{key}.targets", "is empty; name linear layers, such as [query, value] (BLIP) or [q, v] (T5)")
+        if part not in config.model.freeze:
+            yield Fault(key, f"{part} is trained whole already; put it into model.freeze, or set rank to 0")
+        if weight == 0:
+            yield Fault(key, f"{part} is not used, since its loss has weight 0; give it a weight, or set rank to 0")
+
+
+def _guided(config: RunConfig) -> Iterator[Fault]:
+    model = config.model
+    if model.second_stream != "efficient_sam_masks":
+        return
+    key = "model.second_stream"
+    for part in {"match", "second_stream"} - set(model.freeze):
+        yield Fault(key, f"efficient_sam_masks looks through the {part} tower as it was loaded; put it in model.freeze")
+    if model.lora.match.rank:
+        yield Fault(key, "efficient_sam_masks looks through the match tower as it was loaded; set its rank to 0")
+    for loss in ("itm", "answer"):
+        if getattr(config.losses, loss) == 0:
+            yield Fault(key, f"efficient_sam_masks needs both towers of text; give losses.{loss} a weight")
+    if model.guidance.blend == 0:
+        yield Fault("model.guidance.blend", "is 0, so that no mask weighs anything; use second_stream=efficient_sam")
+
+
+def _heads_fault(key: str, heads: int, width: int) -> Fault:
+    return Fault(key, f"{heads} does not divide the width {width}; nearest: {_nearest(width, heads)}")
+
+
+def _patch_fault(key: str, patch_size: int, image_size: int) -> Fault:
+    return Fault(
+        key, f"{patch_size} does not divide the image size {image_size}; nearest: {_nearest(image_size, patch_size)}"
+    )
+
+
+def _nearest(number: int, wrong: int) -> str:
+    """The divisors of `number` on both sides of one that is not."""
+    divisors = [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+    below = [divisor for divisor in divisors if divisor < wrong][-1:]
+    above = [divisor for divisor in divisors if divisor > wrong][:1]
+    return ", ".join(str(divisor) for divisor in below + above)

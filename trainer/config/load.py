@@ -1,0 +1,76 @@
+"""Recipe, then overrides, checked as a whole: the only way to a configuration."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from shards.errors import ConfigError
+from trainer.config.checks import cross_faults
+from trainer.config.faults import fault_line, value_faults
+from trainer.config.overrides import Override, apply_overrides, parse_override
+from trainer.config.schema import RunConfig
+from trainer.config.yaml_text import format_value, format_yaml, parse_yaml
+
+
+def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a recipe, or of the `config.yaml` of a run directory, with `a.b=value` overrides.
+
+    Raises:
+        ConfigError: one line per fault, each with its file or override, the dotted key and the way out.
+    """
+    parsed = [parse_override(text) for text in overrides]
+    tree = apply_overrides(_read_recipe(Path(recipe)), parsed)
+    _name_after(Path(recipe), tree)
+    source_of = _source_of(str(recipe), parsed)
+    try:
+        # JSON is what pydantic's strict mode was made for: lists are tuples there, and true is not 1.
+        config = RunConfig.model_validate_json(json.dumps(tree), strict=True)
+        faults = cross_faults(config)
+    except ValidationError as error:
+        faults = value_faults(error, RunConfig)
+    if faults:
+        raise ConfigError("\n".join(fault_line(fault, source_of) for fault in faults))
+    return config
+
+
+def dump_config(config: RunConfig) -> str:
+    """YAML of the whole tree, defaults included, that loads to the same configuration."""
+    return format_yaml(config.model_dump(mode="json"))
+
+
+def _read_recipe(recipe: Path) -> dict[str, Any]:
+    try:
+        text = recipe.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{recipe}: no such file; expected a recipe in YAML, such as those in recipes/") from None
+    except OSError as error:
+        raise ConfigError(f"{recipe}: cannot be read: {error.strerror}; expected a recipe in YAML") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{recipe}: not UTF-8 text at byte {error.start}; expected a recipe in YAML") from None
+    tree = parse_yaml(text, str(recipe))
+    if not isinstance(tree, dict):
+        found = "nothing" if tree is None else format_value(tree)
+        raise ConfigError(f"{recipe}: expected sections with keys (batch: ...), got {found}")
+    return tree
+
+
+def _name_after(recipe: Path, tree: dict[str, Any]) -> None:
+    """Give the run the recipe's name if it has none. A `run` that is no section is left for the validation to name."""
+    run = tree.setdefault("run", {})
+    if isinstance(run, dict) and run.get("name") is None:
+        run["name"] = recipe.stem
+
+
+def _source_of(recipe: str, overrides: Sequence[Override]) -> Callable[[str], str]:
+    """Which override (the last one) or else which file set a key, or the values under it."""
+
+    def source_of(key: str) -> str:
+        for override in reversed(overrides):
+            if f"{override.key}.".startswith(f"{key}.") or key.startswith((f"{override.key}.", f"{override.key}[")):
+                return override.text
+        return recipe
+
+    return source_of

@@ -1,0 +1,93 @@
+"""What may change between two starts of the same run: nothing that decides data, order, model or seed."""
+
+from typing import Any, Literal, NamedTuple
+
+from shards.errors import ConfigError
+from trainer.config.faults import leaf_keys
+from trainer.config.schema import RunConfig
+from trainer.config.yaml_text import format_value
+
+Policy = Literal["free", "logged", "refused"]
+
+_FREE = (
+    "run.name",
+    "run.directory",
+    "data.testdev",
+    "data.test",
+    "data.challenge",
+    "data.workers",
+    "pnp.",
+    "engine.processes",
+    "engine.timeout_seconds",
+    "validate_every.epochs",
+    "validate_every.steps",
+    "early_stopping.patience",
+    "early_stopping.min_delta",
+    "checkpoint.",
+    "limits.",
+    "logging.",
+)
+"""Keys, and sections with a dot at the end."""
+_LOGGED = ("optim.", "batch.micro_visits", "engine.policy", "validate_every.max_images")
+"""Another learning rate is an experiment; another micro-batch or ZeRO stage is how the same batch fits other machines;
+on other images, a validation says something else than the best one did."""
+
+
+class Difference(NamedTuple):
+    """A dotted key whose value is not what it was."""
+
+    key: str
+    old: Any
+    new: Any
+
+    @property
+    def policy(self) -> Policy:
+        return resume_policy(self.key)
+
+    def __str__(self) -> str:
+        return f"{self.key}: was {format_value(_plain(self.old))}, is {format_value(_plain(self.new))}"
+
+
+def resume_policy(key: str) -> Policy:
+    """Whether a run may go on with another value of this key: silently, with a line in the log, or not at all."""
+    for policy, keys in (("free", _FREE), ("logged", _LOGGED)):
+        if any(key == name or (name.endswith(".") and key.startswith(name)) for name in keys):
+            return policy
+    return "refused"
+
+
+def config_diff(old: RunConfig, new: RunConfig) -> list[Difference]:
+    """The keys whose values differ, in the order of their declaration; lanes count with their default filled in."""
+    pairs = [(key, _value(old, key), _value(new, key)) for key in leaf_keys(RunConfig)]
+    return [Difference(*pair) for pair in pairs if pair[1] != pair[2]]
+
+
+def check_resumable(old: RunConfig, new: RunConfig, run: str) -> list[Difference]:
+    """The differences to put in the log when a run goes on.
+
+    Args:
+        run: what an error calls the run, such as its directory.
+
+    Raises:
+        ConfigError: a difference would make it another run; one line for each.
+    """
+    differences = config_diff(old, new)
+    refused = [difference for difference in differences if difference.policy == "refused"]
+    if refused:
+        lines = [f"{run}: {difference}; this cannot change when a run goes on" for difference in refused]
+        lines.append(f"{run}: put the old values back, give it another run.name, or start over with --fresh")
+        raise ConfigError("\n".join(lines))
+    return [difference for difference in differences if difference.policy == "logged"]
+
+
+def _value(config: RunConfig, key: str) -> Any:
+    if key == "batch.lanes":
+        return config.batch.resolved_lanes
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

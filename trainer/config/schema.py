@@ -1,0 +1,190 @@
+"""A run as one frozen tree: what the tree says is all that a run knows."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from model.config import LossConfig, ModelConfig, PnpConfig
+from shards.config import DataConfig
+from shards.config_base import Section
+from shards.errors import ConfigError
+from shards.read.plan import Order, Share, accumulation_steps, default_lanes
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+"""Where the packages lie; `ds_configs/` and `recipes/` are beside them in a checkout."""
+
+
+class RunSection(Section):
+    """What the run is called and where it lives."""
+
+    name: str | None = Field(default=None, pattern=r"^[\w+=@][\w.+=@-]*$", max_length=100)
+    """The run's directory is `run.directory`/`run.name`; null is the recipe's file name without its ending."""
+    directory: str = Field(default="runs", min_length=1)
+    """The directory of all runs."""
+    seed: int = Field(default=1, ge=0, lt=2**63)
+    """Decides initial weights, order, dropout and negatives."""
+
+
+class BatchConfig(Section):
+    """Batch sizes in visits (one image with at most `data.questions_per_visit` questions each)."""
+
+    visits: int = Field(ge=1)
+    """B: visits of one optimizer step, over all ranks."""
+    micro_visits: int = Field(ge=1)
+    """m: visits that a rank computes at a time; divides B / ranks, and the quotient is accumulated."""
+    lanes: int | None = Field(default=None, ge=1)
+    """L: pieces that an epoch is cut into; the number of ranks divides it. Null is B's largest divisor up to 64."""
+
+    @property
+    def resolved_lanes(self) -> int:
+        """L with its default filled in."""
+        return default_lanes(self.visits) if self.lanes is None else self.lanes
+
+
+class OptimConfig(Section):
+    """AdamW, and the course of its learning rate: linear warm-up, then half a cosine."""
+
+    lr: float = Field(default=1e-4, gt=0.0)
+    """Learning rate at the end of the warm-up."""
+    final_lr_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Learning rate at the end of the run, as a part of `lr`."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's two moments, each from 0 to less than 1."""
+    eps: float = Field(default=1e-8, gt=0.0)
+    """AdamW's guard against division by 0."""
+    weight_decay: float = Field(default=0.05, ge=0.0)
+    """Decoupled weight decay."""
+    warmup_steps: int = Field(default=100, ge=0)
+    """Optimizer steps below `lr` at the beginning."""
+    max_grad_norm: float | None = Field(default=1.0, gt=0.0)
+    """Gradients are scaled down to this global norm; null never clips."""
+
+
+class EngineConfig(Section):
+    """DeepSpeed, and the processes that it runs in."""
+
+    policy: str = Field(default="ds_configs/zero1.json", min_length=1)
+    """File with the ZeRO policy, from the working directory or else from the repository."""
+    processes: int | None = Field(default=None, ge=1)
+    """Ranks on this machine, with GPUs at most one for each; null is one per GPU, or 1 without a GPU."""
+    timeout_seconds: int = Field(default=600, ge=1)
+    """How long a rank waits for the others before it gives up."""
+
+
+class ValidateEvery(Section):
+    """When to validate: after so many epochs or so many optimizer steps, not both. Null for both is every epoch."""
+
+    epochs: int | None = Field(default=None, ge=1)
+    """Epochs between validations."""
+    steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps between validations; the end of the run validates as well."""
+    max_images: int | None = Field(default=None, ge=1)
+    """Images of a validation, hash-chosen and always the same ones; null is all."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _every_epoch(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("epochs") is None and values.get("steps") is None:
+            return {**values, "epochs": 1}
+        return values
+
+
+class EarlyStoppingConfig(Section):
+    """Which validation is the best, and when to stop waiting for a better one."""
+
+    metric: str = "val/accuracy"
+    """The metric that decides which checkpoint is `best`."""
+    mode: Literal["max", "min"] = "max"
+    """Whether more is better (accuracies) or less (losses)."""
+    patience: int | None = Field(default=None, ge=1)
+    """Validations without progress until the run stops; null never stops early."""
+    min_delta: float = Field(default=0.0, ge=0.0)
+    """Progress is more than this, in the units of the metric."""
+
+
+class CheckpointConfig(Section):
+    """When to save, beside every validation, the end and a stop by a signal."""
+
+    every_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps between checkpoints; null adds none."""
+
+
+class LimitsConfig(Section):
+    """How long to train."""
+
+    epochs: int = Field(default=10, ge=1)
+    """Epochs of the whole run."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps of the whole run, if that is less; null is no such limit."""
+
+
+class LoggingConfig(Section):
+    """What is recorded while training."""
+
+    every_steps: int = Field(default=10, ge=1)
+    """Optimizer steps between lines of metrics."""
+    tensorboard: bool = True
+    """Whether to write TensorBoard event files, beside `metrics.jsonl`."""
+    pictures: int = Field(default=4, ge=0)
+    """Validation questions that TensorBoard shows at each validation: heatmap, points, mask, answer; 0 for none."""
+
+
+class RunConfig(Section):
+    """One run, completely."""
+
+    run: RunSection = RunSection()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    losses: LossConfig = LossConfig()
+    pnp: PnpConfig = PnpConfig()
+    batch: BatchConfig
+    optim: OptimConfig = OptimConfig()
+    precision: Literal["auto", "fp16", "bf16", "fp32"] = "auto"
+    """Of the computation; `auto` is fp16 on a GPU and fp32 without. Weights and moments are always kept in fp32."""
+    engine: EngineConfig = EngineConfig()
+    validate_every: ValidateEvery = ValidateEvery()
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    limits: LimitsConfig = LimitsConfig()
+    logging: LoggingConfig = LoggingConfig()
+    initialize_from: str | None = None
+    """Run directory, checkpoint or export whose weights (and nothing else) the run starts from."""
+
+
+def plan_order(config: RunConfig) -> Order:
+    """What determines the order of the run, apart from the data."""
+    return Order(
+        seed=config.run.seed,
+        questions_per_visit=config.data.questions_per_visit,
+        visits_per_step=config.batch.visits,
+        lanes=config.batch.resolved_lanes,
+        shuffle_shards=config.data.shuffle_shards,
+    )
+
+
+def check_world_size(config: RunConfig, world_size: int) -> int:
+    """Gradient accumulation: micro-batches that each of `world_size` ranks computes for one step.
+
+    Raises:
+        ConfigError: the lanes or the batch cannot be shared by so many ranks; the message names the sizes that can.
+    """
+    return accumulation_steps(
+        plan_order(config), Share(rank=0, world_size=world_size, micro_visits=config.batch.micro_visits)
+    )
+
+
+def policy_path(config: RunConfig) -> Path:
+    """The file with the ZeRO policy.
+
+    Raises:
+        ConfigError: it is neither below the working directory nor in the repository.
+    """
+    candidates = [Path(config.engine.policy), REPOSITORY / config.engine.policy]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    shipped = ", ".join(sorted(f"ds_configs/{path.name}" for path in (REPOSITORY / "ds_configs").glob("*.json")))
+    raise ConfigError(
+        f"engine.policy: no file {config.engine.policy} in {Path.cwd()} or {REPOSITORY}; there are: {shipped or 'none'}"
+    )

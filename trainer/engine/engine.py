@@ -1,0 +1,308 @@
+"""DeepSpeed at arm's length: one module, one AdamW, forward, backward, step, and a state that belongs to us.
+
+The only file that imports deepspeed.
+"""
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from trainer.engine import partitions
+from trainer.engine.deepspeed_config import zero_stage
+from trainer.engine.distributed import World
+from trainer.engine.gradient_watch import GradientWatch
+from trainer.engine.state_file import EngineState
+
+_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+"""What dynamic loss scaling remembers from step to step; stage 0 has no hysteresis."""
+
+
+class Update(NamedTuple):
+    """What an optimizer step did."""
+
+    applied: bool
+    """False if gradients were not finite: parameters and moments are as before, and the loss scale may have shrunk."""
+    grad_norm: float | None
+    """Global L2 norm before clipping, without loss scale; None if it was not finite."""
+    loss_scale: float
+    """For the next micro-step; 1 unless precision is fp16."""
+    skipped_steps: int
+    """Updates not applied since the start of the run."""
+
+
+class Engine:
+    """Trains the parameters of one module with AdamW under a ZeRO stage. All ranks call all methods in the same order.
+
+    Args:
+        module: its forward takes a batch and returns a NamedTuple with a scalar `loss`. All its parameters are
+            trained; frozen modules hang on it unregistered. All ranks need the same graph at the same time: where a
+            rank has no work for a part of it, it must still run that part, with weight 0.
+        world: from `trainer.engine.distributed.initialize`.
+        deepspeed_config: from `trainer.engine.deepspeed_config.resolve`.
+        learning_rate: until `set_learning_rate` changes it.
+        betas, eps: of AdamW (Loshchilov and Hutter, arXiv 1711.05101).
+        weight_decay: of matrices; biases, norms and other parameters of fewer than two dimensions are not decayed.
+        gradient_patience: optimizer steps after which every parameter must have had a gradient that is not zero.
+
+    Losses are averaged over ranks and micro-steps: a loss that is a sum over questions has to be multiplied by
+    world size x accumulation / questions of the step before.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        world: World,
+        deepspeed_config: dict[str, Any],
+        learning_rate: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        gradient_patience: int = 1,
+    ) -> None:
+        _check_module(module)
+        self.module, self.zero_stage = module, zero_stage(deepspeed_config)
+        self._world, self._skipped_steps = world, 0
+        self._names = {parameter: name for name, parameter in module.named_parameters()}
+        # At stage 0 DeepSpeed takes a step on zero gradients to create half-precision state, which would decay the
+        # parameters; with a learning rate of 0 it changes nothing.
+        self._adamw = torch.optim.AdamW(_decay_groups(module, weight_decay), lr=0.0, betas=betas, eps=eps)
+        self._deepspeed = _initialize(module, self._adamw, deepspeed_config, world)
+        self._optimizer = self._deepspeed.optimizer
+        self._shelves = partitions.shelves(self._optimizer, self._adamw, self._names, self.zero_stage)
+        partitions.set_optimizer_step(self._shelves, 0)
+        self._scaler = _loss_scaler(self._optimizer)
+        self.set_learning_rate(learning_rate)
+        self._watch = GradientWatch({name: p for p, name in self._names.items()}, patience=gradient_patience)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module is and batches have to be."""
+        return self._world.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the module's parameters; their master copies are fp32."""
+        return next(iter(self._names)).dtype
+
+    def __call__(self, batch: Any) -> Any:
+        """The module's forward, ready for `backward`."""
+        return self._deepspeed(batch)
+
+    def train(self) -> None:
+        """Put the module in training mode."""
+        self.module.train()
+
+    def eval(self) -> None:
+        """Put the module in evaluation mode."""
+        self.module.eval()
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """For all parameters, from the next step on."""
+        for group in self._adamw.param_groups:
+            group["lr"] = learning_rate
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of one micro-step; call `step` after each."""
+        if self._scaler is not None and self.zero_stage == 0:
+            # DeepSpeed 0.19 divides gradients by the loss scale at every stage, but multiplies only at 1 to 3.
+            loss = loss.float() * self._scaler.cur_scale
+        self._deepspeed.backward(loss)
+
+    def step(self) -> Update | None:
+        """Finish a micro-step: None while gradients accumulate, else what the optimizer step did.
+
+        Raises:
+            ConfigError: on all ranks after the first optimizer steps, if a parameter never had a gradient.
+        """
+        if not self._deepspeed.is_gradient_accumulation_boundary():
+            self._deepspeed.step()
+            return None
+        scale = self._loss_scale()
+        norm = self._step_unwrapped() if self._optimizer is self._adamw else self._step_wrapped(scale)
+        applied = norm is not None
+        self._skipped_steps += not applied
+        if applied and self._watch.watching:
+            seen = self._watch.step_applied()
+            if seen is not None:
+                self._watch.report(self._world.max_across_ranks(seen))
+        return Update(applied, norm, self._loss_scale(), self._skipped_steps)
+
+    @contextlib.contextmanager
+    def evaluation_module(self) -> Iterator[nn.Module]:
+        """The module in evaluation mode with whole weights, free of collectives: ranks may call it as often as they
+        like, also under `torch.inference_mode`. Entering and leaving are collective; no training happens inside.
+        """
+        was_training = self.module.training
+        self.module.eval()
+        try:
+            with self._whole_weights() if self.zero_stage == 3 else contextlib.nullcontext():
+                yield self.module
+        finally:
+            self.module.train(was_training)
+
+    def export_state(self) -> EngineState | None:
+        """On rank 0 all that the next steps depend on, as full tensors; on the other ranks None."""
+        kinds = ("master", *partitions.MOMENTS)
+        groups = {
+            kind: dict(pair for shelf in self._shelves for pair in partitions.gather(shelf, kind)) for kind in kinds
+        }
+        if self._world.rank != 0:
+            return None
+        return EngineState(
+            parameters=groups.pop("master"),
+            **groups,
+            optimizer_step=partitions.optimizer_step(self._shelves),
+            skipped_steps=self._skipped_steps,
+            loss_scaler=_read_scaler(self._scaler),
+        )
+
+    def import_state(self, state: EngineState) -> None:
+        """Continue from a state, of any stage, world size and precision; every rank has all of it.
+
+        At the stage, world size and precision that it was exported from, training goes on bit for bit.
+
+        Raises:
+            DataError: the state is that of another module.
+        """
+        state.check_fits({name: tuple(_shape(p)) for p, name in self._names.items()})
+        if self.zero_stage == 3:
+            self._optimizer.checkpoint_event_prologue()
+        for shelf in self._shelves:
+            for kind, full in (
+                ("master", state.parameters),
+                ("exp_avg", state.exp_avg),
+                ("exp_avg_sq", state.exp_avg_sq),
+            ):
+                partitions.scatter(shelf, kind, full)
+        partitions.set_optimizer_step(self._shelves, state.optimizer_step)
+        self._refresh_module(state.parameters)
+        self._skipped_steps = state.skipped_steps
+        for name, value in state.loss_scaler.items():
+            if hasattr(self._scaler, name):
+                setattr(self._scaler, name, value)
+
+    def close(self) -> None:
+        """Give up DeepSpeed's hooks and buffers; the engine cannot be used afterwards."""
+        self._deepspeed.destroy()
+
+    def _step_unwrapped(self) -> float | None:
+        """fp32 at stage 0: nothing in DeepSpeed looks at the gradients, and one NaN would reach every parameter."""
+        norm = float(nn.utils.get_total_norm([p.grad for p in self._names if p.grad is not None]))
+        if math.isfinite(norm):
+            self._deepspeed.step()
+            return norm
+        self._deepspeed.zero_grad()
+        self._deepspeed.micro_steps += 1  # what its step() would have counted: the next boundary depends on it
+        return None
+
+    def _step_wrapped(self, scale: float) -> float | None:
+        """DeepSpeed's optimizers leave out a step themselves if gradients are not finite on any rank."""
+        self._deepspeed.step()
+        if not self._deepspeed.was_step_applied():
+            return None
+        norm = float(self._optimizer._global_grad_norm)
+        if self._scaler is not None and self.zero_stage == 0:
+            return norm / scale  # it is that of the scaled gradients
+        if self._scaler is not None and self.zero_stage == 3:
+            return norm * self._loss_scale() / scale  # it was divided by a scale that may just have grown
+        return norm
+
+    def _loss_scale(self) -> float:
+        return 1.0 if self._scaler is None else float(self._scaler.cur_scale)
+
+    def _refresh_module(self, parameters: dict[str, Tensor]) -> None:
+        """Make the module compute with new master values."""
+        if self.zero_stage == 3:
+            for i in range(len(self._optimizer.fp16_groups)):
+                self._optimizer._reassign_or_swap_out_partitioned_parameters(i)
+            self._optimizer.checkpoint_event_epilogue()
+            return
+        for parameter, name in self._names.items():
+            parameter.data.copy_(parameters[name])
+
+    @contextlib.contextmanager
+    def _whole_weights(self) -> Iterator[None]:
+        """Stage 3: gather all parameters and silence the hooks that would release them after each submodule."""
+        self._optimizer.checkpoint_event_prologue()
+        with deepspeed.zero.GatheredParameters(list(self._names)), _without_hooks(self.module, self._optimizer):
+            yield
+        self._optimizer.checkpoint_event_epilogue()
+
+
+def _initialize(
+    module: nn.Module, adamw: torch.optim.AdamW, config: dict[str, Any], world: World
+) -> deepspeed.DeepSpeedEngine:
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    if world.device.type == "cpu":
+        # Otherwise DeepSpeed compiles its shared-memory collectives: more than a minute, and an error without a
+        # compiler. Filling the table also spares the probing of every other operator.
+        vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
+    engine, *_ = deepspeed.initialize(model=module, optimizer=adamw, config=config)
+    # DeepSpeed clones the world group with torch's default timeout of up to half an hour.
+    set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # older torch
+    set_timeout(timedelta(seconds=world.timeout_seconds), deepspeed.utils.groups._get_data_parallel_group())
+    return engine
+
+
+def _check_module(module: nn.Module) -> None:
+    frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
+    assert not frozen, f"registered but not trained: {frozen[:5]}; keep frozen modules unregistered"
+    assert any(True for _ in module.parameters()), "nothing to train"
+    for name, child in module.named_modules():
+        # Running statistics differ from rank to rank and are in no checkpoint.
+        assert not getattr(child, "track_running_stats", False), f"{name}: batch statistics are not supported"
+    for parameter in module.parameters():
+        parameter.data = parameter.data.contiguous()
+
+
+def _decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    matrices = [p for p in module.parameters() if p.ndim >= 2]
+    others = [p for p in module.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    """Stage 3 keeps parameters empty and their shape aside."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def _loss_scaler(optimizer: Any) -> Any:
+    """What holds the dynamic loss scale, None unless precision is fp16."""
+    scaler = getattr(optimizer, "loss_scale_config", None) or getattr(optimizer, "loss_scaler", None)
+    if scaler is None or not getattr(scaler, "dynamic", getattr(scaler, "dynamic_loss_scale", False)):
+        return None
+    # An overflow at the smallest scale is reported like every other step that is left out, not as a bare Exception.
+    scaler.raise_error_at_min_scale = False
+    return scaler
+
+
+def _read_scaler(scaler: Any) -> dict[str, float | int]:
+    return {name: getattr(scaler, name) for name in _SCALER_FIELDS if hasattr(scaler, name)}
+
+
+@contextlib.contextmanager
+def _without_hooks(module: nn.Module, optimizer: Any) -> Iterator[None]:
+    """Take DeepSpeed's hooks, and only those, off a module and its children, and put them back in their order."""
+    offload = optimizer.parameter_offload
+    own = {handle.id for handle in (*offload.forward_hooks, *offload.backward_hooks, offload.fwd_pre_hook)}
+    tables = [table for m in module.modules() for table in (m._forward_pre_hooks, m._forward_hooks)]
+    saved = [dict(table) for table in tables]
+    for table in tables:
+        for key in own & table.keys():
+            del table[key]
+    try:
+        yield
+    finally:
+        for table, hooks in zip(tables, saved, strict=True):
+            table.clear()
+            table.update(hooks)

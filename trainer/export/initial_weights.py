@@ -1,0 +1,99 @@
+"""`initialize_from`: the weights of another run, and nothing else of it, into the trained parts of an objective."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from model.objective import Objective
+from model.towers.lora import WEIGHTS, plain_names
+from shards.errors import ConfigError, DataError
+from trainer.build import FUSION_FILE
+from trainer.engine.state_file import MODEL, STATE, verify_checkpoint
+from trainer.export.write import read_export
+
+
+def initialize_from(objective: Objective, source: str) -> str:
+    """Load weights, and nothing else, into the trained parts of an objective; says what was loaded.
+
+    Args:
+        source: a run directory (its best checkpoint, else its last), a checkpoint, or an export.
+
+    Raises:
+        ConfigError: nothing that holds weights, or weights of another model.
+        DataError: the weights are damaged.
+    """
+    path = _weights_file(Path(source).expanduser())
+    try:
+        if (path.parent / STATE).is_file():
+            verify_checkpoint(path.parent)
+        weights = load_file(path)
+    except DataError as error:
+        raise DataError(f"initialize_from: {error}") from None
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"initialize_from: {path}: not readable ({error})") from None
+    if path.name == FUSION_FILE:
+        weights = _of_export(path.parent, weights)
+    own = dict(objective.named_parameters())
+    wanted = {name for name in own if _part(name) in _parts(weights)}
+    # Adapters may be new, and an export has trained towers as checkpoints that a recipe refers to; a tower that a
+    # checkpoint does not have was not trained in its run.
+    absent = _parts(own) - _parts(weights) - ({"lora"} if path.name != FUSION_FILE else _parts(own) - {"fusion"})
+    faults = [f"{part} is missing" for part in sorted(absent)]
+    faults += [f"{name} is missing" for name in sorted(wanted - weights.keys())]
+    faults += [
+        f"{name} is {tuple(weights[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in sorted(wanted & weights.keys())
+        if weights[name].shape != own[name].shape
+    ]
+    if faults:
+        raise ConfigError(
+            f"initialize_from: {path}: {'; '.join(faults[:3])} ({len(faults)} faults); expected weights of the same "
+            "model section, or an export, of which the fusion and adapters are taken"
+        )
+    with torch.no_grad():
+        for name in wanted:
+            own[name].copy_(weights[name])
+    return f"weights of {len(wanted)} of {len(own)} trained tensors from {path}{_left_out(own, weights)}"
+
+
+def _of_export(export: Path, fusion: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The fusion of an export and its adapters, under the names of an objective's parameters."""
+    weights = {f"fusion.{name}": tensor for name, tensor in fusion.items()}
+    for part, name in read_export(export)["adapters"].items():
+        adapters = load_file(export / name / WEIGHTS)
+        weights |= {f"lora.{part}.{key}": tensor for key, tensor in plain_names(adapters).items()}
+    return weights
+
+
+def _part(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _parts(names: Iterable[str]) -> set[str]:
+    return {_part(name) for name in names}
+
+
+def _left_out(own: Iterable[str], weights: Iterable[str]) -> str:
+    new, unused = sorted(_parts(own) - _parts(weights)), sorted(_parts(weights) - _parts(own))
+    said = [f"{', '.join(new)} start as they are"] if new else []
+    said += [f"{', '.join(unused)} of it is not used"] if unused else []
+    return f"; {'; '.join(said)}" if said else ""
+
+
+def _weights_file(source: Path) -> Path:
+    candidates = [source / MODEL, source / FUSION_FILE]
+    for pointer in ("best", "last"):
+        file = source / "checkpoints" / pointer
+        if file.is_file():
+            candidates.append(source / "checkpoints" / file.read_text(encoding="utf-8").strip() / MODEL)
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise ConfigError(
+        f"initialize_from: {source}: no weights in it; expected a run directory with a checkpoint, a checkpoint or an "
+        "export"
+    )

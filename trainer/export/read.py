@@ -1,0 +1,105 @@
+"""The exported model of a run, loaded in a process of its own: what evaluates, answers and describes works with it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from model.build import BuiltModel
+from shards.errors import ConfigError, DataError
+from trainer.build import assemble_model
+from trainer.config import RunConfig, load_config
+from trainer.engine.deepspeed_config import resolve_precision
+from trainer.engine.distributed import device_type
+from trainer.export.initial_weights import initialize_from
+from trainer.export.run_arguments import check_run
+from trainer.export.write import exported_model_config, load_exported_adapters, load_fusion
+from trainer.run_directory import RunDirectory
+
+Weights = Literal["trained", "initial"]
+Pipeline = Literal["direct", "pnp"]
+"""Whose answers: the trained model's own, or those that T5 reads from captions of what its heatmap points at."""
+
+DATA = ("data.val=", "data.testdev=", "data.test=", "data.challenge=", "data.workers=", "precision=")
+"""What may differ from the recipe of a run wherever its export is used: nothing that its weights depend on."""
+LOOKS = ("model.guidance.",)
+"""What decides where an answer is looked for; of no effect where nothing looks."""
+PNP = ("pnp.",)
+LOOKS_WITH = ("pnp.looks_with=",)
+
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class Exported(NamedTuple):
+    """A model on its device, in evaluation mode."""
+
+    config: RunConfig
+    built: BuiltModel
+    device: torch.device
+    dtype: torch.dtype
+
+
+def read_run(path: Path, overrides: Sequence[str] = (), *, open_keys: Sequence[str] = DATA) -> RunConfig:
+    """The recipe of a run.
+
+    Args:
+        overrides: `key=value` in place of the recipe's.
+        open_keys: how those begin that may be given.
+
+    Raises:
+        ConfigError: there is no run, or an override is wrong, of no effect, or of a key that its weights depend on.
+    """
+    check_run(path)
+    for override in overrides:
+        if not override.startswith(tuple(open_keys)):
+            fate = "has no effect here" if override.startswith((*LOOKS, *PNP)) else "is settled by the run"
+            raise ConfigError(f"{override}: {fate}; what can be given begins with {', '.join(open_keys)}")
+    config = load_config(RunDirectory(path).config, overrides)
+    guided = config.model.second_stream == "efficient_sam_masks"
+    for override in overrides:
+        if guided and override.startswith(LOOKS):
+            raise ConfigError(f"{override}: is settled by the run, whose second stream was trained under its guidance")
+        if guided and override.startswith(LOOKS_WITH) and config.pnp.looks_with == "fused":
+            raise ConfigError(
+                f"{override}: this run looks before it fuses, since its fusion needs the masks; use plain"
+            )
+    return config
+
+
+def open_keys(*, looks: bool, pnp: bool) -> tuple[str, ...]:
+    """How the overrides begin that have an effect, where something looks and where PNP-VQA answers."""
+    return (*DATA, *(LOOKS if looks else ()), *(PNP if pnp else ()))
+
+
+def load_exported(path: Path, config: RunConfig, *, weights: Weights = "trained") -> Exported:
+    """Load the export of a run onto this machine's GPU, or its CPU.
+
+    Args:
+        path: the run directory.
+        config: of `read_run`.
+        weights: `initial` leaves the fusion encoder as the seed made it: where training began.
+
+    Raises:
+        ConfigError, DataError: the export is missing, damaged, or that of another recipe.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    device, export = torch.device(device_type()), RunDirectory(path).export
+    model = exported_model_config(config.model, export)
+    built = assemble_model(config, model=model, scratch_tokenizer=_no_scratch_left)
+    objective = built.objective
+    if weights == "trained":
+        load_fusion(objective, export)
+        load_exported_adapters(objective, export)
+    elif config.initialize_from is not None:
+        initialize_from(objective, config.initialize_from)
+    dtype = _DTYPES[resolve_precision(config.precision, device.type, t5_is_trained=objective.trains_t5)]
+    objective.to(device=device, dtype=dtype).eval()
+    objective.place_frozen(device, dtype)
+    return Exported(config, built, device, dtype)
+
+
+def _no_scratch_left() -> None:
+    raise DataError("export: a part of the recipe is `scratch` and was not exported; train the run again")

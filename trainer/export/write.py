@@ -1,0 +1,273 @@
+"""The export of a run: its trained parts as files that load without DuoFlow's checkpoints, and the way back.
+
+fusion_encoder.safetensors   grid token, adapters and fusion encoder
+blip_vqa/, blip_itm/         BLIP in Hugging Face format with its tokenizer, where any of its parts was trained
+t5/                          T5 with its tokenizer, if it was trained whole
+lora_match/, lora_answer/    adapters in PEFT's format, where there are any
+blip_vision/                 BLIP's vision tower, if it was trained and fits into neither of these
+blip_second/                 the second BLIP, if it was trained: only its vision tower has a meaning
+efficient_sam.safetensors    the second vision tower, if it was trained, under its official key names
+export.json                  which part lies where, and the step and metrics that the weights belong to
+README.md                    model card
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import BlipConfig, BlipForImageTextRetrieval, BlipForQuestionAnswering, PreTrainedModel
+
+from model.build import BuiltModel
+from model.config import EfficientSamConfig, ModelConfig
+from model.efficient_sam.encoder import EfficientSamEncoder
+from model.efficient_sam.weights import save_efficient_sam_encoder
+from model.objective import Objective
+from model.towers.answer_towers import T5AnswerTower
+from model.towers.checkpoint_files import architecture_of
+from model.towers.lora import load_adapters, save_adapters, without_adapters
+from shards.errors import DataError
+from trainer.build import FUSION_FILE
+from trainer.config import RunConfig
+from trainer.run_directory import replace_directory, write_json
+
+EXPORT_FILE = "export.json"
+VQA, ITM, T5, VISION, SECOND_BLIP = "blip_vqa", "blip_itm", "t5", "blip_vision", "blip_second"
+SECOND_STREAM = "efficient_sam.safetensors"
+
+
+def export_model(
+    config: RunConfig,
+    built: BuiltModel,
+    parameters: Mapping[str, Tensor],
+    directory: Path,
+    *,
+    step: int,
+    metrics: Mapping[str, float],
+) -> None:
+    """Write the trained parts, aside and then renamed, so that `directory` holds the old export or this one.
+
+    Args:
+        parameters: full fp32 tensors by the objective's parameter names, as a checkpoint has them.
+        step: optimizer steps taken when they were saved.
+        metrics: of the validation of that step, for the model card.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
+    aside = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    weights = _all_names(built.objective, parameters)
+    save_file(_below(weights, "fusion."), aside / FUSION_FILE)
+    parts = _export_towers(config.model, built, weights, aside) | _export_second(config.model, built, weights, aside)
+    known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
+    adapters = _export_adapters(config.model, built, weights, aside)
+    write_json(aside / EXPORT_FILE, {"parts": parts, "adapters": adapters, "step": step, "metrics": known})
+    trained = ["fusion", *parts, *(f"LoRA on {part}" for part in adapters)]
+    (aside / "README.md").write_text(_model_card(config, trained, step, metrics), encoding="utf-8")
+    replace_directory(aside, directory)
+
+
+def read_export(directory: Path) -> dict[str, Any]:
+    """What `export.json` says.
+
+    Raises:
+        DataError: there is no export in the directory, or it is damaged.
+    """
+    try:
+        return {"adapters": {}, **json.loads((directory / EXPORT_FILE).read_text(encoding="utf-8"))}
+    except FileNotFoundError:
+        raise DataError(
+            f"{directory}: no export; it is written when the first validation, or the run, is done: "
+            "run the same `duoflow train` command again"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{directory / EXPORT_FILE}: not readable ({error})") from None
+
+
+def exported_model_config(config: ModelConfig, directory: Path) -> ModelConfig:
+    """The model section with the references of trained parts pointing into the export."""
+    parts = {part: str((directory / name).resolve()) for part, name in read_export(directory)["parts"].items()}
+    second = parts.pop("second_stream", None)
+    changes: dict[str, Any] = dict(parts)
+    if second is not None and config.second_stream == "blip":
+        changes["second_vision"] = second
+    elif second is not None:
+        changes["efficient_sam"] = EfficientSamConfig(checkpoint=second, variant="custom")
+    return config.model_copy(update=changes)
+
+
+def load_fusion(objective: Objective, directory: Path) -> None:
+    """Read the exported fusion encoder into an objective.
+
+    Raises:
+        DataError: it is missing, damaged, or that of another recipe.
+    """
+    path = directory / FUSION_FILE
+    try:
+        objective.fusion.load_state_dict(load_file(path), strict=True)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: does not load into this recipe's fusion encoder ({reason})") from None
+
+
+def load_exported_adapters(objective: Objective, directory: Path) -> None:
+    """Read the exported adapters into an objective that was built with them.
+
+    Raises:
+        DataError: some are missing, damaged, or those of another recipe.
+    """
+    for part, leaves in objective.adapters.items():
+        load_adapters(leaves, directory / adapter_directory(part))
+
+
+def adapter_directory(part: str) -> str:
+    """Where the export has the adapters of a part."""
+    return f"lora_{part}"
+
+
+def _all_names(objective: Objective, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under every name that the module has for them: shared and tied parameters have several."""
+    canonical = {parameter: name for name, parameter in objective.named_parameters()}
+    names = objective.named_parameters(remove_duplicate=False)
+    return {name: parameters[canonical[parameter]] for name, parameter in names}
+
+
+def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def _export_towers(model: ModelConfig, built: BuiltModel, weights: Mapping[str, Tensor], aside: Path) -> dict[str, str]:
+    """Write the checkpoints that hold trained parts; returns where each trained part lies.
+
+    A trained vision tower goes into every checkpoint that has one of its sizes, so that each can be used alone.
+    """
+    trained = {name.partition(".")[0] for name in weights} & {"vision", "match", "answer"}
+    answer, match, vision = *map(built.objective.part, ("answer", "match")), _below(weights, "vision.")
+    parts: dict[str, str] = {}
+    if isinstance(answer, T5AnswerTower):
+        if "answer" in trained:
+            _save_t5(answer, built, model.answer, _below(weights, "answer.model."), aside / T5)
+            parts["answer"] = T5
+    elif answer is not None and (changed := trained & {"answer", *_vision_in(built, model.answer)}):
+        _save_blip(BlipForQuestionAnswering, built, model.answer, "answer", vision, weights, aside / VQA)
+        parts |= dict.fromkeys(changed, VQA)
+    if match is not None and (changed := trained & {"match", *_vision_in(built, model.match)}):
+        _save_blip(BlipForImageTextRetrieval, built, model.match, "match", vision, weights, aside / ITM)
+        parts |= {part: ITM for part in changed if part not in parts}
+    if "vision" in trained - parts.keys():
+        _save_blip(BlipForImageTextRetrieval, built, model.vision, None, vision, weights, aside / VISION)
+        parts["vision"] = VISION
+    return parts
+
+
+def _vision_in(built: BuiltModel, reference: str) -> set[str]:
+    """{"vision"} if a checkpoint has a vision tower of the sizes of the one in use: a ViT-L may feed a base BERT."""
+    shapes = [
+        {name: value.shape for name, value in tower.state_dict().items()}
+        for tower in (built.source.vision_of(reference), built.objective.part("vision"))
+    ]
+    return {"vision"} if shapes[0] == shapes[1] else set()
+
+
+def _export_second(model: ModelConfig, built: BuiltModel, weights: Mapping[str, Tensor], aside: Path) -> dict[str, str]:
+    """Write the second vision tower, if it was trained; returns where it lies."""
+    trained = _below(weights, "second_stream.encoder.")
+    if not trained:
+        return {}
+    if model.second_stream == "blip":
+        _save_blip(BlipForImageTextRetrieval, built, model.second_vision, None, trained, {}, aside / SECOND_BLIP)
+        return {"second_stream": SECOND_BLIP}
+    encoder = EfficientSamEncoder(built.objective.part("second_stream").encoder.config)
+    encoder.load_state_dict(trained, strict=True)
+    save_efficient_sam_encoder(encoder, aside / SECOND_STREAM)
+    return {"second_stream": SECOND_STREAM}
+
+
+def _save_t5(
+    tower: T5AnswerTower, built: BuiltModel, reference: str, weights: Mapping[str, Tensor], directory: Path
+) -> None:
+    config = type(tower.model.config).from_dict(tower.model.config.to_dict())
+    with torch.device("meta"):
+        model = type(tower.model)(config)
+    # Assigned, not copied: transformers ties the head to the embeddings in every new T5, and copies of both would go
+    # into one tensor where the checkpoint, as Flan-T5 and T5 v1.1, has them apart.
+    model.load_state_dict(weights, strict=True, assign=True)
+    config.tie_word_embeddings = config.scale_decoder_outputs  # as published: transformers sets it to true on loading
+    model.save_pretrained(directory)
+    built.source.tokenizer(reference).save_pretrained(directory)
+
+
+def _export_adapters(
+    model: ModelConfig, built: BuiltModel, weights: Mapping[str, Tensor], aside: Path
+) -> dict[str, str]:
+    for part in built.objective.adapters:
+        reference = getattr(model, part)
+        save_adapters(
+            _below(weights, f"lora.{part}."),
+            getattr(model.lora, part),
+            reference,
+            aside / adapter_directory(part),
+            architecture=architecture_of(built.source.blip_config(reference).to_dict()),
+        )
+    return {part: adapter_directory(part) for part in built.objective.adapters}
+
+
+def _save_blip(
+    architecture: type[PreTrainedModel],
+    built: BuiltModel,
+    reference: str,
+    tower: Literal["match", "answer"] | None,
+    vision: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    directory: Path,
+) -> None:
+    """A whole BLIP model: trained parts from `vision` and `weights`, frozen ones as they are, the rest random."""
+    model = architecture(BlipConfig.from_dict(built.source.blip_config(reference).to_dict()))
+    if _vision_in(built, reference):
+        _copy_into(model.vision_model, built.objective.part("vision"), vision)
+    else:
+        _copy_into(model.vision_model, built.source.vision_of(reference), {})
+    children = built.objective.part(tower).named_children() if tower is not None else ()
+    for name, child in children:
+        _copy_into(getattr(model, name), child, _below(weights, f"{tower}.{name}."))
+    model.save_pretrained(directory)
+    built.source.tokenizer(reference).save_pretrained(directory)
+
+
+@torch.no_grad()
+def _copy_into(target: nn.Module, tower: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    plain = without_adapters(tower.state_dict())
+    state = weights or {name: value.float().cpu() for name, value in plain.items()}
+    target.load_state_dict(state, strict=True, assign=True)  # not copied: see _save_t5
+
+
+def _model_card(config: RunConfig, trained: Iterable[str], step: int, metrics: Mapping[str, float]) -> str:
+    shown = [
+        name for name in ("val/accuracy", "val/binary", "val/open", "val/loss", "val/itm_accuracy") if name in metrics
+    ]
+    rows = "\n".join(f"| {name} | {metrics[name]:.4f} |" for name in shown)
+    model = config.model
+    return f"""---
+library_name: duoflow
+pipeline_tag: visual-question-answering
+---
+# {config.run.name}
+
+A {model.fusion.name} fusion encoder over {model.vision} and {model.second_stream}, trained with DuoFlow for {step:,}
+optimizer steps. Trained parts: {", ".join(trained)}. Matching: {model.match}; answers: {model.answer}.
+
+| metric of the validation at that step | value |
+|---|---|
+{rows}
+
+Evaluate it with `duoflow evaluate RUN --split testdev`; use `fusion_encoder.safetensors` and the directories beside it
+in another recipe (`model.vision`, `model.match`, `model.answer`, `model.efficient_sam.checkpoint`, `initialize_from`).
+"""

@@ -1,0 +1,78 @@
+"""`duoflow evaluate`: a split through the exported model of a run, in a process of its own."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from shards.atomic import write_atomically
+from shards.errors import UserError
+from shards.format.index import read_index
+from shards.progress import Progress
+from shards.read.loader import Split
+from trainer.build import build_pnp, evaluation_loader, open_split
+from trainer.config import RunConfig
+from trainer.engine.distributed import World
+from trainer.export.read import Pipeline, Weights, load_exported, open_keys, read_run
+from trainer.run_directory import RunDirectory
+from trainer.training.validate import evaluate, evaluate_pnp, gather_predictions
+
+Images = Literal["own", "shuffled"]
+
+
+def evaluate_run(
+    path: Path,
+    split: str,
+    *,
+    images: Images = "own",
+    weights: Weights = "trained",
+    pipeline: Pipeline = "direct",
+    overrides: Sequence[str] = (),
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Evaluate the export of a run directory on a split of its recipe.
+
+    Own images and trained weights, the default, also write the answers in GQA's submission format:
+    `predictions/SPLIT.json`, or `predictions/SPLIT.pnp.json`.
+
+    Args:
+        images: `shuffled` shows every question the image of another sample: what is left without looking.
+        weights: `initial` leaves the fusion encoder as the seed made it: where training began.
+        pipeline: whose answers are scored.
+        overrides: `key=value` where a run leaves a choice (`trainer.export.read.open_keys`).
+
+    Returns:
+        Metrics (parts of 1) and the questions behind them; both empty of accuracies where the split has no answers.
+
+    Raises:
+        ConfigError, DataError: there is no such run or split, or the export does not load.
+    """
+    pnp = pipeline == "pnp"
+    config = read_run(path, overrides, open_keys=open_keys(looks=pnp, pnp=pnp))
+    opened = open_split(config, split)
+    exported = load_exported(path, config, weights=weights)
+    world = World(device=exported.device)
+    batches, loader = evaluation_loader(config, opened, exported.built, world, shuffle_images=images == "shuffled")
+    with Progress(f"evaluating {split}", len(batches.order.visits), "visits") as progress:
+        common = {"prefix": split, "detailed": True, "progress": progress.advance}
+        if pnp:
+            evaluation = evaluate_pnp(build_pnp(*exported), batches, loader, world, **common)
+        else:
+            objective, losses = exported.built.objective, config.losses
+            evaluation = evaluate(objective, exported.built, batches, loader, world, losses=losses, **common)
+    assert evaluation is not None, "nobody asks this evaluation to stop"
+    if images == "own" and weights == "trained":
+        rows = gather_predictions(evaluation.predictions, World())
+        name = split if pipeline == "direct" else f"{split}.{pipeline}"
+        write_atomically(RunDirectory(path).predictions(name), rows)
+    return {**evaluation.metrics, **_answer_ceiling(config, opened, split)}, evaluation.counts
+
+
+def _answer_ceiling(config: RunConfig, opened: Split, split: str) -> dict[str, float]:
+    """`SPLIT/answer_ceiling`: the part of its questions whose answer occurs in training at all, from the indexes."""
+    total = sum(opened.index.answers.values())
+    if config.data.train is None or config.data.limit is not None or not total:
+        return {}
+    try:
+        known = read_index(config.data.train).answers
+    except UserError:
+        return {}  # the shards of training need not be where a model is evaluated
+    return {f"{split}/answer_ceiling": sum(n for answer, n in opened.index.answers.items() if answer in known) / total}

@@ -1,0 +1,1 @@
+"""Scores, pure: what papers and official scripts report."""

@@ -1,0 +1,147 @@
+"""The training loop: for each step forward, backward, step, report; then maybe validate, save, stop."""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+
+from model.objective import SUM_NAMES
+from shards.errors import UserError
+from shards.read.loader import MicroBatch, training_keys
+from trainer.training.loss_watch import LossWatch
+from trainer.training.report import report_data, report_step
+from trainer.training.saving import export_last, repair_export, save, validate_if_due
+from trainer.training.schedule import learning_rate
+from trainer.training.state import STEP_SUMS, Run, Step, TrainState
+
+MAX_UNAPPLIED_STEPS = 25
+"""Optimizer steps in a row without finite gradients until the run gives up."""
+
+
+class DivergedError(UserError):
+    """Training cannot go on: gradients stay non-finite."""
+
+
+class Outcome(NamedTuple):
+    """How a training process ended."""
+
+    finished: bool
+    """False: stopped by a signal, after saving."""
+    message: str
+
+
+def fit(run: Run, state: TrainState) -> Outcome:
+    """Train from `state` to the end of the run, to an early stop, or to a signal. Every rank takes the same way."""
+    if state.saved_step is None:
+        save(run, state)  # a disk that is full says so now, and `last` names a checkpoint whatever is interrupted
+    if not validate_if_due(run, state):  # a process that was stopped while it validated
+        return _stopped(run, state)
+    watch = LossWatch()
+    while not _is_over(run, state):
+        for step in _train_epoch(run, state, watch):
+            at_milestone = run.milestones.saves_at(state.global_step)
+            if at_milestone and not validate_if_due(run, state):
+                return _stopped(run, state)
+            if (at_milestone or step.stop_requested) and state.saved_step != state.global_step:
+                save(run, state)
+            if step.stop_requested:
+                return _stopped(run, state)
+            if _is_over(run, state):
+                break
+    return _finished(run, state)
+
+
+def _is_over(run: Run, state: TrainState) -> bool:
+    return state.global_step >= run.milestones.total_steps or state.early_stopping.stopped
+
+
+def _train_epoch(run: Run, state: TrainState, watch: LossWatch) -> Iterator[Step]:
+    """The steps that are left of this epoch; `state` counts each one before it is handed out."""
+    per_epoch, accumulation = run.milestones.steps_per_epoch, run.train_batches.accumulation
+    epoch, first = divmod(state.global_step, per_epoch)
+    last = min(per_epoch, first + run.milestones.total_steps - state.global_step)
+    batches = run.train_loader.batches(training_keys(epoch, first, last, accumulation))
+    since = time.monotonic()
+    for _ in range(first, last):
+        step = train_step(run, state.global_step, islice(batches, accumulation))
+        state.count(step)
+        _check_finite(run, state, step)
+        run.progress.step_done(time.monotonic() - since, round(step.sums["questions"]))
+        since = time.monotonic()
+        report_step(run, state, step, watch)
+        yield step
+        if run.milestones.validates_at(state.global_step):
+            since = time.monotonic()  # validations are timed apart; saving belongs to the step behind it
+
+
+def train_step(run: Run, global_step: int, micro_batches: Iterator[MicroBatch]) -> Step:
+    """Forward and backward over the micro-batches of a step, and the optimizer's step behind the last."""
+    optim = run.config.optim
+    rate = learning_rate(
+        global_step,
+        peak=optim.lr,
+        warmup_steps=optim.warmup_steps,
+        total_steps=run.milestones.total_steps,
+        final_ratio=optim.final_lr_ratio,
+    )
+    run.engine.set_learning_rate(rate)
+    sums = torch.zeros(len(SUM_NAMES), device=run.world.device)
+    counted = torch.zeros(3, dtype=torch.int64)
+    update = None
+    for micro_step, item in enumerate(micro_batches):
+        seed_generators(run.config.run.seed, global_step, micro_step, run.world.rank)
+        output = run.engine(item.batch.to(run.world.device))
+        run.engine.backward(output.loss)
+        update = run.engine.step()
+        sums += output.sums
+        counted += torch.tensor([item.num_questions, item.questions_cut, item.negatives_missing])
+    assert update is not None, "the engine steps behind the last micro-batch"
+    # One small collective per step. Waiting for the GPU here costs less than a rank that decides something alone.
+    own = [*sums.tolist(), *counted.tolist(), float(run.stop.requested)]
+    total = dict(zip(STEP_SUMS, run.world.sum_across_ranks(own).tolist(), strict=True))
+    return Step(total, update, rate)
+
+
+def seed_generators(seed: int, global_step: int, micro_step: int, rank: int) -> None:
+    """Seed dropout from the position in the run alone: no generator has a state that a checkpoint would need."""
+    digest = hashlib.blake2b(f"{seed}/{global_step}/{micro_step}/{rank}".encode(), digest_size=7).digest()
+    torch.manual_seed(int.from_bytes(digest, "little"))
+
+
+def _check_finite(run: Run, state: TrainState, step: Step) -> None:
+    if state.unapplied_steps < MAX_UNAPPLIED_STEPS:
+        return
+    error = DivergedError(
+        f"step {state.global_step}: gradients were not finite for {MAX_UNAPPLIED_STEPS} steps in a row; lower optim.lr "
+        f"(now {step.learning_rate:.1e}), set optim.max_grad_norm, or take precision=fp32 or bf16; the last checkpoint "
+        f"in {run.directory.checkpoints} is intact"
+    )
+    run.world.agree_or_raise(error)  # all ranks know it: one of them says it
+
+
+def _stopped(run: Run, state: TrainState) -> Outcome:
+    run.console.close()
+    why = run.stop.reason or "a signal on another rank"
+    return Outcome(False, f"stopped by {why} at step {state.global_step}, saved; run the same command again to go on")
+
+
+def _finished(run: Run, state: TrainState) -> Outcome:
+    run.console.close()
+    if state.best_step is None:
+        export_last(run, state)
+    else:
+        repair_export(run, state)
+    if run.validation is None:
+        report_data(run, state.take_window("since_validation"))
+        return Outcome(True, f"trained {state.global_step} steps")
+    early = run.config.early_stopping
+    why = "trained to the end"
+    if state.early_stopping.stopped:
+        why = f"stopped early after {early.patience} validations without progress"
+    best = state.early_stopping.best
+    found = "no finite value, so the last weights are exported" if best is None else f"{best:.4g}"
+    where = "" if best is None else f" at step {state.best_step} of {state.global_step}"
+    return Outcome(True, f"{why}; best {early.metric}: {found}{where}")

@@ -1,0 +1,194 @@
+"""Minutes before hours: everything about a run that can be found wrong without starting it."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from launch.local import count_gpus
+from model.config import ModelConfig, local_directory
+from shards.errors import ConfigError, DataError, UserError
+from shards.format.index import SplitIndex, index_digest, read_index
+from trainer.config import RunConfig
+from trainer.config.schema import check_world_size, policy_path
+from trainer.run_directory import RunDirectory
+from trainer.scoring.metrics import CLASSIFICATIONS, TRAINING_CELLS
+
+
+class Machine(NamedTuple):
+    """What a run gets of this machine."""
+
+    processes: int
+    """Ranks."""
+    gpus: int
+    """GPUs that are there; 0 computes on the CPU."""
+    gpu_numbers: tuple[str, ...]
+    """Which of them, one per rank; empty is the first ones."""
+
+
+def preflight(config: RunConfig, *, fresh: bool = False) -> Machine:
+    """Check files, shards, batch sizes and precision, and say how many ranks will run.
+
+    Args:
+        fresh: a run of that name is set aside, so that nothing has to fit it.
+
+    Raises:
+        UserError: what is wrong, with its key; the first fault found.
+    """
+    machine = plan_machine(config, os.environ)
+    check_world_size(config, machine.processes)
+    check_inputs(config, device_type="cuda" if machine.gpus else "cpu", fresh=fresh)
+    return machine
+
+
+def check_inputs(config: RunConfig, *, device_type: str, fresh: bool = False) -> None:
+    """Check what a run reads, and whether this kind of device computes in its precision.
+
+    Args:
+        device_type: cuda or cpu.
+        fresh: a run of that name is set aside, so that nothing has to fit it.
+
+    Raises:
+        UserError: what is wrong, with its key; the first fault found.
+    """
+    from trainer.engine.deepspeed_config import (  # import torch: few faults should wait for it
+        read_policy,
+        resolve_precision,
+    )
+
+    _check_data(config)
+    read_policy(policy_path(config))
+    resolve_precision(config.precision, device_type)
+    run = RunDirectory.of(config)
+    goes_on = run.has_checkpoint and not fresh
+    if config.initialize_from is not None and not goes_on:
+        _check_initial_weights(config.initialize_from)
+    _check_weights(config)
+    if goes_on:
+        _check_same_data(config, run)
+
+
+def plan_machine(config: RunConfig, environment: Mapping[str, str]) -> Machine:
+    """Ranks on this machine: one per visible GPU, or fewer if the recipe says so; on a CPU as many as it says, or one.
+
+    Raises:
+        ConfigError: GPUs named by something that the launcher cannot read.
+    """
+    gpus = count_gpus(environment)
+    wanted = config.engine.processes or max(1, gpus)
+    processes = min(wanted, gpus) if gpus else wanted
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "") if gpus else ""
+    numbers = tuple(filter(None, visible.replace(" ", "").split(",")))[:processes]
+    if not all(number.isdecimal() for number in numbers):
+        raise ConfigError(
+            f"CUDA_VISIBLE_DEVICES={visible}: the deepspeed launcher reads numbers only, such as 0,1; set numbers, or "
+            "start one process with `python -m trainer.train RECIPE`"
+        )
+    return Machine(processes, gpus, numbers)
+
+
+def _check_data(config: RunConfig) -> None:
+    if config.data.train is None:
+        raise ConfigError("data.train: is not set; name a directory of shards built with `duoflow shards build`")
+    for key, directory in (("data.train", config.data.train), ("data.val", config.data.val)):
+        if directory is None:
+            continue
+        index = _read_index(key, directory)
+        if index.counts.get("answered", 0) == 0:
+            raise ConfigError(f"{key}: {directory}: no question has an answer; training and validation need answers")
+        if key == "data.val":
+            _check_metric(config.early_stopping.metric, index, directory)
+
+
+def _check_metric(metric: str, index: SplitIndex, directory: str) -> None:
+    """Whether a validation on these questions records the metric: a type without questions has no accuracy."""
+    place, _, cell = metric.partition("/")
+    there = _answer_cells(index)
+    if place == "val" and cell in TRAINING_CELLS and cell not in there:
+        names = ", ".join(f"val/{name}" for name in ("accuracy", *sorted(there)))
+        raise ConfigError(f"early_stopping.metric: {metric}: {directory} has no such question; it has {names}")
+
+
+def _answer_cells(index: SplitIndex) -> set[str]:
+    """What the questions of a split are counted under, beside all of them (`metrics.TRAINING_CELLS`)."""
+    structural = index.types.get("structural", {})
+    untyped = index.counts.get("questions", 0) > sum(structural.values())
+    cells = set()
+    if "query" in structural or (untyped and index.answers.keys() - {"yes", "no"}):
+        cells.add("open")
+    if structural.keys() - {"query"} or (untyped and index.answers.keys() & {"yes", "no"}):
+        cells.add("binary")
+    for classification, known in CLASSIFICATIONS.items():
+        found = index.types.get(classification, {})
+        cells |= {f"{classification}/{kind if kind in known else 'other'}" for kind in found}
+    return cells
+
+
+def _read_index(key: str, directory: str) -> SplitIndex:
+    try:
+        return read_index(directory)
+    except UserError as error:
+        raise ConfigError(f"{key}: {error}") from None
+
+
+def _check_same_data(config: RunConfig, run: RunDirectory) -> None:
+    """The shards have to be those that the run of this name was trained on."""
+    for split, digest in _trained_on(run).items():
+        directory = getattr(config.data, split, None)
+        if directory is not None and index_digest(directory) != digest:
+            raise DataError(
+                f"data.{split}: {directory}: these are not the shards that {run.path} was trained on; put them back, "
+                "or start over with --fresh"
+            )
+
+
+def _trained_on(run: RunDirectory) -> dict[str, str]:
+    """Digests of the shards behind the last checkpoint, by split; none if it cannot be read, which training judges."""
+    try:
+        last = (run.checkpoints / "last").read_text(encoding="utf-8").strip()
+        return json.loads((run.checkpoints / last / "state.json").read_bytes())["progress"]["identity"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _check_initial_weights(path: str) -> None:
+    if not Path(path).expanduser().exists():
+        raise ConfigError(
+            f"initialize_from: {path}: no such file or directory; name a run directory, a checkpoint or an export, or "
+            "null"
+        )
+
+
+def _check_weights(config: RunConfig) -> None:
+    _check_efficient_sam(config.model)
+    second = {"second_vision"} if config.model.second_stream == "blip" else set()
+    _check_references(config.model, used={"vision"} | second | _towers_of_losses(config))
+
+
+def _check_efficient_sam(model: ModelConfig) -> None:
+    checkpoint = model.efficient_sam.checkpoint if model.second_stream.startswith("efficient_sam") else None
+    if checkpoint is None or Path(checkpoint).expanduser().is_file():
+        return
+
+    from model.efficient_sam.encoder import EFFICIENT_SAM_CONFIGS
+    from model.efficient_sam.weights import how_to_get
+
+    message = how_to_get(Path(checkpoint).expanduser(), EFFICIENT_SAM_CONFIGS.get(model.efficient_sam.variant))
+    raise ConfigError(f"model.efficient_sam.checkpoint: {message}")
+
+
+def _towers_of_losses(config: RunConfig) -> set[str]:
+    return {tower for tower, weight in (("match", config.losses.itm), ("answer", config.losses.answer)) if weight > 0}
+
+
+def _check_references(model: ModelConfig, used: set[str]) -> None:
+    for tower in sorted(used):
+        reference = getattr(model, tower)
+        directory = local_directory(reference)
+        if directory is not None and not (directory / "config.json").is_file():
+            found = "has no config.json" if directory.is_dir() else "is no directory"
+            raise ConfigError(
+                f"model.{tower}: {reference} {found}; expected a directory written by save_pretrained, a hub id, or "
+                "scratch"
+            )

@@ -1,0 +1,169 @@
+"""What a rank has before its first step: model, engine, loaders, what was saved, and where to report to."""
+
+import logging
+import os
+
+from model.objective import Objective
+from shards.format.index import index_digest
+from trainer.build import assemble_model, evaluation_loader, open_split, shared_tokenizer, training_loader
+from trainer.config import RunConfig, dump_config
+from trainer.config.schema import check_world_size, policy_path
+from trainer.engine.deepspeed_config import read_policy, resolve, resolve_precision
+from trainer.engine.distributed import World
+from trainer.engine.engine import Engine
+from trainer.engine.signals import StopRequest
+from trainer.export.initial_weights import initialize_from
+from trainer.reporting.environment import collect_environment
+from trainer.reporting.progress import Console, Progress
+from trainer.reporting.recorders import JsonlRecorder, Recorders, TensorBoardRecorder
+from trainer.run_directory import RunDirectory, write_json
+from trainer.training.checkpoints import Checkpoints
+from trainer.training.early_stopping import EarlyStopping
+from trainer.training.milestones import Milestones
+from trainer.training.pictures import build_pictures
+from trainer.training.state import Run, TrainState
+
+logger = logging.getLogger(__name__)
+
+
+def set_up(config: RunConfig, directory: RunDirectory, world: World, stop: StopRequest) -> tuple[Run, TrainState]:
+    """The run from its first step, or from the newest intact checkpoint of its directory; collective.
+
+    Raises:
+        UserError: on all ranks, where weights, shards or a checkpoint are not what the recipe needs on any of them.
+    """
+    train = open_split(config, "train")
+    built = world.agree_on(
+        lambda: assemble_model(config, scratch_tokenizer=shared_tokenizer(config, train, directory, world))
+    )
+    checkpoints = Checkpoints(directory.checkpoints, world)
+    newest = checkpoints.newest()
+    if config.initialize_from is not None and newest is None:
+        source = config.initialize_from
+        logger.info("initialize_from: %s", world.agree_on(lambda: initialize_from(built.objective, source)))
+    trained = sum(parameter.numel() for parameter in built.objective.parameters())  # under ZeRO-3 empty from now on
+    batches, loader = training_loader(config, train, built, world)
+    validation = None
+    if config.data.val is not None:
+        split = open_split(config, "val")
+        validation = evaluation_loader(config, split, built, world, max_images=config.validate_every.max_images)
+    engine = _engine(config, built.objective, world)
+    built.objective.place_frozen(engine.device, engine.dtype)
+    milestones = Milestones.of(config, train.steps_per_epoch)
+    early = config.early_stopping
+    state = TrainState(
+        early_stopping=EarlyStopping(mode=early.mode, patience=early.patience, min_delta=early.min_delta)
+    )
+    identity = {name: index_digest(path) for name in ("train", "val") if (path := getattr(config.data, name))}
+    if newest is not None:
+        _resume(checkpoints, newest, engine, state)
+    questions = int(validation[0].order.visits.sizes.sum()) if validation is not None else 0
+    run = Run(
+        config=config,
+        directory=directory,
+        world=world,
+        built=built,
+        engine=engine,
+        train_batches=batches,
+        train_loader=loader,
+        validation=validation,
+        milestones=milestones,
+        checkpoints=checkpoints,
+        identity=identity,
+        pictures=world.agree_on(lambda: build_pictures(config, built, engine.device) if world.rank == 0 else None),
+        recorder=_recorder(config, directory, world, None if newest is None else state.global_step),
+        console=Console(
+            total_steps=milestones.total_steps, every_steps=config.logging.every_steps, is_main=world.rank == 0
+        ),
+        progress=Progress(
+            total_steps=milestones.total_steps,
+            total_validations=milestones.total_validations,
+            questions_per_validation=questions,
+            validations_done=state.global_step // milestones.validate_every if milestones.validate_every else 0,
+        ),
+        stop=stop,
+    )
+    _introduce(run, state, num_questions=int(train.visits.num_questions.sum()), num_trained=trained)
+    return run, state
+
+
+def _engine(config: RunConfig, objective: Objective, world: World) -> Engine:
+    batch, optim = config.batch, config.optim
+    resolved = resolve(
+        read_policy(policy_path(config)),
+        precision=resolve_precision(config.precision, world.device.type, t5_is_trained=objective.trains_t5),
+        visits=batch.visits,
+        micro_visits=batch.micro_visits,
+        accumulation=check_world_size(config, world.world_size),
+        world_size=world.world_size,
+        max_grad_norm=optim.max_grad_norm,
+    )
+    return Engine(
+        objective,
+        world=world,
+        deepspeed_config=resolved,
+        learning_rate=optim.lr,
+        betas=optim.betas,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        gradient_patience=2 if objective.adapters else 1,  # LoRA's B is 0 at first and holds A's gradient back
+    )
+
+
+def _resume(checkpoints: Checkpoints, name: str, engine: Engine, state: TrainState) -> None:
+    """Continue from a checkpoint; collective."""
+    saved, progress = checkpoints.load(name)
+    engine.import_state(saved)
+    state.load({key: value for key, value in progress.items() if key not in ("identity", "world_size")})
+    logger.info("resumed from %s at step %d", checkpoints.path(name), state.global_step)
+
+
+def _recorder(config: RunConfig, directory: RunDirectory, world: World, resumed_step: int | None) -> Recorders:
+    if world.rank != 0:
+        return Recorders([])
+    recorders = [JsonlRecorder(directory.metrics, resumed_step=resumed_step)]
+    if config.logging.tensorboard:
+        recorders.append(TensorBoardRecorder(directory.tensorboard, resumed_step=resumed_step))
+    recorder = Recorders(recorders)
+    recorder.text("recipe", dump_config(config))
+    return recorder
+
+
+def _cost_of_guidance(run: Run) -> str:
+    rows = run.config.data.questions_per_visit
+    return (
+        "second_stream efficient_sam_masks: the fusion runs once per question, up to "
+        f"{rows} times as often as with efficient_sam, no question shares keys and values with another, and each one "
+        "takes a heatmap and a pass of the mask decoder"
+    )
+
+
+def _introduce(run: Run, state: TrainState, *, num_questions: int, num_trained: int) -> None:
+    """Say what is about to be trained, and on what."""
+    hosts = run.world.gather_text(os.uname().nodename)
+    devices = run.world.gather_text(str(run.world.device))
+    if run.world.rank != 0:
+        return
+    write_json(run.directory.environment, collect_environment(hosts=hosts, devices=devices))
+    frozen = run.built.objective.frozen_counts()
+    milestones = run.milestones
+    logger.info("%s", run.directory.path)
+    logger.info(
+        "training %s parameters; frozen: %s",
+        f"{num_trained:,}",
+        ", ".join(f"{name} {count:,}" for name, count in frozen.items()) or "nothing",
+    )
+    if run.built.objective.is_guided:
+        logger.info("%s", _cost_of_guidance(run))
+    logger.info(
+        "%s questions in %s visits: %d steps per epoch, %d in all, from step %d; %d rank(s) on %s, ZeRO-%d, %s",
+        f"{num_questions:,}",
+        f"{len(run.train_batches.split.visits):,}",
+        milestones.steps_per_epoch,
+        milestones.total_steps,
+        state.global_step,
+        run.world.world_size,
+        run.world.device.type,
+        run.engine.zero_stage,
+        str(run.engine.dtype).removeprefix("torch."),
+    )

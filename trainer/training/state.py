@@ -1,0 +1,115 @@
+"""What a training process holds: the built parts of a run, which stay, and its state, which a checkpoint keeps."""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from model.build import BuiltModel
+from model.objective import SUM_NAMES
+from shards.read.loader import EvaluationBatches, Loader, TrainingBatches
+from trainer.config import RunConfig
+from trainer.engine.distributed import World
+from trainer.engine.engine import Engine, Update
+from trainer.engine.signals import StopRequest
+from trainer.reporting.progress import Console, Progress
+from trainer.reporting.recorders import Recorders
+from trainer.run_directory import RunDirectory
+from trainer.training.checkpoints import Checkpoints
+from trainer.training.early_stopping import EarlyStopping
+from trainer.training.milestones import Milestones
+from trainer.training.pictures import Pictures
+
+STEP_SUMS = (*SUM_NAMES, "questions", "questions_cut", "negatives_missing", "stop_requests")
+"""What every rank knows of its part of a step; added up over ranks once per step."""
+
+
+class Step(NamedTuple):
+    """One optimizer step, over all ranks."""
+
+    sums: dict[str, float]
+    """By STEP_SUMS."""
+    update: Update
+    learning_rate: float
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether any rank was asked to stop."""
+        return self.sums["stop_requests"] > 0
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """All of a run's state that is not in the engine; plain JSON values as a dict."""
+
+    early_stopping: EarlyStopping
+    global_step: int = 0
+    """Optimizer steps taken, whether or not their gradients were finite."""
+    saved_step: int | None = None
+    """The step of the checkpoint that was written last; None before the first."""
+    validated_step: int = 0
+    """The step of the last validation that came to its end."""
+    best_step: int | None = None
+    since_log: list[float] = field(default_factory=lambda: [0.0] * len(STEP_SUMS))
+    """STEP_SUMS over the steps since the last report."""
+    since_validation: list[float] = field(default_factory=lambda: [0.0] * len(STEP_SUMS))
+    """STEP_SUMS over the steps since the last validation."""
+    unapplied_steps: int = 0
+    """Steps in a row whose gradients were not finite."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of the last validation."""
+
+    def count(self, step: Step) -> None:
+        """Take in a step."""
+        self.global_step += 1
+        for window in (self.since_log, self.since_validation):
+            for number, name in enumerate(STEP_SUMS):
+                window[number] += step.sums[name]
+        # Under fp16 the search for the loss scale leaves out steps on purpose, until it can shrink no further.
+        searching = step.update.loss_scale > 1.0
+        self.unapplied_steps = 0 if step.update.applied or searching else self.unapplied_steps + 1
+
+    def take_window(self, name: str) -> dict[str, float]:
+        """The sums of `since_log` or `since_validation` by STEP_SUMS, which start anew."""
+        window = dict(zip(STEP_SUMS, getattr(self, name), strict=True))
+        setattr(self, name, [0.0] * len(STEP_SUMS))
+        return window
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        plain = {name: value for name, value in vars(self).items() if name != "early_stopping"}
+        return {**plain, "early_stopping": self.early_stopping.state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from what `as_dict` gave."""
+        for name in vars(self).keys() - {"early_stopping"}:
+            setattr(self, name, state[name])
+        self.early_stopping.load_state(state["early_stopping"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything that training uses, built."""
+
+    config: RunConfig
+    directory: RunDirectory
+    world: World
+    built: BuiltModel
+    engine: Engine
+    train_batches: TrainingBatches
+    train_loader: Loader
+    validation: tuple[EvaluationBatches, Loader] | None
+    """None without validation data."""
+    milestones: Milestones
+    checkpoints: Checkpoints
+    identity: dict[str, str]
+    """Digests of what a resumed run must find unchanged, by split."""
+    recorder: Recorders
+    pictures: Pictures | None
+    """Drawn on rank 0 at each validation."""
+    console: Console
+    progress: Progress
+    stop: StopRequest
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes."""
+        return self.world.rank == 0
