@@ -30,8 +30,7 @@ from model.pnp.overlay import draw_overlay
 from model.rows import Grouping
 from shards.atomic import write_atomically
 from shards.errors import ConfigError, UserError
-from shards.format.records import Question
-from shards.read.collate import VisitTexts, collate, pad
+from shards.read.collate import ask, pad
 from shards.scenes.asked import Asked
 from shards.scenes.gqa_format import questions
 from shards.scenes.raster import paint
@@ -127,24 +126,20 @@ def look(built: BuiltModel, scenes: dict[int, Scene], seed: int) -> list[Looked]
     """Ask every question that names exactly one thing."""
     about = {number: about_one_thing(shown, Dice(seed, number)) for number, shown in scenes.items()}
     asked = [(scenes[number], *question) for number, found in about.items() for question in found]
-    visits = [
-        VisitTexts([Question(question_id=text.text, question=text.text) for text, _ in found], [[]] * len(found), 0)
-        for found in about.values()
-    ]
     pixels = [torch.from_numpy(paint(shown)).permute(2, 0, 1) for shown in scenes.values()]
     codec, objective = built.answer_codec, built.objective
-    batch, _ = collate(
-        pixels, visits, answer_codec=codec, match_codec=None, loss_scale=1.0, image_size=built.image_size
-    )
-    fused, tower = objective.fuse(batch.pixels), objective.part("answer")
-    answers = codec.decode(tower.generate(tower.read(fused, batch), batch, codec, max_tokens=6).tolist())
-    grouping = Grouping.of(batch.question_image, num_images=len(fused), rows_per_image=batch.questions_per_image)
+    texts_of = [[text.text for text, _ in found] for found in about.values()]
+    batch = ask(pixels, texts_of, built.layouts["ask"])
+    fused, block = objective.fuse(batch.pixels), batch.blocks["ask"]
+    tower = objective.tower("answer")
+    answers = codec.decode(tower.generate(tower.read(fused, block).states, block.mask, codec, max_tokens=6).tolist())
+    grouping = Grouping.of(block.image, num_images=len(fused), rows_per_image=block.rows_per_image)
     texts = [text.text for _, text, _ in asked]
     read = dict(zip(TEXTS, (built.match_codec.questions(texts), built.match_codec.pairs(texts, answers)), strict=True))
-    match = objective.part("match")
-    block = default_block(len(match.text_encoder.encoder.layer))
+    match = objective.tower("match")
+    layer = default_block(len(match.text_encoder.encoder.layer))
     heatmaps = {
-        name: text_heatmaps(match, *pad(ids, built.match_codec.pad_id), fused, grouping, block=block).numpy()
+        name: text_heatmaps(match, *pad(ids, built.match_codec.pad_id), fused, grouping, block=layer).numpy()
         for name, (ids, _) in read.items()
     }
     return [

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from shards.build.writer import build_shards
-from shards.read.collate import Batch, PairCodec, TextCodec
+from shards.plan import Order, Share
+from shards.read.collate import Batch, Layout, PairCodec, TextCodec
 from shards.read.loader import EvaluationBatches, Loader, MicroBatch, Split, Texts, TrainingBatches, training_keys
-from shards.read.plan import Order, Share
 from shards.scenes.command import write_scenes
+from shards.tasks import TASKS
+from shards.tasks.seam import Wanted
 from tests.corpora import SMALL_SHARD, Corpus, write_corpus
 
 Line = tuple[str, str]
@@ -36,46 +38,62 @@ ORDER = Order(seed=5, questions_per_visit=3, visits_per_step=8, lanes=4, shuffle
 
 def batch_digest_fields(batch: Batch) -> list[Field]:
     """Everything in a batch under names of its own. A block that is not made is absent, whatever stands for it."""
-    ask: list[Field] = [
-        ("ask.ids", batch.question_ids),
-        ("ask.mask", batch.question_mask),
-        ("ask.image", batch.question_image),
-        ("ask.target_ids", batch.answer_ids),
-        ("ask.target_labels", batch.answer_labels),
-        ("ask.weight", batch.answer_weight),
-        ("ask.most_per_image", batch.questions_per_image),
-        ("ask.num_tokens", batch.tokens_in_questions),
-    ]
-    match: list[Field] = [
-        ("match.ids", batch.match_ids),
-        ("match.mask", batch.match_mask),
-        ("match.image", batch.match_image),
-        ("match.item", batch.match_question),
-        ("match.labels", batch.match_labels),
-        ("match.weight", batch.match_weight),
-        ("match.most_per_image", batch.pairs_per_image),
-        ("match.most_per_item", batch.pairs_per_question),
-        ("match.num_tokens", batch.tokens_in_pairs),
-    ]
-    return [
-        ("pixels", batch.pixels),
-        ("scale", batch.loss_scale),
-        *(ask if len(batch.question_ids) else [("ask", None)]),
-        *(match if len(batch.match_ids) else [("match", None)]),
-    ]
+    fields: list[Field] = [("pixels", batch.pixels), ("scale", batch.loss_scale)]
+    if "ask" not in batch.blocks:
+        fields.append(("ask", None))
+    else:
+        ask = batch.blocks["ask"]
+        fields += [
+            ("ask.ids", ask.ids),
+            ("ask.mask", ask.mask),
+            ("ask.image", ask.image),
+            ("ask.target_ids", ask.targets.ids),
+            ("ask.target_labels", ask.targets.labels),
+            ("ask.weight", ask.targets.weight),
+            ("ask.most_per_image", ask.rows_per_image),
+            ("ask.num_tokens", ask.tokens),
+        ]
+    if "match" not in batch.blocks:
+        fields.append(("match", None))
+    else:
+        match = batch.blocks["match"]
+        fields += [
+            ("match.ids", match.ids),
+            ("match.mask", match.mask),
+            ("match.image", match.image),
+            ("match.item", match.item),
+            ("match.labels", match.labels),
+            ("match.weight", match.weight),
+            ("match.most_per_image", match.rows_per_image),
+            ("match.most_per_item", match.rows_per_item),
+            ("match.num_tokens", match.tokens),
+        ]
+    return fields
 
 
 def host_digest_fields(item: MicroBatch) -> dict[str, Any]:
     """What is known of a micro-batch on the host, under names of its own."""
     return {
-        "num_questions": item.num_questions,
-        "questions_cut": item.questions_cut,
-        "negatives_missing": item.negatives_missing,
-        "questions": [(asked.question_id, asked.question, asked.answer) for asked in item.questions],
-        "question_images": item.question_images,
-        "images": item.image_numbers,
+        "num_questions": item.num_items,
+        "questions_cut": item.items_cut,
+        "negatives_missing": item.rows_missing,
+        "questions": [(asked.question_id, asked.question, asked.answer) for asked in item.items],
+        "question_images": item.item_images,
+        "images": item.samples,
         "num_visits": item.num_visits,
     }
+
+
+def texts_of(answer_codec: TextCodec | None, match_codec: PairCodec | None, negatives: tuple[str, ...]) -> Texts:
+    """GQA's blocks for the towers that there are."""
+    blocks = TASKS["gqa"].blocks
+    codecs = {"ask": answer_codec, "match": match_codec}
+    layouts = {
+        name: Layout(block=blocks[name], codec=codec, targets=name == "ask")
+        for name, codec in codecs.items()
+        if codec is not None
+    }
+    return Texts(task="gqa", layouts=layouts, wanted=Wanted(blocks=frozenset(layouts), negatives=negatives))
 
 
 def shard_lines() -> Iterator[Line]:
@@ -126,7 +144,7 @@ def stream_lines(codecs: Codecs) -> Iterator[Line]:
     both = ("answer", "question")
     train, val, table = (Split(str(SHARDS / name), ORDER) for name in ("train", "val", "jsonl"))
     for name, (answer_codec, match_codec) in codecs.items():
-        texts = Texts(answer_codec=answer_codec, match_codec=match_codec, negatives=both)
+        texts = texts_of(answer_codec, match_codec, both)
         for world_size in WORLD_SIZES:
             for micro_visits in MICRO_VISITS:
                 label = f"{name}.world{world_size}.micro{micro_visits}"
@@ -141,7 +159,7 @@ def stream_lines(codecs: Codecs) -> Iterator[Line]:
         yield f"train_batches.{name}.unanswered", stream_digest(_training(table, texts, alone))
         yield f"eval_batches.{name}.unanswered", stream_digest(_evaluation(table, texts, alone))
         for kind in both if match_codec is not None else ():
-            texts = Texts(answer_codec=answer_codec, match_codec=match_codec, negatives=(kind,))
+            texts = texts_of(answer_codec, match_codec, (kind,))
             yield f"train_batches.{name}.negatives_{kind}", stream_digest(_training(train, texts, alone))
 
 

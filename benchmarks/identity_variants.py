@@ -21,7 +21,8 @@ from torch import Tensor
 
 from benchmarks.identity_data import ABSENT, SHARDS, Codecs, Line, tensors_digest, text_digest
 from model.build import BuiltModel
-from model.objective import SUM_NAMES
+from model.config import LossConfig
+from model.objective import Objective
 from shards.read.loader import MicroBatch, training_keys
 from tests.models import EFFICIENT_SAM, FUSION, SCRATCH, tiny_checkpoints, tiny_t5
 from tests.runs import NO_COMPILER, LeftOver, weights, write_recipe
@@ -32,6 +33,7 @@ from trainer.config.schema import REPOSITORY
 from trainer.engine.distributed import World
 from trainer.engine.state_file import MODEL, OPTIMIZER
 from trainer.export.write import export_model
+from trainer.tasks import task_named
 from trainer.training.validate import evaluate, gather_predictions
 
 STEPS, ACCUMULATION, VISITS = 12, 2, 8
@@ -108,14 +110,14 @@ def codecs() -> Codecs:
     }
 
 
-def named_sums(sums: Tensor) -> dict[str, float]:
+def named_sums(objective: Objective, sums: Tensor) -> dict[str, float]:
     """The sums of a forward pass by name."""
-    return dict(zip(SUM_NAMES, sums.tolist(), strict=True))
+    return dict(zip(objective.sum_names, sums.tolist(), strict=True))
 
 
 def variant_lines(name: str) -> Iterator[Line]:
     """Names, initial weights, losses, trained weights, validation and export of a variant."""
-    config, world = variant_config(name), World()
+    config, world, task = variant_config(name), World(), task_named("gqa")
     built = build(config)
     objective = built.objective
     names = [parameter for parameter, _ in objective.named_parameters()]
@@ -130,20 +132,20 @@ def variant_lines(name: str) -> Iterator[Line]:
     objective.eval()
     batches, loader = evaluation_loader(config, open_split(config, "val"), built, world)
     items = list(loader.batches(batches.all_keys()))
-    for sum_name, value in _sums_lines([named_sums(objective.evaluate(item.batch).sums) for item in items]):
+    for sum_name, value in _sums_lines([named_sums(objective, objective.evaluate(item.batch).sums) for item in items]):
         yield f"{name}.eval.sum.{sum_name}", value
     yield f"{name}.generate", _generated(built, items)
-    result = evaluate(objective, built, batches, loader, world, losses=config.losses)
+    result = evaluate(objective, built, batches, loader, world, task=task, losses=config.losses)
     assert result is not None
     for metric, value in sorted(result.metrics.items()):
         yield f"{name}.{metric}", value.hex()
-    predictions = gather_predictions(result.predictions, world)
+    predictions = gather_predictions(result.predictions, task, world)
     assert predictions is not None
     yield (
         f"{name}.predictions",
-        f"{len(set(result.predictions.values()))} different {text_digest(predictions.decode())}",
+        f"{len(set(result.predictions.values()))} different {text_digest(predictions.content.decode())}",
     )
-    detailed = evaluate(objective, built, batches, loader, world, losses=config.losses, detailed=True)
+    detailed = evaluate(objective, built, batches, loader, world, task=task, losses=config.losses, detailed=True)
     assert detailed is not None
     yield f"{name}.detailed_metrics", _numbers_digest(detailed.metrics)
     yield f"{name}.counts", _numbers_digest(detailed.counts)
@@ -193,8 +195,8 @@ def run_lines() -> Iterator[Line]:
 
 def recorded_lines() -> Iterator[Line]:
     """The metrics that may decide which checkpoint is the best."""
-    for label, losses in (("both", {}), ("answer", {"itm": False}), ("itm", {"answer": False})):
-        yield f"recorded_metrics.{label}", " ".join(sorted(recorded_metrics(**losses)))
+    for label, losses in (("both", {}), ("answer", {"itm": 0.0}), ("itm", {"answer": 0.0})):
+        yield f"recorded_metrics.{label}", " ".join(sorted(recorded_metrics("gqa", LossConfig(**losses))))
 
 
 @torch.no_grad()
@@ -219,7 +221,7 @@ def _train(config: RunConfig, built: BuiltModel, world: World) -> Iterator[Line]
         output = built.objective(item.batch)
         (output.loss / ACCUMULATION).backward()
         losses.append(output.loss.item().hex())
-        sums.append(named_sums(output.sums))
+        sums.append(named_sums(built.objective, output.sums))
         if micro_step % ACCUMULATION == ACCUMULATION - 1:
             optimizer.step()
             optimizer.zero_grad()

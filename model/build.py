@@ -1,6 +1,6 @@
 """A recipe's model section becomes an objective: towers by reference, fusion by sizes, codecs by tower."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -12,10 +12,16 @@ from model.fusion.difnet import DifnetEncoder
 from model.fusion.encoder import FusionEncoder, PlainSum
 from model.looking.guidance import block_of, check_plain_width
 from model.looking.second_stream import GridTokens
-from model.objective import Objective, Towers
+from model.objective import Objective, Towers, WeightedPart
+from model.parts import PARTS, sum_names
+from model.parts.answer import AnswerPart
+from model.parts.itm import MatchingPart
+from model.parts.seam import Part
 from model.source import TowerSource
 from model.towers.tokenizer import BlipCodec, T5Codec
 from shards.errors import ConfigError
+from shards.read.collate import Layout, TextCodec
+from shards.tasks import TASKS, TaskData
 
 
 class FusedStreams(nn.Module):
@@ -39,12 +45,15 @@ class BuiltModel(NamedTuple):
     image_size: int
     """Side in pixels of the largest input of the vision towers: what the loader should make by default."""
     source: TowerSource
+    layouts: dict[str, Layout]
+    """How the loader lays out the blocks of text that the parts of the loss read."""
 
 
 def build_model(
     config: ModelConfig,
     losses: LossConfig,
     *,
+    task: TaskData = TASKS["gqa"],
     seed: int,
     max_question_tokens: int,
     max_answer_tokens: int,
@@ -58,11 +67,12 @@ def build_model(
     """
     torch.manual_seed(seed)
     source = TowerSource(config, scratch_tokenizer)
+    used = {task.blocks[task.reads[name]].tower for name in weights_of(task, losses)}
     # Before the towers, which take hold of the layers that they find.
     with torch.random.fork_rng(devices=[]):  # what starts untrained is the same with adapters and without
-        adapters = source.adapters(match=losses.itm > 0, answer=losses.answer > 0)
-    match = source.match() if losses.itm > 0 else None
-    answer = source.answer() if losses.answer > 0 else None
+        adapters = source.adapters(match="match" in used, answer="answer" in used)
+    match = source.match() if "match" in used else None
+    answer = source.answer() if "answer" in used else None
     second_stream = source.second_stream() if config.second_stream != "none" else None
     towers = Towers(source.vision(), second_stream, match, answer)
     guided = config.second_stream == "efficient_sam_masks"
@@ -74,25 +84,54 @@ def build_model(
     fusion = _build_fusion(config.fusion, towers, config.gradient_checkpointing)
     limits = {"max_question_tokens": max_question_tokens, "max_answer_tokens": max_answer_tokens}
     answer_codec = source.codec(config.answer, **limits) if answer is not None else None
+    match_codec = source.codec(config.match, **limits) if match is not None else None
+    parts = build_parts(task, losses, towers, answer_codec=answer_codec, max_answer_tokens=max_answer_tokens)
     objective = Objective(
         fusion,
         towers,
         freeze=config.freeze,
         adapters=adapters,
-        losses=losses,
-        answer_codec=answer_codec,
-        max_answer_tokens=max_answer_tokens,
+        parts=parts,
+        sum_names=sum_names(task.reads),
         guidance=config.guidance if guided else None,
         checkpointing=config.gradient_checkpointing,
     )
     _check_trains(config, objective)
-    return BuiltModel(
-        objective,
-        answer_codec,
-        source.codec(config.match, **limits) if match is not None else None,
-        _largest_input(towers),
-        source,
-    )
+    layouts = _layouts(task, parts, {"answer": answer_codec, "match": match_codec})
+    return BuiltModel(objective, answer_codec, match_codec, _largest_input(towers), source, layouts)
+
+
+def build_parts(
+    task: TaskData, losses: LossConfig, towers: Towers, *, answer_codec: TextCodec | None, max_answer_tokens: int
+) -> dict[str, WeightedPart]:
+    """The parts of the loss that have a weight, each with the block that it reads."""
+    makers: dict[str, Callable[[], Part]] = {
+        "answer": lambda: AnswerPart(towers.answer, answer_codec, max_answer_tokens),
+        "itm": lambda: MatchingPart(towers.match),
+    }
+    return {
+        name: WeightedPart(makers[name](), weight, task.reads[name], task.blocks[task.reads[name]].tower)
+        for name, weight in weights_of(task, losses).items()
+    }
+
+
+def weights_of(task: TaskData, losses: LossConfig) -> dict[str, float]:
+    """The parts of a task that have a weight, in the order of PARTS."""
+    weights = {name: getattr(losses, name) for name in PARTS if name in task.reads}
+    return {name: weight for name, weight in weights.items() if weight > 0}
+
+
+def _layouts(
+    task: TaskData, parts: Mapping[str, WeightedPart], codecs: Mapping[str, TextCodec | None]
+) -> dict[str, Layout]:
+    return {
+        entry.block: Layout(
+            block=task.blocks[entry.block],
+            codec=codecs[entry.tower],
+            targets=any(name == "answer" and other.block == entry.block for name, other in parts.items()),
+        )
+        for entry in parts.values()
+    }
 
 
 def _build_fusion(config: FusionConfig, towers: Towers, checkpointing: bool) -> FusedStreams:

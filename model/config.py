@@ -10,7 +10,7 @@ from shards.config_base import Section
 
 SCRATCH = "scratch"
 
-Part = Literal["vision", "second_stream", "match", "answer"]
+Tower = Literal["vision", "second_stream", "match", "answer"]
 """What can be frozen. The fusion encoder never is: it is what a run trains."""
 
 ImageTokens = Literal["fused", "plain"]
@@ -144,7 +144,7 @@ class ModelConfig(Section):
     guidance: GuidanceConfig = GuidanceConfig()
     fusion: FusionConfig = FusionConfig()
     scratch: ScratchConfig = ScratchConfig()
-    freeze: tuple[Part, ...] = ("vision", "second_stream", "match", "answer")
+    freeze: tuple[Tower, ...] = ("vision", "second_stream", "match", "answer")
     """Parts that are not trained, but for their LoRA adapters."""
     lora: LoraParts = LoraParts()
     gradient_checkpointing: bool = False
@@ -229,9 +229,9 @@ def second_stream_is_untrained(model: ModelConfig) -> bool:
     return model.second_stream != "none" and model.efficient_sam.checkpoint is None
 
 
-def untrained_parts(model: ModelConfig, losses: LossConfig) -> tuple[Part, ...]:
+def untrained_towers(model: ModelConfig, losses: LossConfig) -> tuple[Tower, ...]:
     """Parts that a run uses and that start from random weights."""
-    starts_untrained: dict[Part, bool] = {
+    starts_untrained: dict[Tower, bool] = {
         "vision": model.vision == SCRATCH,
         "second_stream": second_stream_is_untrained(model),
         "match": losses.itm > 0 and model.match == SCRATCH,

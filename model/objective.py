@@ -4,27 +4,26 @@ Its registered children are exactly the trained parts. Frozen towers hang on it 
 neither shards, casts, broadcasts nor saves them; gradients still flow through them to the fusion encoder.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import BlipVisionModel
 
-from model.config import GuidanceConfig, LossConfig, Part
+from model.config import GuidanceConfig, Tower
 from model.looking.guidance import look
-from model.losses import matching_loss
+from model.parts import PARTS
+from model.parts.seam import Part, Read
 from model.pixels import blip_pixels
 from model.precision import t5_dtype
 from model.rows import Grouping
 from model.towers.answer_towers import AnswerTower, T5AnswerTower
-from model.towers.blip import encode_image, encode_text
+from model.towers.blip import encode_image
 from model.towers.match_tower import MatchTower
-from shards.read.collate import IGNORED_LABEL, Batch, TextCodec
-
-SUM_NAMES = ("answer_loss", "answered", "itm_loss", "matched", "itm_positives", "itm_negatives", "itm_correct")
-"""What is summed over questions in every micro-batch, so that any number of ranks and steps merges exactly."""
+from shards.read.collate import Batch
 
 
 class StepOutput(NamedTuple):
@@ -33,16 +32,16 @@ class StepOutput(NamedTuple):
     loss: Tensor
     """() float32, scaled with `Batch.loss_scale`."""
     sums: Tensor
-    """(len(SUM_NAMES),) float32, detached."""
+    """(len(sum_names),) float32, detached."""
 
 
 class EvaluationOutput(NamedTuple):
     """What an evaluation forward gives."""
 
     sums: Tensor
-    """(len(SUM_NAMES),) float32."""
-    answer_ids: Tensor | None
-    """(Q, T) generated tokens; None when the recipe trains no answers."""
+    """(len(sum_names),) float32."""
+    predictions: dict[str, Tensor]
+    """By part, of those that predict something."""
 
 
 class Towers(NamedTuple):
@@ -55,19 +54,30 @@ class Towers(NamedTuple):
     answer: AnswerTower | None
 
 
+class WeightedPart(NamedTuple):
+    """A part of the loss as a recipe has it."""
+
+    part: Part
+    weight: float
+    block: str
+    """The block of text that it reads, by name."""
+    tower: str
+    """The tower that reads it."""
+
+
 class Objective(nn.Module):
-    """Matching and answering over fused image tokens.
+    """The parts of a loss over texts that read fused image tokens.
 
     Args:
         fusion: (tokens (B, N, D), map (B, C, h, w) or None) to (B, N, D') fused tokens.
         towers: built parts; those named in `freeze` are frozen here and kept unregistered.
         freeze: parts that are not trained.
         adapters: trained leaf modules inside of frozen parts, by part.
-        losses: weights.
-        answer_codec: the special ids of generation; None without an answer tower.
-        max_answer_tokens: length at which generation stops.
+        parts: the loss, in the order of PARTS.
+        sum_names: what is summed over items in every micro-batch, so that any number of ranks and steps merges
+            exactly: the sums of all parts that a task may have, 0 for those that a recipe leaves out.
         guidance: how a question looks, where the second stream is an EfficientSamMaskStream.
-        checkpointing: recompute layers of the matching tower, and of an unfrozen vision tower, in the backward pass.
+        checkpointing: recompute layers of an unfrozen vision tower in the backward pass.
     """
 
     def __init__(
@@ -75,19 +85,17 @@ class Objective(nn.Module):
         fusion: nn.Module,
         towers: Towers,
         *,
-        freeze: Iterable[Part],
+        freeze: Iterable[Tower],
         adapters: Mapping[str, nn.Module] | None = None,
-        losses: LossConfig,
-        answer_codec: TextCodec | None,
-        max_answer_tokens: int,
+        parts: Mapping[str, WeightedPart],
+        sum_names: Sequence[str],
         guidance: GuidanceConfig | None = None,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.fusion, self._guidance = fusion, guidance
+        self.fusion, self._guidance, self._checkpointing = fusion, guidance, checkpointing
         self._frozen: dict[str, nn.Module] = {}
-        self._losses, self._codec = losses, answer_codec
-        self._max_answer_tokens, self._checkpointing = max_answer_tokens, checkpointing
+        self.parts, self.sum_names = dict(parts), tuple(sum_names)
         frozen = set(freeze)
         for name, tower in towers._asdict().items():
             if tower is None:
@@ -98,13 +106,16 @@ class Objective(nn.Module):
                 self.add_module(name, tower.requires_grad_(True))
         if adapters:
             self.lora = nn.ModuleDict({name: leaves.requires_grad_(True) for name, leaves in adapters.items()})
+        heads = {name: entry.part.head for name, entry in self.parts.items() if entry.part.head is not None}
+        if heads:
+            self.heads = nn.ModuleDict(heads)
         self.train()  # `from_pretrained` gives towers in evaluation mode, and adapters lie in towers that are frozen
 
-    def part(self, name: str) -> nn.Module | None:
+    def tower(self, name: str) -> nn.Module | None:
         """A tower by name, frozen or trained; None when the recipe has none."""
         return self._frozen[name] if name in self._frozen else self._modules.get(name)
 
-    def frozen_parts(self) -> Iterator[tuple[str, nn.Module]]:
+    def frozen_towers(self) -> Iterator[tuple[str, nn.Module]]:
         """The unregistered towers, by name."""
         yield from self._frozen.items()
 
@@ -125,7 +136,7 @@ class Objective(nn.Module):
     def trains_t5(self) -> bool:
         """Whether a part of T5 is trained, which fp16 is too narrow for."""
         trained = "answer" in self._modules or "answer" in self.adapters
-        return trained and isinstance(self.part("answer"), T5AnswerTower)
+        return trained and isinstance(self.tower("answer"), T5AnswerTower)
 
     @property
     def is_guided(self) -> bool:
@@ -140,42 +151,33 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> StepOutput:
         """The training loss of a micro-batch."""
         fused, batch = self._see(batch)
+        reads = self._reads(fused, batch)
         loss, sums = fused.new_zeros((), dtype=torch.float32), self._no_sums(fused)
-        if self.part("answer") is not None:
-            states = self.part("answer").read(fused, batch)
-            summed = self._answer_sums(states, batch, sums)
-            loss = loss + self._losses.answer * summed
-        if self.part("match") is not None:
-            summed = self._match_sums(fused, batch, sums)
-            loss = loss + self._losses.itm * summed
-        return StepOutput(loss * batch.loss_scale, _stack(sums))
+        for name, (part, weight, block, _) in self.parts.items():
+            output = part.forward(reads[block])
+            sums |= zip(PARTS[name].names, output.sums, strict=True)
+            loss = loss + weight * output.loss
+        return StepOutput(loss * batch.loss_scale, self._stack(sums))
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> EvaluationOutput:
-        """The same sums without a graph, and the answers as the model generates them."""
-        (fused, batch), answer_ids = self._see(batch), None
-        sums = self._no_sums(fused)
-        if self.part("answer") is not None:
-            tower = self.part("answer")
-            states = tower.read(fused, batch)
-            self._answer_sums(states, batch, sums)
-            answer_ids = tower.generate(states, batch, self._codec, self._max_answer_tokens)
-        if self.part("match") is not None:
-            self._match_sums(fused, batch, sums)
-        return EvaluationOutput(_stack(sums), answer_ids)
+        """The same sums without a graph, and what each part predicts."""
+        fused, batch = self._see(batch)
+        reads = self._reads(fused, batch)
+        sums, predictions = self._no_sums(fused), {}
+        for name, (part, _, block, _) in self.parts.items():
+            sums |= zip(PARTS[name].names, part.forward(reads[block]).sums, strict=True)
+            predicted = part.predict(reads[block])
+            if predicted is not None:
+                predictions[name] = predicted
+        return EvaluationOutput(self._stack(sums), predictions)
 
     @torch.no_grad()
     def generate(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Generated token ids (Q, T), and the probability (Q,) of each whole answer, its end token included."""
         fused, batch = self._see(batch)
-        tower, codec = self.part("answer"), self._codec
-        states = tower.read(fused, batch)
-        ids = tower.generate(states, batch, codec, self._max_answer_tokens)
-        ended = (ids == codec.end_id).long()
-        labels = ids.masked_fill(ended.cumsum(dim=1) > ended, IGNORED_LABEL)  # what follows the end is no answer
-        inputs = torch.cat([torch.full_like(ids[:, :1], codec.start_id), ids[:, :-1]], dim=1)
-        mean = tower.losses(states, batch._replace(answer_ids=inputs, answer_labels=labels))
-        return ids, (-mean * (labels != IGNORED_LABEL).sum(dim=1)).exp()
+        part, _, block, _ = self.parts["answer"]
+        return part.predict_with_probability(self._reads(fused, batch)[block])
 
     def fuse(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 pixels to (B, N, D) fused tokens, once per image; not for a stream that is guided."""
@@ -183,74 +185,59 @@ class Objective(nn.Module):
 
     def image_tokens(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 pixels to (B, N, D) tokens of the first vision tower."""
-        vision = self.part("vision")
+        vision = self.tower("vision")
         with self._no_grad_if_frozen("vision"):
             dtype = vision.embeddings.patch_embedding.weight.dtype
             inputs = blip_pixels(pixels, vision.config.image_size, dtype)
             return encode_image(vision, inputs, checkpointing=self._checkpointing)
 
+    def _reads(self, fused: Tensor, batch: Batch) -> dict[str, Read]:
+        """Every block that is there with its reading, which the first part to ask for it makes and the others share."""
+        return {
+            block: Read(batch.blocks[block], cache(partial(self.tower(tower).read, fused, batch.blocks[block])))
+            for _, _, block, tower in self.parts.values()
+            if block in batch.blocks
+        }
+
     def _see(self, batch: Batch) -> tuple[Tensor, Batch]:
         """Fused tokens, and the batch whose rows say which of them they read."""
         if self._guidance is None:
             return self.fuse(batch.pixels), batch
-        return self._fuse_for_each_question(batch), batch.each_question_alone()
+        return self._fuse_for_each_question(batch), batch.each_item_alone()
 
     def _fuse_for_each_question(self, batch: Batch) -> Tensor:
         """(Q, N, D) fused tokens: the second stream is weighed by the mask that a question's heatmap leads to."""
         tokens, maps = self.image_tokens(batch.pixels), self.feature_map(batch.pixels)
-        grouping = Grouping.of(batch.question_image, num_images=len(maps), rows_per_image=batch.questions_per_image)
-        stream, config = self.part("second_stream"), self._guidance
+        ask = batch.blocks["ask"]
+        grouping = Grouping.of(ask.image, num_images=len(maps), rows_per_image=ask.rows_per_image)
+        stream, config = self.tower("second_stream"), self._guidance
         found = look(
-            self.part("match"),
-            batch.question_ids,
-            batch.question_mask,
+            self.tower("match"),
+            ask.ids,
+            ask.mask,
             tokens,
             grouping,
             segmenter=stream.segmenter,
             embeddings=maps,
             config=config,
-            num_tokens=batch.tokens_in_questions,
+            num_tokens=ask.tokens,
         )
-        weighed = stream.weigh(maps, batch.question_image, found, config.blend)
-        return self.fusion(tokens[batch.question_image], weighed)
+        weighed = stream.weigh(maps, ask.image, found, config.blend)
+        return self.fusion(tokens[ask.image], weighed)
 
     def feature_map(self, pixels: Tensor) -> Tensor | None:
         """(B, 3, S, S) uint8 pixels to the second stream's map (B, C, h, w); None for a single stream."""
-        second_stream = self.part("second_stream")
+        second_stream = self.tower("second_stream")
         if second_stream is None:
             return None
         with self._no_grad_if_frozen("second_stream"):
             return second_stream(pixels)
 
-    def _answer_sums(self, states: Tensor, batch: Batch, sums: dict[str, Tensor]) -> Tensor:
-        losses = self.part("answer").losses(states, batch)
-        summed = (losses * batch.answer_weight).sum()
-        sums["answer_loss"], sums["answered"] = summed.detach(), batch.answer_weight.sum()
-        return summed
-
-    def _match_sums(self, fused: Tensor, batch: Batch, sums: dict[str, Tensor]) -> Tensor:
-        tower = self.part("match")
-        grouping = Grouping.of(batch.match_image, num_images=len(fused), rows_per_image=batch.pairs_per_image)
-        options = {"num_tokens": batch.tokens_in_pairs, "checkpointing": self._checkpointing}
-        states = encode_text(tower.text_encoder, batch.match_ids, batch.match_mask, fused, grouping, **options)
-        logits = tower.itm_head(states[:, 0])
-        labels, weight = batch.match_labels, batch.match_weight
-        summed = (matching_loss(logits, labels) * weight).sum()
-        counted, own = weight > 0, labels == 1
-        sums["itm_loss"] = summed.detach()
-        sums["matched"] = sums["itm_positives"] = (counted & own).sum().float()
-        sums["itm_negatives"] = (counted & ~own).sum().float()
-        sums["itm_correct"] = (counted & (logits.argmax(dim=-1) == labels)).sum().float()
-        return summed
-
     def _no_grad_if_frozen(self, name: str) -> AbstractContextManager:
         return torch.no_grad() if name in self._frozen else nullcontext()
 
-    @staticmethod
-    def _no_sums(like: Tensor) -> dict[str, Tensor]:
-        zero = like.new_zeros((), dtype=torch.float32)
-        return dict.fromkeys(SUM_NAMES, zero)
+    def _no_sums(self, like: Tensor) -> dict[str, Tensor]:
+        return dict.fromkeys(self.sum_names, like.new_zeros((), dtype=torch.float32))
 
-
-def _stack(sums: dict[str, Tensor]) -> Tensor:
-    return torch.stack([sums[name] for name in SUM_NAMES])
+    def _stack(self, sums: dict[str, Tensor]) -> Tensor:
+        return torch.stack([sums[name] for name in self.sum_names])

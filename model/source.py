@@ -58,9 +58,8 @@ class TowerSource:
         """The ITM text encoder with its head."""
         reference = self.config.match
         encoder = self._part("model.match", reference, "text_encoder")
-        if reference == SCRATCH:
-            return MatchTower(encoder, self._scratch_itm_head())
-        return MatchTower(encoder, self._part("model.match", reference, "itm_head"))
+        head = self._scratch_itm_head() if reference == SCRATCH else self._part("model.match", reference, "itm_head")
+        return MatchTower(encoder, head, checkpointing=self.config.gradient_checkpointing)
 
     def answer(self) -> AnswerTower:
         """BLIP's question encoder with its answer decoder, or T5."""

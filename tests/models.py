@@ -25,7 +25,7 @@ from model.efficient_sam.encoder import EfficientSamEncoderConfig
 from model.efficient_sam.segmenter import Segmenter, SegmenterConfig
 from model.efficient_sam.weights import save_segmenter
 from model.towers.tokenizer import build_tokenizer
-from shards.read.collate import IGNORED_LABEL, Batch
+from shards.read.collate import IGNORED_LABEL, Batch, Block, Targets
 
 IMAGE_SIZE = 32
 WORDS = ("what color is the big circle", "is there a red square", "yes", "no", "red", "blue", "to the left of")
@@ -147,6 +147,31 @@ def tiny_captioner(directory: Path, *, seed: int = 0) -> str:
     return str(directory)
 
 
+def rows_of(block: Block, chosen: torch.Tensor) -> Block:
+    """The chosen rows of a block, each with its one target, as a block whose images and items start at 0; (R,) bool."""
+    image, item, mask = block.image[chosen], block.item[chosen], block.mask[chosen]
+    image, item = image - image.min(), item - item.min()
+    targets = block.targets and Targets(
+        ids=block.targets.ids[chosen],
+        labels=block.targets.labels[chosen],
+        row=torch.arange(len(image)),
+        weight=block.targets.weight[chosen],
+        one_per_row=True,
+    )
+    return Block(
+        ids=block.ids[chosen],
+        mask=mask,
+        image=image,
+        item=item,
+        weight=block.weight[chosen],
+        labels=block.labels[chosen],
+        targets=targets,
+        rows_per_image=int(image.bincount().max()),
+        rows_per_item=int(item.bincount().max()),
+        tokens=int(mask.sum()),
+    )
+
+
 def random_batch(rows_per_image: tuple[int, ...], *, vocabulary: int = 40, seed: int = 0, length: int = 8) -> Batch:
     """A batch with so many questions of each image, each with one wrong pair; every text has its own length."""
     generator = torch.Generator().manual_seed(seed)
@@ -166,24 +191,30 @@ def random_batch(rows_per_image: tuple[int, ...], *, vocabulary: int = 40, seed:
     labels[~longer] = torch.stack(
         [answer[:, 0], torch.full((questions,), 3), torch.full((questions,), IGNORED_LABEL)], 1
     )[~longer]
-    return Batch(
-        pixels=integers(0, 256, len(rows_per_image), 3, IMAGE_SIZE, IMAGE_SIZE).to(torch.uint8),
-        question_ids=ids,
-        question_mask=mask,
-        question_image=image,
-        answer_ids=answer_ids,
-        answer_labels=labels,
-        answer_weight=torch.ones(questions),
-        match_ids=integers(7, vocabulary, 2 * questions, length) * pair_mask,
-        match_mask=pair_mask,
-        match_image=image.repeat_interleave(2),
-        match_question=torch.arange(questions).repeat_interleave(2),
-        match_labels=torch.tensor([1, 0]).repeat(questions),
-        match_weight=torch.full((2 * questions,), 0.5),
-        loss_scale=torch.tensor(1.0 / questions),
-        questions_per_image=max(rows_per_image),
-        pairs_per_image=2 * max(rows_per_image),
-        pairs_per_question=2,
-        tokens_in_questions=int(mask.sum()),
-        tokens_in_pairs=int(pair_mask.sum()),
+    rows = torch.arange(questions)
+    ask = Block(
+        ids=ids,
+        mask=mask,
+        image=image,
+        item=rows,
+        weight=torch.ones(questions),
+        labels=torch.zeros(questions, dtype=torch.int64),
+        targets=Targets(ids=answer_ids, labels=labels, row=rows, weight=torch.ones(questions), one_per_row=True),
+        rows_per_image=max(rows_per_image),
+        rows_per_item=1,
+        tokens=int(mask.sum()),
     )
+    pixels = integers(0, 256, len(rows_per_image), 3, IMAGE_SIZE, IMAGE_SIZE).to(torch.uint8)
+    match = Block(
+        ids=integers(7, vocabulary, 2 * questions, length) * pair_mask,
+        mask=pair_mask,
+        image=image.repeat_interleave(2),
+        item=rows.repeat_interleave(2),
+        weight=torch.full((2 * questions,), 0.5),
+        labels=torch.tensor([1, 0]).repeat(questions),
+        targets=None,
+        rows_per_image=2 * max(rows_per_image),
+        rows_per_item=2,
+        tokens=int(pair_mask.sum()),
+    )
+    return Batch(pixels, {"ask": ask, "match": match}, torch.tensor(1.0 / questions))

@@ -19,11 +19,12 @@ FLOORS = {
         ("cli", "train"),
         ("commands",),
         ("inference", "doctor"),
-        ("training", "tasks"),
+        ("training",),
         ("export",),
         ("build", "bench"),
         ("reporting", "run_directory"),
         ("config",),
+        ("tasks",),
         ("engine", "scoring"),
     ),
     "model": (
@@ -38,7 +39,7 @@ FLOORS = {
     "shards": (
         ("read", "build"),
         ("tasks", "annotations", "scenes"),
-        ("format",),
+        ("format", "plan"),
         ("config", "config_base", "errors", "progress", "atomic", "lower_case"),
     ),
 }

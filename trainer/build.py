@@ -21,8 +21,10 @@ from model.pnp.viewer import Viewer
 from model.source import efficient_sam_sizes
 from model.towers.tokenizer import build_tokenizer, load_tokenizer
 from shards.errors import ConfigError, UserError
+from shards.plan import Share
 from shards.read.loader import EvaluationBatches, Loader, Split, Texts, TrainingBatches
-from shards.read.plan import Share
+from shards.tasks import TASKS
+from shards.tasks.seam import Wanted
 from trainer.config import RunConfig
 from trainer.config.schema import plan_order
 from trainer.engine.distributed import World
@@ -53,6 +55,7 @@ def assemble_model(
     return build_model(
         model or config.model,
         config.losses,
+        task=TASKS[config.task],
         seed=config.run.seed,
         max_question_tokens=config.data.max_question_tokens,
         max_answer_tokens=config.data.max_answer_tokens,
@@ -101,9 +104,8 @@ def _texts(train: Split) -> Iterator[str]:
 
 def make_texts(config: RunConfig, built: BuiltModel) -> Texts:
     """How the loader turns questions into tokens for this model."""
-    return Texts(
-        answer_codec=built.answer_codec, match_codec=built.match_codec, negatives=tuple(config.losses.negatives)
-    )
+    wanted = Wanted(blocks=frozenset(built.layouts), negatives=tuple(config.losses.negatives))
+    return Texts(task=config.task, layouts=built.layouts, wanted=wanted)
 
 
 def image_size(config: RunConfig, built: BuiltModel) -> int:
@@ -162,7 +164,7 @@ def build_viewer(
         ConfigError: the recipe has no matching tower, from which the heatmap is read, or none that reads these tokens.
         DataError: weights are damaged.
     """
-    if built.match_codec is None:
+    if "itm" not in built.objective.parts:
         raise ConfigError(
             "losses.itm: is 0 in this run, so it has no matching tower, from which the heatmap is read; train with a "
             "weight for it"
@@ -181,7 +183,7 @@ def build_viewer(
 
 def _build_segmenter(model: ModelConfig, objective: Objective) -> Segmenter | None:
     """EfficientSAM with what makes masks, around the second stream's own encoder where that is the frozen original."""
-    checkpoint, stream = model.efficient_sam.checkpoint, objective.part("second_stream")
+    checkpoint, stream = model.efficient_sam.checkpoint, objective.tower("second_stream")
     if checkpoint is None or model.guidance.blend == 0:
         return None
     if not model.second_stream.startswith("efficient_sam") and not Path(checkpoint).expanduser().is_file():

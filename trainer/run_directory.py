@@ -100,9 +100,9 @@ class RunDirectory:
         """What a rank has to say beyond the console."""
         return self.logs / f"rank{rank}.log"
 
-    def predictions(self, split: str) -> Path:
-        """Answers for a split, in GQA's submission format."""
-        return self.path / "predictions" / f"{split}.json"
+    def predictions(self, split: str, ending: str = "json") -> Path:
+        """What a model said to the items of a split, in the file that the task's server takes."""
+        return self.path / "predictions" / f"{split}.{ending}"
 
     def create(self) -> None:
         """Make the directories that every run has; what is there stays.

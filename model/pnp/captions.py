@@ -25,7 +25,7 @@ from model.pixels import blip_pixels
 from model.towers.blip import KeysValues, decode_next, encode_image, keys_values_read
 from model.towers.hub import load_pretrained
 from shards.errors import ConfigError
-from shards.read.plan import mix64
+from shards.plan import mix64
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

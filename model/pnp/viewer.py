@@ -44,12 +44,12 @@ class Viewer:
         *,
         looks_with: ImageTokens = "fused",
     ) -> None:
-        match = objective.part("match")
+        match = objective.tower("match")
         assert match is not None, "the heatmap is read from the matching tower"
         block_of(match, config)
         self._fuses = looks_with == "fused" and not objective.is_guided
         if looks_with == "plain":
-            width = objective.part("vision").config.hidden_size
+            width = objective.tower("vision").config.hidden_size
             check_plain_width(match, width, "pnp.looks_with: plain", instead="fused")
         self._objective, self._codec, self._segmenter, self.config = objective, codec, segmenter, config
 
@@ -80,7 +80,7 @@ class Viewer:
         most = int(torch.bincount(image_of_row).max())
         grouping = Grouping.of(image_of_row.to(pixels.device), num_images=len(pixels), rows_per_image=most)
         return look(
-            self._objective.part("match"),
+            self._objective.tower("match"),
             ids,
             mask,
             tokens,
@@ -94,7 +94,7 @@ class Viewer:
     @property
     def _shares_encoder(self) -> bool:
         """Whether the map of the second stream is what the segmenter reads."""
-        stream = self._objective.part("second_stream")
+        stream = self._objective.tower("second_stream")
         return self._segmenter is not None and stream is not None and stream.encoder is self._segmenter.image_encoder
 
     def _embeddings(self, pixels: Tensor, maps: Tensor | None) -> Tensor | None:

@@ -12,10 +12,10 @@ from transformers import T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from model.losses import answer_loss
-from model.rows import Grouping
-from model.towers.blip import decode_text, encode_text, generate_greedily
+from model.towers.blip import decode_text, generate_greedily
+from model.towers.reading import Reading, read_with_blip
 from model.towers.t5 import forget_generation_settings, greedy
-from shards.read.collate import Batch, TextCodec
+from shards.read.collate import Block, Targets, TextCodec
 
 
 class AnswerTower(nn.Module, ABC):
@@ -27,15 +27,15 @@ class AnswerTower(nn.Module, ABC):
         """D that it reads."""
 
     @abstractmethod
-    def read(self, fused: Tensor, batch: Batch) -> Tensor:
-        """(B, N, D) fused tokens and the batch's questions to states (Q, ., .), which the other methods take."""
+    def read(self, fused: Tensor, block: Block) -> Reading:
+        """(B, N, D) fused tokens and a block of questions to states (Q, ., .), which the other methods take."""
 
     @abstractmethod
-    def losses(self, states: Tensor, batch: Batch) -> Tensor:
-        """(Q,) float32: the mean cross-entropy of each answer's tokens."""
+    def losses(self, states: Tensor, mask: Tensor, targets: Targets) -> Tensor:
+        """(T,) float32: the mean cross-entropy of each answer's tokens; `mask` is that of the questions."""
 
     @abstractmethod
-    def generate(self, states: Tensor, batch: Batch, codec: TextCodec, max_tokens: int) -> Tensor:
+    def generate(self, states: Tensor, mask: Tensor, codec: TextCodec, max_tokens: int) -> Tensor:
         """(Q, T) most likely token ids without the start token, T <= max_tokens; pad behind the end token."""
 
 
@@ -55,22 +55,19 @@ class BlipAnswerTower(AnswerTower):
     def read_width(self) -> int:
         return self.text_encoder.config.encoder_hidden_size
 
-    def read(self, fused: Tensor, batch: Batch) -> Tensor:
-        grouping = Grouping.of(batch.question_image, num_images=len(fused), rows_per_image=batch.questions_per_image)
-        options = {"num_tokens": batch.tokens_in_questions, "checkpointing": self._checkpointing}
-        return encode_text(self.text_encoder, batch.question_ids, batch.question_mask, fused, grouping, **options)
+    def read(self, fused: Tensor, block: Block) -> Reading:
+        return read_with_blip(self.text_encoder, fused, block, checkpointing=self._checkpointing)
 
-    def losses(self, states: Tensor, batch: Batch) -> Tensor:
-        logits = decode_text(
-            self.text_decoder, batch.answer_ids, states, batch.question_mask, checkpointing=self._checkpointing
-        )
-        return answer_loss(logits, batch.answer_labels)
+    def losses(self, states: Tensor, mask: Tensor, targets: Targets) -> Tensor:
+        states, mask = _behind(states, targets), _behind(mask, targets)
+        logits = decode_text(self.text_decoder, targets.ids, states, mask, checkpointing=self._checkpointing)
+        return answer_loss(logits, targets.labels)
 
-    def generate(self, states: Tensor, batch: Batch, codec: TextCodec, max_tokens: int) -> Tensor:
+    def generate(self, states: Tensor, mask: Tensor, codec: TextCodec, max_tokens: int) -> Tensor:
         return generate_greedily(
             self.text_decoder,
             states,
-            batch.question_mask,
+            mask,
             start_id=codec.start_id,
             end_id=codec.end_id,
             pad_id=codec.pad_id,
@@ -102,24 +99,26 @@ class T5AnswerTower(AnswerTower):
     def read_width(self) -> int:
         return self.model.config.d_model
 
-    def read(self, fused: Tensor, batch: Batch) -> Tensor:
-        words = self.model.shared(batch.question_ids)
-        tokens = torch.cat([fused.to(words.dtype)[batch.question_image], words], dim=1)
-        return self.model.encoder(inputs_embeds=tokens, attention_mask=_readable(tokens, batch)).last_hidden_state
+    def read(self, fused: Tensor, block: Block) -> Reading:
+        words = self.model.shared(block.ids)
+        tokens = torch.cat([fused.to(words.dtype)[block.image], words], dim=1)
+        readable = _readable(tokens, block.mask)
+        return Reading(self.model.encoder(inputs_embeds=tokens, attention_mask=readable).last_hidden_state, None)
 
-    def losses(self, states: Tensor, batch: Batch) -> Tensor:
+    def losses(self, states: Tensor, mask: Tensor, targets: Targets) -> Tensor:
+        states, mask = _behind(states, targets), _behind(mask, targets)
         logits = self.model(
             encoder_outputs=(states,),
-            attention_mask=_readable(states, batch),
-            decoder_input_ids=batch.answer_ids,
+            attention_mask=_readable(states, mask),
+            decoder_input_ids=targets.ids,
             use_cache=False,  # a recomputed block would find its own keys in it
         ).logits
-        return answer_loss(logits, batch.answer_labels)
+        return answer_loss(logits, targets.labels)
 
-    def generate(self, states: Tensor, batch: Batch, codec: TextCodec, max_tokens: int) -> Tensor:
+    def generate(self, states: Tensor, mask: Tensor, codec: TextCodec, max_tokens: int) -> Tensor:
         generated = self.model.generate(
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
-            attention_mask=_readable(states, batch),
+            attention_mask=_readable(states, mask),
             generation_config=greedy(
                 start_id=codec.start_id, end_id=codec.end_id, pad_id=codec.pad_id, max_new_tokens=max_tokens
             ),
@@ -127,10 +126,14 @@ class T5AnswerTower(AnswerTower):
         return generated[:, 1:]
 
 
-def _readable(tokens: Tensor, batch: Batch) -> Tensor:
+def _behind(rows: Tensor, targets: Targets) -> Tensor:
+    """What each target is written behind: (Q, ...) to (T, ...)."""
+    return rows if targets.one_per_row else rows[targets.row]
+
+
+def _readable(tokens: Tensor, mask: Tensor) -> Tensor:
     """(Q, N + L) int64 mask: every image token, and the question's own."""
-    image_tokens = tokens.shape[1] - batch.question_mask.shape[1]
-    return nn.functional.pad(batch.question_mask.long(), (image_tokens, 0), value=1)
+    return nn.functional.pad(mask.long(), (tokens.shape[1] - mask.shape[1], 0), value=1)
 
 
 def _checkpointed(forward):

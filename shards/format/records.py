@@ -49,6 +49,11 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     equivalent: tuple[str, ...] = ()
     boxes: Boxes = Boxes()
 
+    @property
+    def item_id(self) -> str:
+        """The question id."""
+        return self.question_id
+
 
 class ImageSample(msgspec.Struct, frozen=True, kw_only=True):
     """The JSON member of a sample. `width` and `height` are those of the original image."""
@@ -58,6 +63,11 @@ class ImageSample(msgspec.Struct, frozen=True, kw_only=True):
     height: int
     questions: tuple[Question, ...]
     """Sorted by question id."""
+
+    @property
+    def items(self) -> tuple[Question, ...]:
+        """The questions."""
+        return self.questions
 
 
 def with_lowercase_answer(question: Question) -> Question:

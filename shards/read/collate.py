@@ -1,12 +1,14 @@
-"""Visits in, one padded micro-batch out: pixels once per image, questions flattened with the index of their image."""
+"""Rows of text in, one padded micro-batch out: pixels once per image, rows flattened with the index of their image."""
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from shards.format.records import Question
+from shards.tasks.seam import Block as BlockOfTask
+from shards.tasks.seam import Row, Target
 
 IGNORED_LABEL = -100
 _LENGTH_MULTIPLE = 8
@@ -25,7 +27,7 @@ class TextCodec(Protocol):
     """Ends an answer."""
 
     def questions(self, texts: Sequence[str]) -> tuple[list[TokenIds], list[bool]]:
-        """Token ids of each question, with special tokens, cut to the limit; and whether it had to be cut."""
+        """Token ids of each text, with special tokens, cut to the limit; and whether it had to be cut."""
 
     def answers(self, texts: Sequence[str]) -> list[TokenIds]:
         """Token ids of each answer, without special tokens, cut so that start or end token still fit."""
@@ -38,156 +40,203 @@ class PairCodec(TextCodec, Protocol):
         """Token ids of `question [SEP] answer`, with special tokens; and whether the question had to be cut."""
 
 
-class Batch(NamedTuple):
-    """The tensors of one micro-batch. B images, Q questions, R question-answer pairs to match, L lengths.
+class Targets(NamedTuple):
+    """Texts for a decoder to write: T of them, each behind a row of its block."""
 
-    Rows of images, questions and pairs are sorted by image. A micro-batch without any real visit holds one black image
-    and one row of weight 0, so that every rank runs the same layers.
-    """
+    ids: Tensor
+    """(T, La) int64 decoder input: start token, then the text"""
+    labels: Tensor
+    """(T, La) int64: the text, then the end token; -100 at padding"""
+    row: Tensor
+    """(T,) int64 row of the block, ascending"""
+    weight: Tensor
+    """(T,) float32; 0 for padding and for rows without a text"""
+    one_per_row: bool
+    """Whether target t is that of row t: then what a row has read need not be copied."""
+
+
+class Block(NamedTuple):
+    """R rows of text of one kind, of I items; L tokens at most. Rows are sorted by image."""
+
+    ids: Tensor
+    """(R, L) int64"""
+    mask: Tensor
+    """(R, L) bool, True at tokens"""
+    image: Tensor
+    """(R,) int64 row of `Batch.pixels`"""
+    item: Tensor
+    """(R,) int64 number of the item in the micro-batch"""
+    weight: Tensor
+    """(R,) float32, or (I,) where labels belong to items: of the label; 0 for padding and where there is no label"""
+    labels: Tensor
+    """(R,) or (I,) int64 classes, or (I, classes) float32 scores of soft labels"""
+    targets: Targets | None
+    """None where nothing is to be written"""
+    rows_per_image: int
+    """The most rows that one image of this micro-batch has: known here, so that no GPU is asked for it."""
+    rows_per_item: int
+    """The most rows of one item."""
+    tokens: int
+    """Tokens of all rows, padding left out."""
+
+    def by_item(self) -> Self:
+        """The block for image tokens that differ from item to item: row i of them is that of item i."""
+        return self._replace(image=self.item, rows_per_image=self.rows_per_item)
+
+
+class Batch(NamedTuple):
+    """The tensors of one micro-batch. A micro-batch without any real visit holds the black images of one sample and
+    the rows of one item with weight 0, so that every rank runs the same layers."""
 
     pixels: Tensor
     """(B, 3, S, S) uint8"""
-    question_ids: Tensor
-    """(Q, Lq) int64; (0, 0) when answers are neither trained nor generated"""
-    question_mask: Tensor
-    """(Q, Lq) bool, True at tokens"""
-    question_image: Tensor
-    """(Q,) int64 row of `pixels`"""
-    answer_ids: Tensor
-    """(Q, La) int64 decoder input: start token, then the answer"""
-    answer_labels: Tensor
-    """(Q, La) int64: the answer, then the end token; -100 at padding"""
-    answer_weight: Tensor
-    """(Q,) float32: 1, or 0 for padding and for questions without an answer"""
-    match_ids: Tensor
-    """(R, Lm) int64 `question [SEP] answer`; (0, 0) when matching is not trained"""
-    match_mask: Tensor
-    """(R, Lm) bool"""
-    match_image: Tensor
-    """(R,) int64 row of `pixels`"""
-    match_question: Tensor
-    """(R,) int64 row of `question_ids`: the question that the pair, or the one it is a negative of, asks"""
-    match_labels: Tensor
-    """(R,) int64: 1 for the image's own pair, 0 for a negative"""
-    match_weight: Tensor
-    """(R,) float32: the weights of a question's positive, and of its negatives together, are 1/2 each at the most"""
+    blocks: dict[str, Block]
+    """By name; a block that nothing is learnt from is not there."""
     loss_scale: Tensor
-    """() float32: what the sums over questions are multiplied with (world size x accumulation / N, or 1)"""
-    questions_per_image: int
-    """The most questions that one image of this micro-batch has: known here, so that no GPU is asked for it."""
-    pairs_per_image: int
-    """The same for question-answer pairs."""
-    pairs_per_question: int
-    """The most pairs of one question."""
-    tokens_in_questions: int
-    """Tokens of all questions, padding left out."""
-    tokens_in_pairs: int
-    """The same for question-answer pairs."""
+    """() float32: what the sums over items are multiplied with (world size x accumulation / N, or 1)"""
 
-    def each_question_alone(self) -> "Batch":
-        """The batch for image tokens that differ from question to question: row i of them is that of question i."""
-        return self._replace(
-            question_image=torch.arange(len(self.question_ids), device=self.question_image.device),
-            match_image=self.match_question,
-            questions_per_image=1,
-            pairs_per_image=self.pairs_per_question,
-        )
+    def each_item_alone(self) -> Self:
+        """The batch for image tokens that differ from item to item."""
+        return self._replace(blocks={name: block.by_item() for name, block in self.blocks.items()})
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device) -> Self:
         """The batch on a device; from pinned memory the copies do not block."""
-        moved = (value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for value in self)
-        return Batch(*moved)
+        return _moved(self, device)
 
 
-class VisitTexts(NamedTuple):
-    """The questions of one visit and their negatives: `negatives[i]` lists those of `questions[i]`."""
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How the rows of a block become tensors."""
 
-    questions: list[Question]
-    negatives: list[list[tuple[str, str]]]
-    """(question, answer) pairs that are wrong for the image."""
-    negatives_asked: int
-    """Kinds of negatives that the recipe asks for; a missing one has weight 0 and the others keep theirs."""
+    block: BlockOfTask
+    codec: TextCodec
+    targets: bool = False
+    """Whether a decoder learns to write the rows' targets."""
+    soft_classes: int | None = None
+    """The number of classes of soft labels; None for labels that are one class each."""
 
 
 def collate(
     pixels: list[Tensor],
-    visits: list[VisitTexts],
+    visits: Sequence[Mapping[str, list[Row]]],
+    layouts: Mapping[str, Layout],
     *,
-    answer_codec: TextCodec | None,
-    match_codec: PairCodec | None,
+    items_per_visit: Sequence[int],
     loss_scale: float,
     image_size: int,
+    images_per_visit: int = 1,
 ) -> tuple[Batch, int]:
-    """One micro-batch, and how many of its texts were cut at the limit of question tokens.
+    """One micro-batch, and how many of its items were cut at the limit of tokens in the first of its blocks.
 
     Args:
-        pixels: one (3, S, S) uint8 tensor per visit.
-        visits: the texts of each visit; as many as `pixels`.
-        answer_codec: None leaves the answer tensors empty.
-        match_codec: None leaves the match tensors empty.
+        pixels: one (3, S, S) uint8 tensor per image, visit by visit.
+        visits: the rows of each visit, by block.
+        layouts: the blocks to make.
+        items_per_visit: how many items each visit has.
         loss_scale: see `Batch.loss_scale`.
-        image_size: S, for the black image of an empty micro-batch.
+        image_size: S, for the black images of an empty micro-batch.
     """
-    images = torch.stack(pixels) if pixels else torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)
-    answering, cut = _collate_answers(visits, answer_codec)
-    matching, cut_in_pairs = _collate_matches(visits, match_codec)
-    most = _most_rows(answering[2]), _most_rows(matching[2]), _most_rows(matching[3])
+    images = pixels or [torch.zeros(3, image_size, image_size, dtype=torch.uint8)] * images_per_visit
+    numbered = [_numbered([visit[name] for visit in visits], items_per_visit, images_per_visit) for name in layouts]
+    num_items = max(sum(items_per_visit), 1)
+    made = [_collate_block(rows, layout, num_items) for rows, layout in zip(numbered, layouts.values(), strict=True)]
+    blocks = dict(zip(layouts, (block for block, _ in made), strict=True))
     scale = torch.tensor(loss_scale, dtype=torch.float32)
-    tokens = int(answering[1].sum()), int(matching[1].sum())
-    batch = Batch(images, *answering, *matching, scale, *most, *tokens)
-    return batch, cut if answer_codec is not None else cut_in_pairs
+    return Batch(torch.stack(images), blocks, scale), made[0][1] if made else 0
 
 
-def _collate_answers(visits: list[VisitTexts], codec: TextCodec | None) -> tuple[tuple[Tensor, ...], int]:
-    if codec is None:
-        return _no_answers(), 0
-    questions = [question for visit in visits for question in visit.questions]
-    image = [row for row, visit in enumerate(visits) for _ in visit.questions]
-    weights = [float(question.answer is not None) for question in questions]
-    if not questions:
-        questions, image, weights = [Question(question_id="", question="")], [0], [0.0]
-    ids, cut = codec.questions([question.question for question in questions])
-    answers = codec.answers([question.answer or "" for question in questions])
-    question_ids, question_mask = pad(ids, codec.pad_id, multiple=_LENGTH_MULTIPLE)
-    decoder_ids, _ = pad([[codec.start_id, *answer] for answer in answers], codec.pad_id)
+def ask(pixels: list[Tensor], questions: Sequence[Sequence[str]], layout: Layout) -> Batch:
+    """A batch of questions without answers, in a block `ask`.
+
+    Args:
+        pixels: one (3, S, S) uint8 tensor per image.
+        questions: those about each image.
+    """
+    visits = [{"ask": [Row(text, item) for item, text in enumerate(texts)]} for texts in questions]
+    batch, _ = collate(
+        pixels,
+        visits,
+        {"ask": replace(layout, targets=False)},
+        items_per_visit=[len(texts) for texts in questions],
+        loss_scale=1.0,
+        image_size=pixels[0].shape[-1],
+    )
+    return batch
+
+
+def _numbered(visits: Sequence[list[Row]], items_per_visit: Sequence[int], images_per_visit: int) -> list[Row]:
+    """The rows of all visits with image and item numbers of the micro-batch, sorted by image."""
+    rows: list[Row] = []
+    first_item = 0
+    for visit, (visit_rows, num_items) in enumerate(zip(visits, items_per_visit, strict=True)):
+        rows += [
+            row._replace(image=visit * images_per_visit + row.image, item=first_item + row.item) for row in visit_rows
+        ]
+        first_item += num_items
+    return sorted(rows, key=lambda row: row.image)
+
+
+def _collate_block(rows: list[Row], layout: Layout, num_items: int) -> tuple[Block, int]:
+    block, codec = layout.block, layout.codec
+    if not rows:
+        empty = Row("", 0, pair="" if block.paired else None, weight=0.0, targets=(Target("", 0.0),))
+        rows = [empty._replace(image=image) for image in range(block.rows_per_item)]
+    texts = [row.text for row in rows]
+    if block.paired:
+        ids, cut = codec.pairs(texts, [row.pair for row in rows])
+    else:
+        ids, cut = codec.questions(texts)
+    padded, mask = pad(ids, codec.pad_id, multiple=_LENGTH_MULTIPLE)
+    image, item = torch.tensor([row.image for row in rows]), torch.tensor([row.item for row in rows])
+    first_of_item = {row.item: number for number, row in reversed(list(enumerate(rows)))}
+    weight, labels = _labels(rows, first_of_item, layout, num_items)
+    made = Block(
+        padded,
+        mask,
+        image,
+        item,
+        weight,
+        labels,
+        _collate_targets(rows, codec) if layout.targets else None,
+        _most(image),
+        _most(item),
+        int(mask.sum()),
+    )
+    return made, sum(cut[number] for number in first_of_item.values())
+
+
+def _labels(rows: list[Row], first_of_item: Mapping[int, int], layout: Layout, num_items: int) -> tuple[Tensor, Tensor]:
+    """Weights and labels, of rows or of items. An item without rows weighs nothing."""
+    if layout.block.labels == "rows":
+        labelled: list[Row | None] = list(rows)
+    else:
+        labelled = [rows[first_of_item[item]] if item in first_of_item else None for item in range(num_items)]
+    weight = torch.tensor([0.0 if row is None else row.weight for row in labelled])
+    classes = [0 if row is None else row.label for row in labelled]
+    if layout.soft_classes is None:
+        return weight, torch.tensor([label if isinstance(label, int) else 0 for label in classes])
+    labels = torch.zeros(len(labelled), layout.soft_classes)
+    for number, scores in enumerate(classes):
+        for label, score in scores if isinstance(scores, tuple) else ():
+            labels[number, label] = score
+    return weight, labels
+
+
+def _collate_targets(rows: list[Row], codec: TextCodec) -> Targets:
+    targets = [target for row in rows for target in row.targets]
+    numbers = [number for number, row in enumerate(rows) for _ in row.targets]
+    if not targets:
+        targets, numbers = [Target("", 0.0)], [0]
+    answers = codec.answers([target.text for target in targets])
+    ids, _ = pad([[codec.start_id, *answer] for answer in answers], codec.pad_id)
     labels, _ = pad([[*answer, codec.end_id] for answer in answers], IGNORED_LABEL)
-    return (question_ids, question_mask, torch.tensor(image), decoder_ids, labels, torch.tensor(weights)), sum(cut)
+    weight = torch.tensor([target.weight for target in targets])
+    return Targets(ids, labels, torch.tensor(numbers), weight, numbers == list(range(len(rows))))
 
 
-def _no_answers() -> tuple[Tensor, ...]:
-    none, rows = torch.zeros(0, 0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
-    return none, none.bool(), rows, none, none, rows.float()
-
-
-def _collate_matches(visits: list[VisitTexts], codec: PairCodec | None) -> tuple[tuple[Tensor, ...], int]:
-    if codec is None:
-        none, rows = torch.zeros(0, 0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
-        return (none, none.bool(), rows, rows, rows, rows.float()), 0
-    texts: list[tuple[str, str]] = []
-    image, asked, labels, weights = [], [], [], []
-    number = -1
-    for row, visit in enumerate(visits):
-        for question, negatives in zip(visit.questions, visit.negatives, strict=True):
-            number += 1
-            if question.answer is None:
-                continue
-            texts += [(question.question, question.answer), *negatives]
-            labels += [1] + [0] * len(negatives)
-            weights += [0.5] + [0.5 / max(visit.negatives_asked, 1)] * len(negatives)
-            image += [row] * (1 + len(negatives))
-            asked += [number] * (1 + len(negatives))
-    if not texts:
-        texts, image, asked, labels, weights = [("", "")], [0], [0], [0], [0.0]
-    ids, cut = codec.pairs(*zip(*texts, strict=True))
-    match_ids, match_mask = pad(ids, codec.pad_id, multiple=_LENGTH_MULTIPLE)
-    own_cut = sum(was_cut for was_cut, label in zip(cut, labels, strict=True) if label)
-    rows = (torch.tensor(values) for values in (image, asked, labels, weights))
-    return (match_ids, match_mask, *rows), own_cut
-
-
-def _most_rows(image: Tensor) -> int:
-    """The most rows that share an image."""
-    return int(torch.bincount(image).max()) if len(image) else 0
+def _most(numbers: Tensor) -> int:
+    """How often the most frequent number stands there."""
+    return int(torch.bincount(numbers).max())
 
 
 def pad(rows: list[TokenIds], value: int, *, multiple: int = 1) -> tuple[Tensor, Tensor]:
@@ -200,3 +249,14 @@ def pad(rows: list[TokenIds], value: int, *, multiple: int = 1) -> tuple[Tensor,
         ids[number, : len(row)] = torch.tensor(row, dtype=torch.int64)
         mask[number, : len(row)] = True
     return ids, mask
+
+
+def _moved(value: object, device: torch.device) -> object:
+    """What is made of tensors, named tuples and dicts, with its tensors on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {name: _moved(part, device) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return type(value)(*(_moved(part, device) for part in value))
+    return value

@@ -2,7 +2,7 @@
 
 import atexit
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -17,11 +17,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from shards.errors import DataError, UserError
 from shards.format.images import UnreadableImage, as_rgb, decode_image
 from shards.format.index import SplitIndex, read_index
-from shards.format.records import Question
 from shards.format.tar_reader import ShardReader
-from shards.read.collate import Batch, PairCodec, TextCodec, VisitTexts, collate
-from shards.read.negatives import answer_draw, answer_negative, question_negative
-from shards.read.plan import (
+from shards.plan import (
     PADDING,
     EpochOrder,
     EvaluationOrder,
@@ -34,27 +31,30 @@ from shards.read.plan import (
     limit_images,
     sample_images,
 )
+from shards.read.collate import Batch, Layout, collate
 from shards.read.workers import leave_with_parent, worker_context
+from shards.tasks import TASKS
+from shards.tasks.seam import Draw, Item, Visit, Wanted
 
 
 class MicroBatch(NamedTuple):
     """A batch and what is known about it on the host."""
 
     batch: Batch
-    num_questions: int
-    """Questions of this micro-batch, padding excluded."""
-    questions_cut: int
+    num_items: int
+    """Items (questions, statements) of this micro-batch, padding excluded."""
+    items_cut: int
     """Of these, how many were longer than max_question_tokens."""
-    negatives_missing: int
-    """Negatives that the data does not offer: they have weight 0."""
-    questions: tuple[Question, ...]
-    """The rows of `batch.question_ids`, for scoring; empty in training."""
-    question_images: tuple[int, ...]
-    """The row of `batch.pixels` of each of `questions`."""
-    image_numbers: tuple[int, ...]
-    """The image of each row of `batch.pixels`."""
+    rows_missing: int
+    """Rows that were asked for and that the data does not offer, such as negatives: they have weight 0."""
+    items: tuple[Item, ...]
+    """The items by their number in the blocks, for scoring; empty in training."""
+    item_images: tuple[int, ...]
+    """The row of `batch.pixels` of the first image of each of `items`."""
+    samples: tuple[int, ...]
+    """The number of each sample, in the order of its images in `batch.pixels`."""
     num_visits: int
-    """Visits, padding excluded: an evaluation joins those of an image."""
+    """Visits, padding excluded: an evaluation joins those of a sample."""
 
 
 class Fault(NamedTuple):
@@ -65,12 +65,12 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Texts:
-    """How texts become tokens, and which negatives are made. Without a codec that part of the batch is empty."""
+    """Which rows of text are made of a visit, and how they become tensors."""
 
-    answer_codec: TextCodec | None
-    match_codec: PairCodec | None
-    negatives: tuple[str, ...]
-    """Of "answer" and "question": one negative of each kind per question."""
+    task: str
+    layouts: Mapping[str, Layout]
+    """The blocks that a model reads."""
+    wanted: Wanted
 
 
 class Split:
@@ -118,8 +118,7 @@ class _MicroBatches(Dataset):
     @property
     def modules(self) -> set[str]:
         """What a process that prepares these micro-batches imports."""
-        codecs = (self.texts.answer_codec, self.texts.match_codec)
-        return {__name__, *(type(codec).__module__ for codec in codecs if codec is not None)}
+        return {__name__, *(type(layout.codec).__module__ for layout in self.texts.layouts.values())}
 
     def __getitem__(self, key: tuple) -> MicroBatch | Fault:
         try:
@@ -135,62 +134,49 @@ class _MicroBatches(Dataset):
         visits: Ints,
         positions_of: Callable[[int], Ints],
         image_of: Ints,
-        negatives_from: EpochOrder,
+        draws_from: EpochOrder,
         *,
         loss_scale: float,
-        keep_questions: bool,
+        keep_items: bool,
     ) -> MicroBatch:
         numbers = [int(visit) for visit in visits if visit != PADDING]
-        if keep_questions:
+        if keep_items:
             joined = groupby(numbers, key=lambda number: int(image_of[number]))
             parts = [(image, list(group)) for image, group in joined]
         else:
             parts = [(int(image_of[number]), [number]) for number in numbers]
-        images = [image for image, _ in parts]
-        visit_texts = [
-            self._texts(image, np.concatenate([positions_of(number) for number in group]), negatives_from)
-            for image, group in parts
+        task = TASKS[self.texts.task]
+        read = [
+            self._visit(image, np.concatenate([positions_of(number) for number in group])) for image, group in parts
         ]
+        draw = Draw(draws_from, self.split.index, self.split.reader.sample)
+        made = [task.rows(visit, draw, self.texts.wanted) for visit in read]
         batch, cut = collate(
-            [self._pixels(self._shown_image(image)) for image in images],
-            visit_texts,
-            answer_codec=self.texts.answer_codec,
-            match_codec=self.texts.match_codec,
+            [self._pixels(self._shown_image(visit.sample)) for visit in read],
+            [rows.blocks for rows in made],
+            self.texts.layouts,
+            items_per_visit=[len(visit.items) for visit in read],
             loss_scale=loss_scale,
             image_size=self.image_size,
+            images_per_visit=task.images,
         )
-        questions = tuple(question for visit in visit_texts for question in visit.questions)
-        missing = sum(visit.negatives_asked - len(negatives) for visit in visit_texts for negatives in visit.negatives)
-        rows = tuple(row for row, visit in enumerate(visit_texts) for _ in visit.questions)
-        kept = (questions, rows) if keep_questions else ((), ())
-        return MicroBatch(batch, len(questions), cut, missing, *kept, tuple(images), len(numbers))
+        items = tuple(item for visit in read for item in visit.items)
+        return MicroBatch(
+            batch,
+            num_items=len(items),
+            items_cut=cut,
+            rows_missing=sum(rows.missing for rows in made),
+            items=items if keep_items else (),
+            item_images=tuple(row * task.images for row, visit in enumerate(read) for _ in visit.items)
+            if keep_items
+            else (),
+            samples=tuple(visit.sample for visit in read),
+            num_visits=len(numbers),
+        )
 
-    def _texts(self, image: int, positions: Ints, negatives_from: EpochOrder) -> VisitTexts:
-        sample = self.split.reader.sample(image)
-        questions = [sample.questions[position] for position in positions.tolist()]
-        if self.texts.match_codec is None:
-            return VisitTexts(questions, [[] for _ in questions], 0)
-        first = int(negatives_from.visits.first_question[image])
-        negatives = [
-            self._negatives(question, image, first + position, negatives_from)
-            for question, position in zip(questions, positions.tolist(), strict=True)
-        ]
-        return VisitTexts(questions, negatives, len(self.texts.negatives))
-
-    def _negatives(
-        self, question: Question, image: int, question_number: int, epoch: EpochOrder
-    ) -> list[tuple[str, str]]:
-        chosen: list[tuple[str, str]] = []
-        if "answer" in self.texts.negatives:
-            index, draw = self.split.index, answer_draw(epoch, question_number)
-            wrong_answer = answer_negative(question, index.groups, index.answers, draw)
-            if wrong_answer is not None:
-                chosen.append((question.question, wrong_answer))
-        if "question" in self.texts.negatives and question.answer is not None:
-            other = question_negative(image, question_number, epoch, self.split.reader.sample)
-            if other is not None:
-                chosen.append((other.question, other.answer))
-        return chosen
+    def _visit(self, sample: int, positions: Ints) -> Visit:
+        items, first = self.split.reader.sample(sample).items, int(self.split.visits.first_question[sample])
+        return Visit(sample, [items[position] for position in positions.tolist()], (first + positions).tolist())
 
     def _shown_image(self, image: int) -> int:
         return image
@@ -219,9 +205,7 @@ class TrainingBatches(_MicroBatches):
         # DeepSpeed averages over ranks and accumulation steps; the loss is a sum over the whole step divided by N.
         scale = self.share.world_size * self.accumulation / order.questions_in_step(step)
         visits = order.micro_batch(step, micro_step, self.share)
-        return self._assemble(
-            visits, order.questions, order.visits.image, order, loss_scale=scale, keep_questions=False
-        )
+        return self._assemble(visits, order.questions, order.visits.image, order, loss_scale=scale, keep_items=False)
 
 
 class EvaluationBatches(_MicroBatches):
@@ -259,7 +243,7 @@ class EvaluationBatches(_MicroBatches):
     def prepare(self, number: int) -> MicroBatch:
         visits, order = self.order.micro_batch(number), self.order
         return self._assemble(
-            visits, order.questions, order.visits.image, self.split.epoch(0), loss_scale=1.0, keep_questions=True
+            visits, order.questions, order.visits.image, self.split.epoch(0), loss_scale=1.0, keep_items=True
         )
 
 

@@ -17,8 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from launch.ranks import live_ranks
 from shards.build.writer import build_shards
+from shards.plan import PADDING, Share
 from shards.read.loader import Split
-from shards.read.plan import PADDING, Share
 from tests.corpora import write_corpus
 from tests.distributed.launch import launch_alone, launch_ranks
 from tests.distributed.training_worker import Case, Fault, read_codes, write_cases

@@ -86,7 +86,7 @@ class Training:
     def frozen(self) -> dict[str, torch.Tensor]:
         return {
             f"{part}.{name}": tensor.clone()
-            for part, tower in self.workload.objective.frozen_parts()
+            for part, tower in self.workload.objective.frozen_towers()
             for name, tensor in tower.state_dict().items()
         }
 

@@ -28,13 +28,15 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from model.build import BuiltModel, build_model
+from model.build import BuiltModel, build_model, build_parts
 from model.config import SCRATCH, EfficientSamConfig, LossConfig, ModelConfig, PnpConfig, ScratchConfig
 from model.efficient_sam.segmenter import Segmenter, SegmenterConfig
 from model.objective import Objective, Towers
+from model.parts import sum_names
 from model.pnp.captions import Captioner
 from model.pnp.fid import FidReader
 from model.towers.tokenizer import build_tokenizer
+from shards.tasks import TASKS
 from trainer.bench.workload import ANSWER_TOKENS, GQA_QUESTION_TOKENS
 
 MOST_ANSWER_TOKENS = max(ANSWER_TOKENS) + 1
@@ -136,7 +138,7 @@ def build_models(sizes: AnswerSizes, *, seed: int) -> Models:
     objective, captions = built.objective.eval(), sizes.pnp.captions
     few = captions.model_copy(update={"num_captions": min(FEW_CAPTIONS, captions.num_captions)})
     torch.manual_seed(seed)
-    segmenter = Segmenter(SegmenterConfig(), image_encoder=objective.part("second_stream").encoder)
+    segmenter = Segmenter(SegmenterConfig(), image_encoder=objective.tower("second_stream").encoder)
     captioner = BlipForConditionalGeneration(built.source.blip_config(SCRATCH)), built.source.tokenizer(SCRATCH)
     tokenizer = t5_tokenizer(sizes.reader.vocab_size)
     return Models(
@@ -152,14 +154,20 @@ def build_models(sizes: AnswerSizes, *, seed: int) -> Models:
 
 
 def _from_fused(built: BuiltModel) -> FusedAlready:
-    towers = Towers(built.objective.part("vision"), None, None, built.objective.part("answer"))
+    task = TASKS["gqa"]
+    towers = Towers(built.objective.tower("vision"), None, None, built.objective.tower("answer"))
     answering = FusedAlready(
         nn.Identity(),
         towers,
         freeze=("vision", "answer"),
-        losses=LossConfig(itm=0.0),
-        answer_codec=built.answer_codec,
-        max_answer_tokens=MOST_ANSWER_TOKENS,
+        parts=build_parts(
+            task,
+            LossConfig(itm=0.0),
+            towers,
+            answer_codec=built.answer_codec,
+            max_answer_tokens=MOST_ANSWER_TOKENS,
+        ),
+        sum_names=sum_names(task.reads),
     )
     return answering.eval()
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from model.losses import answer_loss, matching_loss
 from model.rows import Grouping
 from model.towers.blip import decode_text, encode_text
+from shards.read.collate import Block
 from trainer.bench.reference import PlainPath
 from trainer.bench.workload import Workload
 
@@ -49,20 +50,18 @@ def _grouped(workload: Workload) -> Iterator[Tensor]:
 def _keys_per_row(workload: Workload) -> Iterator[Tensor]:
     objective, batch = workload
     fused = objective.fuse(batch.pixels)
-    tower = objective.part("answer")
-    ids, mask, tokens = batch.question_ids, batch.question_mask, batch.tokens_in_questions
-    states = _encode_alone(tower.text_encoder, ids, mask, fused[batch.question_image], tokens)
-    logits = decode_text(tower.text_decoder, batch.answer_ids, states, batch.question_mask)
-    answering = (answer_loss(logits, batch.answer_labels) * batch.answer_weight).sum()
-    tower = objective.part("match")
-    ids, mask, tokens = batch.match_ids, batch.match_mask, batch.tokens_in_pairs
-    states = _encode_alone(tower.text_encoder, ids, mask, fused[batch.match_image], tokens)
-    matching = (matching_loss(tower.itm_head(states[:, 0]), batch.match_labels) * batch.match_weight).sum()
+    tower, ask, match = objective.tower("answer"), batch.blocks["ask"], batch.blocks["match"]
+    states = _encode_alone(tower.text_encoder, ask, fused)
+    logits = decode_text(tower.text_decoder, ask.targets.ids, states, ask.mask)
+    answering = (answer_loss(logits, ask.targets.labels) * ask.targets.weight).sum()
+    tower = objective.tower("match")
+    states = _encode_alone(tower.text_encoder, match, fused)
+    matching = (matching_loss(tower.itm_head(states[:, 0]), match.labels) * match.weight).sum()
     yield (answering + matching) * batch.loss_scale
 
 
-def _encode_alone(encoder: torch.nn.Module, ids: Tensor, mask: Tensor, fused: Tensor, tokens: int) -> Tensor:
-    """Every row reads image tokens of its own: (R, L) ids and (R, N, D) tokens to (R, L, D)."""
-    rows = len(ids)
-    alone = Grouping(torch.arange(rows, device=ids.device), num_images=rows, rows_per_image=1)
-    return encode_text(encoder, ids, mask, fused, alone, num_tokens=tokens)
+def _encode_alone(encoder: torch.nn.Module, block: Block, fused: Tensor) -> Tensor:
+    """Every row reads a copy of its image's tokens: (B, N, D) tokens to (R, L, D)."""
+    rows = len(block.ids)
+    alone = Grouping(torch.arange(rows, device=fused.device), num_images=rows, rows_per_image=1)
+    return encode_text(encoder, block.ids, block.mask, fused[block.image], alone, num_tokens=block.tokens)

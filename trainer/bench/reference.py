@@ -19,7 +19,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 from model.losses import answer_loss, matching_loss
 from model.objective import Objective
 from model.pixels import blip_pixels
-from shards.read.collate import IGNORED_LABEL, Batch
+from shards.read.collate import IGNORED_LABEL, Block
 from trainer.bench.workload import Workload
 
 
@@ -36,10 +36,11 @@ class Rows(NamedTuple):
     """(R, L) bool"""
 
     @classmethod
-    def of(cls, batch: Batch, image: Tensor, ids: Tensor, mask: Tensor) -> "Rows":
+    def of(cls, pixels: Tensor, block: Block) -> "Rows":
         """Rows of a grouped batch, cut to the longest."""
-        longest = int(mask.sum(dim=1).max())
-        return cls(batch.pixels[image], image, ids[:, :longest].contiguous(), mask[:, :longest].contiguous())
+        longest = int(block.mask.sum(dim=1).max())
+        texts = (part[:, :longest].contiguous() for part in (block.ids, block.mask))
+        return cls(pixels[block.image], block.image, *texts)
 
 
 class PlainPath:
@@ -47,11 +48,10 @@ class PlainPath:
 
     def __init__(self, workload: Workload) -> None:
         self._objective, self._batch = workload
-        batch = self._batch
-        self.questions = Rows.of(batch, batch.question_image, batch.question_ids, batch.question_mask)
-        self.pairs = Rows.of(batch, batch.match_image, batch.match_ids, batch.match_mask)
-        self._answer_mask = batch.answer_labels != IGNORED_LABEL
-        attend_to_question_tokens_alone(self._objective.part("answer").text_decoder)
+        self._ask, self._match = self._batch.blocks["ask"], self._batch.blocks["match"]
+        self.questions, self.pairs = (Rows.of(self._batch.pixels, block) for block in (self._ask, self._match))
+        self._answer_mask = self._ask.targets.labels != IGNORED_LABEL
+        attend_to_question_tokens_alone(self._objective.tower("answer").text_decoder)
 
     def plain(self) -> Iterator[Tensor]:
         """Every row, of questions and of pairs, has its image encoded and fused."""
@@ -61,7 +61,7 @@ class PlainPath:
     def image_per_question(self) -> Iterator[Tensor]:
         """An image is encoded and fused once per question, and the pairs of the question read the result."""
         fused = self._fuse_each(self.questions)
-        yield self._answer_loss(fused) + self._match_loss(fused[self._batch.match_question])
+        yield self._answer_loss(fused) + self._match_loss(fused[self._match.item])
 
     def images_once(self) -> Iterator[Tensor]:
         """The vision transformer runs once per image; from there on everything is per row."""
@@ -73,35 +73,35 @@ class PlainPath:
         return self._fuse(self._encode(rows.pixels), rows)
 
     def _fuse(self, tokens: Tensor, rows: Rows) -> Tensor:
-        maps = self._objective.part("second_stream").maps
+        maps = self._objective.tower("second_stream").maps
         return self._objective.fusion(tokens, maps[rows.image])
 
     def _encode(self, pixels: Tensor) -> Tensor:
         return plain_image_tokens(self._objective, pixels)
 
     def _answer_loss(self, fused: Tensor) -> Tensor:
-        tower, batch = self._objective.part("answer"), self._batch
+        tower, targets = self._objective.tower("answer"), self._ask.targets
         states = _encode_text(tower.text_encoder, self.questions, fused)
         logits = tower.text_decoder(
-            input_ids=batch.answer_ids,
+            input_ids=targets.ids,
             attention_mask=self._answer_mask,
             encoder_hidden_states=states,
             encoder_attention_mask=self.questions.mask,
             use_cache=False,
         ).logits
-        return (answer_loss(logits, batch.answer_labels) * batch.answer_weight).sum() * batch.loss_scale
+        return (answer_loss(logits, targets.labels) * targets.weight).sum() * self._batch.loss_scale
 
     def _match_loss(self, fused: Tensor) -> Tensor:
-        tower, batch = self._objective.part("match"), self._batch
+        tower, match = self._objective.tower("match"), self._match
         states = _encode_text(tower.text_encoder, self.pairs, fused)
-        losses = matching_loss(tower.itm_head(states[:, 0]), batch.match_labels)
-        return (losses * batch.match_weight).sum() * batch.loss_scale
+        losses = matching_loss(tower.itm_head(states[:, 0]), match.labels)
+        return (losses * match.weight).sum() * self._batch.loss_scale
 
 
 @torch.no_grad()
 def plain_image_tokens(objective: Objective, pixels: Tensor) -> Tensor:
     """(R, 3, S, S) uint8 to (R, N, D) through the vision tower's own forward."""
-    vision = objective.part("vision")
+    vision = objective.tower("vision")
     dtype = vision.embeddings.patch_embedding.weight.dtype
     return vision(pixel_values=blip_pixels(pixels, vision.config.image_size, dtype)).last_hidden_state
 

@@ -71,7 +71,7 @@ class Asked:
         codec = self._models.built.match_codec
         rows, _ = codec.questions(read_alone(self._questions))
         ids, mask = (part.to(self._pixels.device) for part in pad(rows, codec.pad_id))
-        tower = self._objective.part("match")
+        tower = self._objective.tower("match")
         self.heatmaps = find_heatmaps(tower, ids, mask, self._fused, self._grouping, self._guidance)
 
     def find_points(self) -> None:

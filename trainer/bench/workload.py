@@ -14,15 +14,17 @@ from transformers import (
     BlipVisionConfig,
 )
 
-from model.build import FusedStreams
+from model.build import FusedStreams, build_parts
 from model.config import LossConfig
 from model.fusion.difnet import DifnetEncoder
 from model.fusion.encoder import FusionEncoder
 from model.looking.second_stream import GridTokens
 from model.objective import Objective, Towers
+from model.parts import sum_names
 from model.towers.answer_towers import BlipAnswerTower
 from model.towers.match_tower import MatchTower
-from shards.read.collate import IGNORED_LABEL, Batch, TokenIds, pad
+from shards.read.collate import IGNORED_LABEL, Batch, Block, Targets, TokenIds, pad
+from shards.tasks import TASKS
 
 GQA_QUESTION_TOKENS: Mapping[int, int] = {
     7: 2,
@@ -108,20 +110,20 @@ class Workload(NamedTuple):
 
     @property
     def num_questions(self) -> int:
-        return len(self.batch.question_image)
+        return len(self.batch.blocks["ask"].ids)
 
 
 def build_workload(sizes: Sizes, *, images: int, questions_per_image: int, seed: int = 1) -> Workload:
     """An objective with frozen towers and a trained DIFNet fusion, and a batch for it; all on the CPU in fp32."""
     torch.manual_seed(seed)
+    task = TASKS["gqa"]
     towers = _towers(sizes, torch.randn(images, sizes.map_width, sizes.grid, sizes.grid))
     objective = Objective(
         _fusion(sizes),
         towers,
         freeze=("vision", "second_stream", "match", "answer"),
-        losses=LossConfig(itm=1.0, answer=1.0, negatives=("answer",)),
-        answer_codec=None,
-        max_answer_tokens=max(ANSWER_TOKENS) + 1,
+        parts=build_parts(task, LossConfig(), towers, answer_codec=None, max_answer_tokens=max(ANSWER_TOKENS) + 1),
+        sum_names=sum_names(task.reads),
     )
     generator = torch.Generator().manual_seed(seed)
     batch = draw_batch(sizes, images=images, questions_per_image=questions_per_image, generator=generator)
@@ -140,27 +142,38 @@ def draw_batch(sizes: Sizes, *, images: int, questions_per_image: int, generator
     match_ids, match_mask = pad(pairs, _PAD, multiple=_LENGTH_MULTIPLE)
     image = torch.arange(images).repeat_interleave(questions_per_image)
     side = sizes.image_size
-    return Batch(
-        pixels=torch.randint(256, (images, 3, side, side), dtype=torch.uint8, generator=generator),
-        question_ids=question_ids,
-        question_mask=question_mask,
-        question_image=image,
-        answer_ids=pad([[_start_id(sizes), *answer] for answer in own], _PAD)[0],
-        answer_labels=pad([[*answer, _END] for answer in own], IGNORED_LABEL)[0],
-        answer_weight=torch.ones(count),
-        match_ids=match_ids,
-        match_mask=match_mask,
-        match_image=image.repeat_interleave(PAIRS_PER_QUESTION),
-        match_question=torch.arange(count).repeat_interleave(PAIRS_PER_QUESTION),
-        match_labels=torch.tensor([1, 0]).repeat(count),
-        match_weight=torch.full((PAIRS_PER_QUESTION * count,), 0.5),
-        loss_scale=torch.tensor(1.0 / count),
-        questions_per_image=questions_per_image,
-        pairs_per_image=PAIRS_PER_QUESTION * questions_per_image,
-        pairs_per_question=PAIRS_PER_QUESTION,
-        tokens_in_questions=int(question_mask.sum()),
-        tokens_in_pairs=int(match_mask.sum()),
+    ask = Block(
+        ids=question_ids,
+        mask=question_mask,
+        image=image,
+        item=torch.arange(count),
+        weight=torch.ones(count),
+        labels=torch.zeros(count, dtype=torch.int64),
+        targets=Targets(
+            ids=pad([[_start_id(sizes), *answer] for answer in own], _PAD)[0],
+            labels=pad([[*answer, _END] for answer in own], IGNORED_LABEL)[0],
+            row=torch.arange(count),
+            weight=torch.ones(count),
+            one_per_row=True,
+        ),
+        rows_per_image=questions_per_image,
+        rows_per_item=1,
+        tokens=int(question_mask.sum()),
     )
+    match = Block(
+        ids=match_ids,
+        mask=match_mask,
+        image=image.repeat_interleave(PAIRS_PER_QUESTION),
+        item=torch.arange(count).repeat_interleave(PAIRS_PER_QUESTION),
+        weight=torch.full((PAIRS_PER_QUESTION * count,), 0.5),
+        labels=torch.tensor([1, 0]).repeat(count),
+        targets=None,
+        rows_per_image=PAIRS_PER_QUESTION * questions_per_image,
+        rows_per_item=PAIRS_PER_QUESTION,
+        tokens=int(match_mask.sum()),
+    )
+    pixels = torch.randint(256, (images, 3, side, side), dtype=torch.uint8, generator=generator)
+    return Batch(pixels, {"ask": ask, "match": match}, torch.tensor(1.0 / count))
 
 
 def _texts(

@@ -3,10 +3,12 @@
 import difflib
 from collections.abc import Iterator
 
-from model.config import SCRATCH, EfficientSamConfig, untrained_parts
+from model.config import SCRATCH, EfficientSamConfig, LossConfig, untrained_towers
+from shards.tasks import TASKS
 from trainer.config.faults import Fault
 from trainer.config.schema import RunConfig
-from trainer.scoring.metrics import TRAINING_CELLS
+from trainer.tasks import task_named
+from trainer.tasks.parts import part_metrics
 
 _CUSTOM_SIZES = ("image_size", "patch_size", "width", "depth", "heads", "neck_width")
 
@@ -27,18 +29,22 @@ def cross_faults(config: RunConfig) -> tuple[Fault, ...]:
         _lora,
         _guided,
     )
+    if config.task not in TASKS:
+        return (_unknown_task(config.task),)
     return tuple(fault for check in checks for fault in check(config))
 
 
-def recorded_metrics(*, answer: bool = True, itm: bool = True) -> tuple[str, ...]:
-    """Names of the metrics that a run with these losses records and that can decide which checkpoint is best."""
-    names = ["train/loss", "val/loss"]
-    if answer:
-        names += ["train/answer_loss", "val/answer_loss"]
-        names += [f"val/{cell or 'accuracy'}" for cell in TRAINING_CELLS]
-    if itm:
-        names += ["train/itm_loss", "val/itm_loss", "val/itm_accuracy"]
-    return tuple(names)
+def _unknown_task(task: str) -> Fault:
+    near = difflib.get_close_matches(task, TASKS, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return Fault("task", f"expected one of {', '.join(TASKS)}{hint}, got {task}")
+
+
+def recorded_metrics(task: str, losses: LossConfig) -> tuple[str, ...]:
+    """Names of the metrics that a run of this task records and that can decide which checkpoint is best."""
+    weighted = [part for part in TASKS[task].reads if getattr(losses, part) > 0]
+    measured = (f"val/{name}" for name in task_named(task).metrics(losses))
+    return ("train/loss", "val/loss", *part_metrics(weighted), *measured)
 
 
 def _validation(config: RunConfig) -> Iterator[Fault]:
@@ -78,17 +84,22 @@ def _losses(config: RunConfig) -> Iterator[Fault]:
 
 def _metric(config: RunConfig) -> Iterator[Fault]:
     metric, mode = config.early_stopping.metric, config.early_stopping.mode
-    recorded = recorded_metrics(answer=config.losses.answer > 0, itm=config.losses.itm > 0)
-    if metric not in recorded_metrics():
+    recorded = recorded_metrics(config.task, config.losses)
+    all_parts = config.losses.model_copy(update=dict.fromkeys(TASKS[config.task].reads, 1.0))
+    if metric not in recorded_metrics(config.task, all_parts):
         near = difflib.get_close_matches(metric, recorded, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         yield Fault("early_stopping.metric", f"{metric} is not recorded; {hint}recorded: {', '.join(recorded)}")
         return
     if metric not in recorded and config.data.val is not None:
-        loss = "itm" if "itm" in metric else "answer"
+        missing = next(
+            part
+            for part in TASKS[config.task].reads
+            if metric in recorded_metrics(config.task, config.losses.model_copy(update={part: 1.0}))
+        )
         yield Fault(
             "early_stopping.metric",
-            f"{metric} is not recorded when losses.{loss} is 0; recorded: {', '.join(recorded)}",
+            f"{metric} is not recorded when losses.{missing} is 0; recorded: {', '.join(recorded)}",
         )
     if config.early_stopping.patience is not None and config.data.val is None:
         yield Fault(
@@ -152,7 +163,7 @@ def _custom_sizes(tower: EfficientSamConfig) -> Iterator[Fault]:
 
 
 def _frozen(config: RunConfig) -> Iterator[Fault]:
-    untrained = untrained_parts(config.model, config.losses)
+    untrained = untrained_towers(config.model, config.losses)
     for part in [part for part in config.model.freeze if part in untrained]:
         reference = _second_reference(config) if part == "second_stream" else f"model.{part}"
         yield Fault(

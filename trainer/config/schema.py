@@ -9,7 +9,7 @@ from model.config import LossConfig, ModelConfig, PnpConfig
 from shards.config import DataConfig
 from shards.config_base import Section
 from shards.errors import ConfigError
-from shards.read.plan import Order, Share, accumulation_steps, default_lanes
+from shards.plan import Order, Share, accumulation_steps, default_lanes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 """Where the packages lie; `ds_configs/` and `recipes/` are beside them in a checkout."""
@@ -133,6 +133,8 @@ class LoggingConfig(Section):
 class RunConfig(Section):
     """One run, completely."""
 
+    task: str = "gqa"
+    """What is learnt from the data, and how it is measured: a row of `duoflow tasks`."""
     run: RunSection = RunSection()
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

@@ -150,7 +150,7 @@ def _export_towers(model: ModelConfig, built: BuiltModel, weights: Mapping[str, 
     A trained vision tower goes into every checkpoint that has one of its sizes, so that each can be used alone.
     """
     trained = {name.partition(".")[0] for name in weights} & {"vision", "match", "answer"}
-    answer, match, vision = *map(built.objective.part, ("answer", "match")), _below(weights, "vision.")
+    answer, match, vision = *map(built.objective.tower, ("answer", "match")), _below(weights, "vision.")
     parts: dict[str, str] = {}
     if isinstance(answer, T5AnswerTower):
         if "answer" in trained:
@@ -172,7 +172,7 @@ def _vision_in(built: BuiltModel, reference: str) -> set[str]:
     """{"vision"} if a checkpoint has a vision tower of the sizes of the one in use: a ViT-L may feed a base BERT."""
     shapes = [
         {name: value.shape for name, value in tower.state_dict().items()}
-        for tower in (built.source.vision_of(reference), built.objective.part("vision"))
+        for tower in (built.source.vision_of(reference), built.objective.tower("vision"))
     ]
     return {"vision"} if shapes[0] == shapes[1] else set()
 
@@ -185,7 +185,7 @@ def _export_second(model: ModelConfig, built: BuiltModel, weights: Mapping[str, 
     if model.second_stream == "blip":
         _save_blip(BlipForImageTextRetrieval, built, model.second_vision, None, trained, {}, aside / SECOND_BLIP)
         return {"second_stream": SECOND_BLIP}
-    encoder = EfficientSamEncoder(built.objective.part("second_stream").encoder.config)
+    encoder = EfficientSamEncoder(built.objective.tower("second_stream").encoder.config)
     encoder.load_state_dict(trained, strict=True)
     save_efficient_sam_encoder(encoder, aside / SECOND_STREAM)
     return {"second_stream": SECOND_STREAM}
@@ -232,10 +232,10 @@ def _save_blip(
     """A whole BLIP model: trained parts from `vision` and `weights`, frozen ones as they are, the rest random."""
     model = architecture(BlipConfig.from_dict(built.source.blip_config(reference).to_dict()))
     if _vision_in(built, reference):
-        _copy_into(model.vision_model, built.objective.part("vision"), vision)
+        _copy_into(model.vision_model, built.objective.tower("vision"), vision)
     else:
         _copy_into(model.vision_model, built.source.vision_of(reference), {})
-    children = built.objective.part(tower).named_children() if tower is not None else ()
+    children = built.objective.tower(tower).named_children() if tower is not None else ()
     for name, child in children:
         _copy_into(getattr(model, name), child, _below(weights, f"{tower}.{name}."))
     model.save_pretrained(directory)

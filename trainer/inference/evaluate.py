@@ -14,6 +14,7 @@ from trainer.config import RunConfig
 from trainer.engine.distributed import World
 from trainer.export.read import Pipeline, Weights, load_exported, open_keys, read_run
 from trainer.run_directory import RunDirectory
+from trainer.tasks import task_named
 from trainer.training.validate import evaluate, evaluate_pnp, gather_predictions
 
 Images = Literal["own", "shuffled"]
@@ -47,12 +48,12 @@ def evaluate_run(
     """
     pnp = pipeline == "pnp"
     config = read_run(path, overrides, open_keys=open_keys(looks=pnp, pnp=pnp))
-    opened = open_split(config, split)
+    task, opened = task_named(config.task), open_split(config, split)
     exported = load_exported(path, config, weights=weights)
     world = World(device=exported.device)
     batches, loader = evaluation_loader(config, opened, exported.built, world, shuffle_images=images == "shuffled")
     with Progress(f"evaluating {split}", len(batches.order.visits), "visits") as progress:
-        common = {"prefix": split, "detailed": True, "progress": progress.advance}
+        common = {"task": task, "prefix": split, "detailed": True, "progress": progress.advance}
         if pnp:
             evaluation = evaluate_pnp(build_pnp(*exported), batches, loader, world, **common)
         else:
@@ -60,9 +61,9 @@ def evaluate_run(
             evaluation = evaluate(objective, exported.built, batches, loader, world, losses=losses, **common)
     assert evaluation is not None, "nobody asks this evaluation to stop"
     if images == "own" and weights == "trained":
-        rows = gather_predictions(evaluation.predictions, World())
         name = split if pipeline == "direct" else f"{split}.{pipeline}"
-        write_atomically(RunDirectory(path).predictions(name), rows)
+        ending, content = gather_predictions(evaluation.predictions, task, World())
+        write_atomically(RunDirectory(path).predictions(name, ending), content)
     return {**evaluation.metrics, **_answer_ceiling(config, opened, split)}, evaluation.counts
 
 

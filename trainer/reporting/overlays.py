@@ -12,8 +12,7 @@ from model.looking.guidance import Look
 from model.looking.points import to_pixels
 from model.pnp.overlay import draw_overlay
 from shards.errors import ConfigError
-from shards.format.records import Question
-from shards.read.collate import VisitTexts, collate
+from shards.read.collate import ask
 
 
 class Answered(NamedTuple):
@@ -34,19 +33,9 @@ def answer_directly(built: BuiltModel, pixels: torch.Tensor, questions: Sequence
     Raises:
         ConfigError: the run trained no answers.
     """
-    if built.answer_codec is None:
+    if "answer" not in built.objective.parts:
         raise ConfigError("losses.answer: is 0 in this run, so it has learnt no answers; use --pipeline pnp")
-    asked = [Question(question_id=str(number), question=question) for number, question in enumerate(questions)]
-    visit = VisitTexts(asked, [[] for _ in asked], 0)
-    batch, _ = collate(
-        [pixels[0].cpu()],
-        [visit],
-        answer_codec=built.answer_codec,
-        match_codec=None,
-        loss_scale=1.0,
-        image_size=pixels.shape[-1],
-    )
-    batch = batch.to(pixels.device)
+    batch = ask([pixels[0].cpu()], [questions], built.layouts["ask"]).to(pixels.device)
     ids, probabilities = built.objective.generate(batch)
     words = built.answer_codec.decode(ids.tolist())
     return [Answered(*pair) for pair in zip(words, probabilities.tolist(), strict=True)]

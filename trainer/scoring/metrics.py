@@ -44,6 +44,14 @@ class Scores(Protocol):
         """Scores of this kind with the sums and counts of such a vector."""
         ...
 
+    def as_metrics(self, prefix: str = "val") -> dict[str, float]:
+        """Values by name, `prefix/` in front, for what was seen at least once; accuracies are parts of 1."""
+        ...
+
+    def as_counts(self, prefix: str = "val") -> dict[str, int]:
+        """How much is behind each value: the name of the metric + `/count`, `prefix/count` for all."""
+        ...
+
 
 def merge_over_ranks(
     scores: Sequence[Scores], sum_over_ranks: Callable[[list[float]], Iterable[float]]
@@ -158,28 +166,30 @@ def _added(left: Sequence[int], right: Sequence[int]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class MatchScores:
-    """How many (image, text) pairs the matching head told right from wrong."""
+class PartScores:
+    """How often a part of the loss was right: a matching head told pairs apart, a classifier named the class."""
 
+    part: str
     correct: int = 0
     count: int = 0
 
     def __add__(self, other: Self) -> Self:
-        return type(self)(self.correct + other.correct, self.count + other.count)
+        assert self.part == other.part, (self.part, other.part)
+        return type(self)(self.part, self.correct + other.correct, self.count + other.count)
 
     def to_vector(self) -> list[float]:
         return [float(self.correct), float(self.count)]
 
     def with_vector(self, vector: Sequence[float]) -> Self:
         correct, count = vector
-        return type(self)(round(correct), round(count))
+        return type(self)(self.part, round(correct), round(count))
 
     def as_metrics(self, prefix: str = "val") -> dict[str, float]:
-        """`prefix/itm_accuracy`, a part of 1; empty without pairs."""
-        return {f"{prefix}/itm_accuracy": self.correct / self.count} if self.count else {}
+        """`prefix/<part>_accuracy`, a part of 1; empty where nothing was seen."""
+        return {f"{prefix}/{self.part}_accuracy": self.correct / self.count} if self.count else {}
 
     def as_counts(self, prefix: str = "val") -> dict[str, int]:
-        return {f"{prefix}/itm_accuracy/count": self.count} if self.count else {}
+        return {f"{prefix}/{self.part}_accuracy/count": self.count} if self.count else {}
 
 
 @dataclass
@@ -229,3 +239,6 @@ class LossSums:
             for part, value in self.sums.items()
             if self.weights[part]
         }
+
+    def as_counts(self, prefix: str = "val") -> dict[str, int]:  # noqa: ARG002 - weights are no counts
+        return {}

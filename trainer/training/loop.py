@@ -8,14 +8,13 @@ from typing import NamedTuple
 
 import torch
 
-from model.objective import SUM_NAMES
 from shards.errors import UserError
 from shards.read.loader import MicroBatch, training_keys
 from trainer.training.loss_watch import LossWatch
 from trainer.training.report import report_data, report_step
 from trainer.training.saving import export_last, repair_export, save, validate_if_due
 from trainer.training.schedule import learning_rate
-from trainer.training.state import STEP_SUMS, Run, Step, TrainState
+from trainer.training.state import HOST_SUMS, Run, Step, TrainState
 
 MAX_UNAPPLIED_STEPS = 25
 """Optimizer steps in a row without finite gradients until the run gives up."""
@@ -88,7 +87,8 @@ def train_step(run: Run, global_step: int, micro_batches: Iterator[MicroBatch]) 
         final_ratio=optim.final_lr_ratio,
     )
     run.engine.set_learning_rate(rate)
-    sums = torch.zeros(len(SUM_NAMES), device=run.world.device)
+    names = run.built.objective.sum_names
+    sums = torch.zeros(len(names), device=run.world.device)
     counted = torch.zeros(3, dtype=torch.int64)
     update = None
     for micro_step, item in enumerate(micro_batches):
@@ -97,11 +97,11 @@ def train_step(run: Run, global_step: int, micro_batches: Iterator[MicroBatch]) 
         run.engine.backward(output.loss)
         update = run.engine.step()
         sums += output.sums
-        counted += torch.tensor([item.num_questions, item.questions_cut, item.negatives_missing])
+        counted += torch.tensor([item.num_items, item.items_cut, item.rows_missing])
     assert update is not None, "the engine steps behind the last micro-batch"
     # One small collective per step. Waiting for the GPU here costs less than a rank that decides something alone.
     own = [*sums.tolist(), *counted.tolist(), float(run.stop.requested)]
-    total = dict(zip(STEP_SUMS, run.world.sum_across_ranks(own).tolist(), strict=True))
+    total = dict(zip((*names, *HOST_SUMS), run.world.sum_across_ranks(own).tolist(), strict=True))
     return Step(total, update, rate)
 
 

@@ -64,9 +64,9 @@ class Pictures:
 def build_pictures(config: RunConfig, built: BuiltModel, device: torch.device) -> Pictures | None:
     """The pictures of a run; None where none are asked for, or the recipe has not what they are made of."""
     wanted = config.logging.pictures if config.logging.tensorboard and config.data.val is not None else 0
-    if wanted == 0 or built.answer_codec is None or built.match_codec is None:
+    if wanted == 0 or not {"answer", "itm"} <= built.objective.parts.keys():
         return None
-    layers = len(built.objective.part("match").text_encoder.encoder.layer)
+    layers = len(built.objective.tower("match").text_encoder.encoder.layer)
     if layers < 2:
         logger.info("no pictures: the matching text encoder has a single layer, and a heatmap needs one behind it")
         return None

@@ -13,7 +13,7 @@ from shards.format.index import SplitIndex, index_digest, read_index
 from trainer.config import RunConfig
 from trainer.config.schema import check_world_size, policy_path
 from trainer.run_directory import RunDirectory
-from trainer.scoring.metrics import CLASSIFICATIONS, TRAINING_CELLS
+from trainer.tasks import task_named
 
 
 class Machine(NamedTuple):
@@ -98,31 +98,17 @@ def _check_data(config: RunConfig) -> None:
         if index.counts.get("answered", 0) == 0:
             raise ConfigError(f"{key}: {directory}: no question has an answer; training and validation need answers")
         if key == "data.val":
-            _check_metric(config.early_stopping.metric, index, directory)
+            _check_metric(config, index, directory)
 
 
-def _check_metric(metric: str, index: SplitIndex, directory: str) -> None:
-    """Whether a validation on these questions records the metric: a type without questions has no accuracy."""
-    place, _, cell = metric.partition("/")
-    there = _answer_cells(index)
-    if place == "val" and cell in TRAINING_CELLS and cell not in there:
-        names = ", ".join(f"val/{name}" for name in ("accuracy", *sorted(there)))
+def _check_metric(config: RunConfig, index: SplitIndex, directory: str) -> None:
+    """Whether a validation on these items records the metric: a type without questions has no accuracy."""
+    metric, task = config.early_stopping.metric, task_named(config.task)
+    there = task.measured(index)
+    place, _, name = metric.partition("/")
+    if place == "val" and name in task.metrics(config.losses) and name not in there:
+        names = ", ".join(f"val/{name}" for name in sorted(there, key=lambda name: (name != "accuracy", name)))
         raise ConfigError(f"early_stopping.metric: {metric}: {directory} has no such question; it has {names}")
-
-
-def _answer_cells(index: SplitIndex) -> set[str]:
-    """What the questions of a split are counted under, beside all of them (`metrics.TRAINING_CELLS`)."""
-    structural = index.types.get("structural", {})
-    untyped = index.counts.get("questions", 0) > sum(structural.values())
-    cells = set()
-    if "query" in structural or (untyped and index.answers.keys() - {"yes", "no"}):
-        cells.add("open")
-    if structural.keys() - {"query"} or (untyped and index.answers.keys() & {"yes", "no"}):
-        cells.add("binary")
-    for classification, known in CLASSIFICATIONS.items():
-        found = index.types.get(classification, {})
-        cells |= {f"{classification}/{kind if kind in known else 'other'}" for kind in found}
-    return cells
 
 
 def _read_index(key: str, directory: str) -> SplitIndex:

@@ -5,11 +5,13 @@ import resource
 
 import torch
 
+from model.parts import PARTS
 from trainer.config import RunConfig
 from trainer.reporting.progress import StepReport, render_duration
+from trainer.tasks.parts import loss_sums, total_loss
 from trainer.training.loss_watch import LossWatch
 from trainer.training.state import Run, Step, TrainState
-from trainer.training.validate import LOSS_PARTS, Evaluation, loss_sums, total_loss
+from trainer.training.validate import Evaluation
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ def report_step(run: Run, state: TrainState, step: Step, watch: LossWatch) -> No
 
 
 def _warn(run: Run, state: TrainState, step: Step, watch: LossWatch) -> None:
-    matching = run.built.match_codec is not None
+    matching = "itm" in run.built.objective.parts
     warnings = watch.observe(
         state.global_step,
         _parts(mean_losses(step.sums, run.config, "step"), "step"),
@@ -71,7 +73,7 @@ def mean_losses(sums: dict[str, float], config: RunConfig, prefix: str) -> dict[
 
 def _parts(losses: dict[str, float], prefix: str) -> dict[str, float]:
     """Loss parts by their short names."""
-    return {part: losses[f"{prefix}/{part}_loss"] for part in LOSS_PARTS if f"{prefix}/{part}_loss" in losses}
+    return {part: losses[f"{prefix}/{part}_loss"] for part in PARTS if f"{prefix}/{part}_loss" in losses}
 
 
 def _memory_gib(device: torch.device) -> float:
@@ -92,7 +94,7 @@ def report_validation(
     if not run.is_main:
         return
     metrics = evaluation.metrics
-    shown = [("accuracy", "val/accuracy"), ("binary", "val/binary"), ("open", "val/open"), ("ITM", "val/itm_accuracy")]
+    shown = [(label, f"val/{name}") for label, name in run.task.headline]
     rates = ", ".join(f"{label} {100 * metrics[name]:.2f} %" for label, name in shown if name in metrics)
     logger.info(
         "validation at step %d, epoch %.4g: %s; loss %.4g, in training %.4g; %s; %s",

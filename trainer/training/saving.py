@@ -81,6 +81,7 @@ def _validate(run: Run, state: TrainState) -> Evaluation | None:
             batches,
             loader,
             run.world,
+            task=run.task,
             losses=run.config.losses,
             stop_requested=lambda: run.stop.requested,
         )
@@ -107,12 +108,14 @@ def _judge(run: Run, state: TrainState, watched: dict[str, float]) -> bool:
 
 def _keep(run: Run, state: TrainState, evaluation: Evaluation, *, improved: bool) -> Saved:
     """Save; a best one is published and exported before anything else can go wrong."""
-    predictions = gather_predictions(evaluation.predictions, run.world) if improved else None
+    predictions = gather_predictions(evaluation.predictions, run.task, run.world) if improved else None
     saved = _write(run, state)
     if improved:
         run.checkpoints.publish("best", saved.name)
         _on_main(run, lambda: _export(run, saved.state, state))
-        _on_main(run, lambda: write_atomically(run.directory.predictions("val"), predictions))
+        _on_main(
+            run, lambda: write_atomically(run.directory.predictions("val", predictions.ending), predictions.content)
+        )
     return saved
 
 

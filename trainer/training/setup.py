@@ -17,11 +17,12 @@ from trainer.reporting.environment import collect_environment
 from trainer.reporting.progress import Console, Progress
 from trainer.reporting.recorders import JsonlRecorder, Recorders, TensorBoardRecorder
 from trainer.run_directory import RunDirectory, write_json
+from trainer.tasks import task_named
 from trainer.training.checkpoints import Checkpoints
 from trainer.training.early_stopping import EarlyStopping
 from trainer.training.milestones import Milestones
 from trainer.training.pictures import build_pictures
-from trainer.training.state import Run, TrainState
+from trainer.training.state import HOST_SUMS, Run, TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,8 @@ def set_up(config: RunConfig, directory: RunDirectory, world: World, stop: StopR
     milestones = Milestones.of(config, train.steps_per_epoch)
     early = config.early_stopping
     state = TrainState(
-        early_stopping=EarlyStopping(mode=early.mode, patience=early.patience, min_delta=early.min_delta)
+        early_stopping=EarlyStopping(mode=early.mode, patience=early.patience, min_delta=early.min_delta),
+        sum_names=(*built.objective.sum_names, *HOST_SUMS),
     )
     identity = {name: index_digest(path) for name in ("train", "val") if (path := getattr(config.data, name))}
     if newest is not None:
@@ -60,6 +62,7 @@ def set_up(config: RunConfig, directory: RunDirectory, world: World, stop: StopR
     questions = int(validation[0].order.visits.sizes.sum()) if validation is not None else 0
     run = Run(
         config=config,
+        task=task_named(config.task),
         directory=directory,
         world=world,
         built=built,

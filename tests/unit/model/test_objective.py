@@ -1,15 +1,19 @@
 """The objective: what is trained, what is not, and that a loss does not depend on how a step is split."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from model.config import LossConfig
-from model.objective import SUM_NAMES
+from model.objective import Objective
+from model.parts import PARTS as PART_SUMS
+from model.parts.seam import Part, PartOutput, Read
+from model.towers.reading import Reading
 from shards.errors import ConfigError
-from shards.read.collate import Batch
-from tests.models import FUSION, random_batch, tiny_model
+from shards.read.collate import Batch, Block
+from tests.models import FUSION, random_batch, rows_of, tiny_model
 
 PARTS = ("vision", "second_stream", "match", "answer")
 FREEZES = [
@@ -20,29 +24,23 @@ FREEZES = [
 ]
 
 
-def rows_of(batch: Batch, images: slice) -> Batch:
+def part_of(batch: Batch, images: slice) -> Batch:
     """The part of a batch that belongs to some images, as its own batch."""
-    first, last = images.start, images.stop
-    asked = (batch.question_image >= first) & (batch.question_image < last)
-    paired = (batch.match_image >= first) & (batch.match_image < last)
-    fields = {}
-    for name, value in batch._asdict().items():
-        if name == "pixels":
-            value = value[images]
-        elif name.startswith(("question_", "answer_")):
-            value = value[asked]
-        elif name.startswith("match_"):
-            value = value[paired]
-        fields[name] = value - first if name in ("question_image", "match_image") else value
-    part = Batch(**fields)
-    counts = part.question_image.bincount()
-    return part._replace(
-        match_question=part.match_question - int(part.match_question.min()),
-        questions_per_image=int(counts.max()),
-        pairs_per_image=2 * int(counts.max()),
-        tokens_in_questions=int(part.question_mask.sum()),
-        tokens_in_pairs=int(part.match_mask.sum()),
-    )
+    blocks = {
+        name: rows_of(block, (block.image >= images.start) & (block.image < images.stop))
+        for name, block in batch.blocks.items()
+    }
+    return batch._replace(pixels=batch.pixels[images], blocks=blocks)
+
+
+def changed_blocks(batch: Batch, change: Callable[[Block], Block]) -> Batch:
+    return batch._replace(blocks={name: change(block) for name, block in batch.blocks.items()})
+
+
+def without_weight(block: Block) -> Block:
+    """A block whose labels and targets all weigh 0."""
+    targets = block.targets and block.targets._replace(weight=torch.zeros_like(block.targets.weight))
+    return block._replace(weight=torch.zeros_like(block.weight), targets=targets)
 
 
 @pytest.mark.parametrize("freeze", FREEZES)
@@ -52,8 +50,8 @@ def test_registered_parameters_are_exactly_those_that_are_trained(freeze: tuple[
     trained = {part for part in PARTS if part not in freeze}
     assert registered == {"fusion"} | trained
     assert all(parameter.requires_grad for parameter in objective.parameters())
-    assert {name for name, _ in objective.frozen_parts()} == set(freeze)
-    for _, tower in objective.frozen_parts():
+    assert {name for name, _ in objective.frozen_towers()} == set(freeze)
+    for _, tower in objective.frozen_towers():
         assert not tower.training
         assert not any(parameter.requires_grad for parameter in tower.parameters())
 
@@ -63,7 +61,7 @@ def test_every_trained_parameter_gets_a_gradient_and_no_frozen_one_changes(freez
     objective = tiny_model(freeze=freeze).objective.train()
     before = {
         (name, key): value.clone()
-        for name, tower in objective.frozen_parts()
+        for name, tower in objective.frozen_towers()
         for key, value in tower.state_dict().items()
     }
     optimizer = torch.optim.AdamW(objective.parameters(), lr=0.01)
@@ -72,7 +70,7 @@ def test_every_trained_parameter_gets_a_gradient_and_no_frozen_one_changes(freez
         objective(random_batch((2, 3), seed=seed)).loss.backward()
         optimizer.step()
     assert [name for name, parameter in objective.named_parameters() if parameter.grad is None] == []
-    for name, tower in objective.frozen_parts():
+    for name, tower in objective.frozen_towers():
         assert all(parameter.grad is None for parameter in tower.parameters())
         for key, value in tower.state_dict().items():
             assert torch.equal(value, before[name, key]), f"{name}.{key}"
@@ -80,8 +78,8 @@ def test_every_trained_parameter_gets_a_gradient_and_no_frozen_one_changes(freez
 
 def test_training_mode_reaches_trained_parts_only() -> None:
     objective = tiny_model(freeze=("vision", "match", "answer")).objective.train()
-    assert objective.part("second_stream").training
-    assert not objective.part("vision").training
+    assert objective.tower("second_stream").training
+    assert not objective.tower("vision").training
 
 
 @pytest.mark.parametrize("cut", [1, 2])
@@ -90,7 +88,7 @@ def test_parts_of_a_step_add_up_to_the_whole_however_lopsided(cut: int) -> None:
     whole, split = tiny_model().objective, tiny_model().objective
     output = whole(batch)
     output.loss.backward()
-    parts = [split(rows_of(batch, images)) for images in (slice(0, cut), slice(cut, 3))]
+    parts = [split(part_of(batch, images)) for images in (slice(0, cut), slice(cut, 3))]
     sum(part.loss for part in parts).backward()
     torch.testing.assert_close(sum(part.loss for part in parts), output.loss, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(sum(part.sums for part in parts), output.sums, rtol=1e-5, atol=1e-6)
@@ -100,16 +98,12 @@ def test_parts_of_a_step_add_up_to_the_whole_however_lopsided(cut: int) -> None:
 
 def test_padding_rows_and_padded_tokens_change_nothing() -> None:
     objective, batch = tiny_model().objective.eval(), random_batch((2, 3))
-    padded = batch._replace(
-        question_ids=torch.nn.functional.pad(batch.question_ids, (0, 8)),
-        question_mask=torch.nn.functional.pad(batch.question_mask, (0, 8)),
-        match_ids=torch.nn.functional.pad(batch.match_ids, (0, 8)),
-        match_mask=torch.nn.functional.pad(batch.match_mask, (0, 8)),
+    pad = torch.nn.functional.pad
+    padded = changed_blocks(
+        batch, lambda block: block._replace(ids=pad(block.ids, (0, 8)), mask=pad(block.mask, (0, 8)))
     )
     torch.testing.assert_close(objective(padded).sums, objective(batch).sums, rtol=1e-5, atol=1e-6)
-    weightless = batch._replace(
-        answer_weight=torch.zeros_like(batch.answer_weight), match_weight=torch.zeros_like(batch.match_weight)
-    )
+    weightless = changed_blocks(batch, without_weight)
     output = objective(weightless)
     assert output.loss == 0
     assert not output.sums.any()
@@ -119,8 +113,9 @@ def test_padding_rows_and_padded_tokens_change_nothing() -> None:
 
 def test_the_loss_is_the_weighted_sum_of_its_parts_over_the_questions() -> None:
     batch = random_batch((2, 3))
-    output = tiny_model(losses=LossConfig(itm=0.5, answer=2.0)).objective(batch)
-    sums = dict(zip(SUM_NAMES, output.sums.tolist(), strict=True))
+    objective = tiny_model(losses=LossConfig(itm=0.5, answer=2.0)).objective
+    output = objective(batch)
+    sums = dict(zip(objective.sum_names, output.sums.tolist(), strict=True))
     assert output.loss.item() == pytest.approx((2.0 * sums["answer_loss"] + 0.5 * sums["itm_loss"]) / 5, rel=1e-5)
     assert sums["answered"] == sums["matched"] == sums["itm_positives"] == sums["itm_negatives"] == 5
 
@@ -129,19 +124,84 @@ def test_evaluation_gives_the_sums_of_training_without_dropout() -> None:
     objective, batch = tiny_model().objective.eval(), random_batch((2, 3))
     evaluated = objective.evaluate(batch)
     torch.testing.assert_close(evaluated.sums, objective(batch).sums)
-    assert evaluated.answer_ids.shape[0] == 5
+    assert evaluated.predictions["answer"].shape[0] == 5
+
+
+class SecondLoss(Part):
+    """Another loss on whatever the matching part's sums stand for."""
+
+    def forward(self, read: Read) -> PartOutput:
+        loss = read.reading().states.square().mean()
+        return PartOutput(loss, (loss.detach(),) * len(PART_SUMS["itm"].names))
+
+
+def counted_reads(objective: Objective, tower: str, monkeypatch: pytest.MonkeyPatch) -> list[Block]:
+    """The blocks that a tower is given to read, from now on."""
+    read, blocks = objective.tower(tower).read, []
+
+    def counted(fused: torch.Tensor, block: Block) -> Reading:
+        blocks.append(block)
+        return read(fused, block)
+
+    monkeypatch.setattr(objective.tower(tower), "read", counted)
+    return blocks
+
+
+def test_parts_that_read_the_same_block_share_one_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, batch = tiny_model().objective.eval(), random_batch((2, 3))
+    answer = objective.parts["answer"]
+    objective.parts = {"answer": answer}
+    alone = objective(batch).loss
+    objective.parts = {"itm": answer._replace(part=SecondLoss(), weight=3.0)}
+    other = objective(batch).loss
+    objective.parts = {"answer": answer, **objective.parts}
+    blocks = counted_reads(objective, "answer", monkeypatch)
+    together = objective(batch).loss
+    assert len(blocks) == 1
+    torch.testing.assert_close(together, alone + other)
+    objective.evaluate(batch)
+    assert len(blocks) == 2, "losses and predictions share it too"
+
+
+def test_each_tower_reads_its_own_block_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, batch = tiny_model().objective.eval(), random_batch((2, 3))
+    asked, matched = (counted_reads(objective, tower, monkeypatch) for tower in ("answer", "match"))
+    evaluated = objective.evaluate(batch)
+    assert asked == [batch.blocks["ask"]]
+    assert matched == [batch.blocks["match"]]
+    assert evaluated.predictions.keys() == {"answer"}
+
+
+def test_answers_need_no_block_but_the_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, batch = tiny_model().objective.eval(), random_batch((2, 3))
+    expected = objective.generate(batch)
+    asked, matched = (counted_reads(objective, tower, monkeypatch) for tower in ("answer", "match"))
+    found = objective.generate(batch._replace(blocks={"ask": batch.blocks["ask"]}))
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    assert (len(asked), len(matched)) == (1, 0)
+
+
+@pytest.mark.parametrize("losses", [LossConfig(itm=0.0), LossConfig(answer=0.0)])
+def test_the_sums_of_a_part_that_is_left_out_are_zero(losses: LossConfig) -> None:
+    objective = tiny_model(losses=losses).objective
+    sums = dict(zip(objective.sum_names, objective(random_batch((2, 3))).sums.tolist(), strict=True))
+    assert list(sums) == [name for part in PART_SUMS.values() for name in part.names]
+    for part, known in PART_SUMS.items():
+        assert all((sums[name] > 0) == (part in objective.parts) for name in known.names[:2]), part
+        assert part in objective.parts or not any(sums[name] for name in known.names)
 
 
 @pytest.mark.parametrize(("losses", "missing"), [(LossConfig(itm=0.0), "match"), (LossConfig(answer=0.0), "answer")])
 def test_a_loss_of_weight_zero_loads_no_tower(losses: LossConfig, missing: str) -> None:
     built = tiny_model(losses=losses)
-    assert built.objective.part(missing) is None
+    assert built.objective.tower(missing) is None
     assert built.objective(random_batch((2, 3))).loss.isfinite()
 
 
 def test_equal_references_share_one_text_encoder() -> None:
     objective = tiny_model().objective
-    assert objective.part("match").text_encoder is objective.part("answer").text_encoder
+    assert objective.tower("match").text_encoder is objective.tower("answer").text_encoder
 
 
 def test_a_recipe_that_would_train_nothing_is_refused() -> None:

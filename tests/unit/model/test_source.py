@@ -46,11 +46,11 @@ def test_a_checkpoint_loads_bit_for_bit_and_trains_the_fusion_alone(checkpoints:
     )
     plain = tiny_blip(BlipForQuestionAnswering)
     for name, value in plain.vision_model.state_dict().items():
-        assert torch.equal(built.objective.part("vision").state_dict()[name], value)
+        assert torch.equal(built.objective.tower("vision").state_dict()[name], value)
     for name, value in plain.text_decoder.state_dict().items():
-        assert torch.equal(built.objective.part("answer").text_decoder.state_dict()[name], value)
+        assert torch.equal(built.objective.tower("answer").text_decoder.state_dict()[name], value)
     head = tiny_blip(BlipForImageTextRetrieval).itm_head.weight
-    assert torch.equal(built.objective.part("match").itm_head.weight, head)
+    assert torch.equal(built.objective.tower("match").itm_head.weight, head)
     assert {name.split(".")[0] for name, _ in built.objective.named_parameters()} == {"fusion"}
     built.objective(random_batch((2, 1))).loss.backward()
     assert built.answer_codec.start_id == 5
@@ -111,7 +111,7 @@ def test_scratch_models_set_every_special_id_and_start_from_weights_that_can_lea
     ids = [text.bos_token_id, text.eos_token_id, text.sep_token_id, text.pad_token_id]
     assert all(identifier < len(tokenizer) for identifier in ids)
     assert ids[0] == tokenizer.convert_tokens_to_ids("[DEC]")
-    vision = tiny_model().objective.part("vision")
+    vision = tiny_model().objective.tower("vision")
     attention = vision.encoder.layers[0].self_attn
     assert attention.qkv.weight.std().item() == pytest.approx(attention.embed_dim**-0.5, rel=0.2)
     assert vision.embeddings.position_embedding.std().item() == pytest.approx(POSITION_STD, rel=0.2)

@@ -238,7 +238,7 @@ def test_the_loader_makes_what_the_model_reads(project: Project):
     assert image_size(config, built) == built.image_size == 32
     assert image_size(project.config("data.image_size=48"), built) == 48
     texts = make_texts(config, built)
-    assert texts.negatives == ("answer",)
+    assert texts.wanted.negatives == ("answer",)
     batches, loader = training_loader(config, open_split(config, "train"), built, World())
     item = next(loader.batches([(0, 0, 0)]))
     assert batches.accumulation == 4
@@ -249,5 +249,5 @@ def test_the_loader_makes_what_the_model_reads(project: Project):
 def test_an_evaluation_can_be_limited_to_some_images(project: Project):
     config, built = project.config(), project.model()
     batches, loader = evaluation_loader(config, open_split(config, "val"), built, World(), max_images=4)
-    seen = [image for item in loader.batches(batches.all_keys()) for image in item.image_numbers]
+    seen = [image for item in loader.batches(batches.all_keys()) for image in item.samples]
     assert len(set(seen)) == 4

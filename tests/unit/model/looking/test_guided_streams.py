@@ -20,7 +20,7 @@ from model.rows import Grouping
 from model.towers.tokenizer import build_tokenizer
 from shards.errors import ConfigError
 from shards.read.collate import Batch
-from tests.models import WORDS, random_batch, tiny_blip, tiny_checkpoints, tiny_model, tiny_t5
+from tests.models import WORDS, random_batch, rows_of, tiny_blip, tiny_checkpoints, tiny_model, tiny_t5
 
 ROWS = (2, 1, 3)
 
@@ -45,22 +45,9 @@ def guided(checkpoints: dict[str, str], **changes: object) -> BuiltModel:
 
 def one_question(batch: Batch, number: int) -> Batch:
     """The part of a batch that is about one question."""
-    image = int(batch.question_image[number])
-    pairs = batch.match_question == number
-    rows = {name: getattr(batch, name)[[number]] for name in ("question_ids", "question_mask")}
-    rows |= {name: getattr(batch, name)[[number]] for name in ("answer_ids", "answer_labels", "answer_weight")}
-    rows |= {name: getattr(batch, name)[pairs] for name in ("match_ids", "match_mask", "match_labels", "match_weight")}
-    return batch._replace(
-        **rows,
-        pixels=batch.pixels[[image]],
-        question_image=torch.zeros(1, dtype=torch.int64),
-        match_image=torch.zeros(int(pairs.sum()), dtype=torch.int64),
-        match_question=torch.zeros(int(pairs.sum()), dtype=torch.int64),
-        questions_per_image=1,
-        pairs_per_image=2,
-        tokens_in_questions=int(rows["question_mask"].sum()),
-        tokens_in_pairs=int(rows["match_mask"].sum()),
-    )
+    image = batch.blocks["ask"].image[number]
+    blocks = {name: rows_of(block, block.item == number) for name, block in batch.blocks.items()}
+    return batch._replace(pixels=batch.pixels[[int(image)]], blocks=blocks)
 
 
 def test_a_question_is_answered_as_if_it_were_alone_with_its_mask(checkpoints: dict[str, str]) -> None:
@@ -69,8 +56,8 @@ def test_a_question_is_answered_as_if_it_were_alone_with_its_mask(checkpoints: d
     together = objective(batch)
     torch.testing.assert_close(together.loss, torch.stack([part.loss for part in each]).sum())
     torch.testing.assert_close(together.sums, torch.stack([part.sums for part in each]).sum(dim=0))
-    answers = objective.evaluate(batch).answer_ids
-    alone = [objective.evaluate(one_question(batch, number)).answer_ids[0] for number in range(sum(ROWS))]
+    answers = objective.evaluate(batch).predictions["answer"]
+    alone = [objective.evaluate(one_question(batch, number)).predictions["answer"][0] for number in range(sum(ROWS))]
     assert [row.tolist()[: len(found)] for row, found in zip(answers, alone, strict=True)] == [
         found.tolist() for found in alone
     ]
@@ -80,8 +67,8 @@ def test_questions_of_one_image_read_different_tokens(checkpoints: dict[str, str
     objective, batch = guided(checkpoints).objective.eval(), random_batch((4,))
     fused, rows = objective._see(batch)
     assert len(fused) == 4
-    assert rows.question_image.tolist() == [0, 1, 2, 3]
-    assert rows.match_image.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert rows.blocks["ask"].image.tolist() == [0, 1, 2, 3]
+    assert rows.blocks["match"].image.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert not torch.allclose(fused[0], fused[1])
 
 
@@ -90,7 +77,7 @@ def test_only_the_fusion_learns(checkpoints: dict[str, str]) -> None:
     objective(random_batch(ROWS)).loss.backward()
     assert {name.partition(".")[0] for name, _ in objective.named_parameters()} == {"fusion"}
     assert all(parameter.grad is not None for parameter in objective.parameters())
-    assert all(p.grad is None for _, tower in objective.frozen_parts() for p in tower.parameters())
+    assert all(p.grad is None for _, tower in objective.frozen_towers() for p in tower.parameters())
 
 
 def test_masks_weigh_the_map_and_a_question_without_points_keeps_it() -> None:
@@ -105,12 +92,14 @@ def test_masks_weigh_the_map_and_a_question_without_points_keeps_it() -> None:
 
 
 def looked(objective: Objective, batch: Batch, config: GuidanceConfig) -> tuple[Look, Tensor]:
-    stream = objective.part("second_stream")
+    stream = objective.tower("second_stream")
     tokens, maps = objective.image_tokens(batch.pixels), stream(batch.pixels)
-    grouping = Grouping.of(batch.question_image, num_images=len(maps), rows_per_image=batch.questions_per_image)
-    texts = (batch.question_ids, batch.question_mask)
-    segmenter = stream.segmenter
-    found = look(objective.part("match"), *texts, tokens, grouping, segmenter=segmenter, embeddings=maps, config=config)
+    ask = batch.blocks["ask"]
+    grouping = Grouping.of(ask.image, num_images=len(maps), rows_per_image=ask.rows_per_image)
+    texts, segmenter = (ask.ids, ask.mask), stream.segmenter
+    found = look(
+        objective.tower("match"), *texts, tokens, grouping, segmenter=segmenter, embeddings=maps, config=config
+    )
     return found, maps
 
 
@@ -118,10 +107,10 @@ def test_a_look_is_made_of_the_heatmap_its_points_and_the_mask_at_them(checkpoin
     objective, batch = guided(checkpoints).objective.eval(), random_batch(ROWS)
     config = GuidanceConfig(block=0, min_share=0.6, smoothing=0.0, num_points=2)
     found, maps = looked(objective, batch, config)
-    segmenter = objective.part("second_stream").segmenter
+    segmenter = objective.tower("second_stream").segmenter
     grid = found.heatmaps.shape[-1]
     assert any(found.points), "some question points somewhere"
-    for row, image in enumerate(batch.question_image.tolist()):
+    for row, image in enumerate(batch.blocks["ask"].image.tolist()):
         points = choose_points(found.heatmaps[row], num_points=2, min_share=0.6, smoothing=0.0, seed=config.seed)
         assert found.points[row] == points
         if not points:
@@ -201,7 +190,7 @@ def test_no_heatmap_of_guided_training_waits_for_a_number_on_the_gpu(
 
 def test_a_second_blip_gives_its_patches_as_a_map_and_is_not_the_first(checkpoints: dict[str, str]) -> None:
     objective = tiny_model(second_stream="blip", second_vision=checkpoints["itm"], vision=checkpoints["itm"]).objective
-    first, stream = objective.part("vision"), objective.part("second_stream")
+    first, stream = objective.tower("vision"), objective.tower("second_stream")
     assert stream.encoder is not first
     assert all(p is not q for p in first.parameters() for q in stream.encoder.parameters())
     batch = random_batch(ROWS)
@@ -215,5 +204,5 @@ def test_a_second_blip_gives_its_patches_as_a_map_and_is_not_the_first(checkpoin
 
 def test_two_untrained_encoders_are_not_alike() -> None:
     objective = tiny_model(second_stream="blip").objective
-    first, second = objective.part("vision"), objective.part("second_stream").encoder
+    first, second = objective.tower("vision"), objective.tower("second_stream").encoder
     assert not torch.equal(first.embeddings.patch_embedding.weight, second.embeddings.patch_embedding.weight)

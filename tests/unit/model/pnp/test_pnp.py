@@ -68,7 +68,7 @@ def viewer_past(built: BuiltModel, looks_with: ImageTokens) -> Viewer:
 
 def pipeline(directory: Path, second_stream: str = "efficient_sam", **guidance: object) -> PnpPipeline:
     built = model(directory, second_stream)
-    stream = built.objective.part("second_stream")
+    stream = built.objective.tower("second_stream")
     shared = stream.encoder if second_stream.startswith("efficient_sam") else None
     segmenter = load_segmenter(directory / "sam.safetensors", image_encoder=shared)
     looks = GuidanceConfig.model_validate({"block": 0, "min_share": 0.6, "smoothing": 0.0} | guidance)
@@ -125,8 +125,8 @@ def test_what_belongs_to_an_image_is_computed_once_for_its_questions(directory: 
 
         return hook
 
-    objective.part("vision").embeddings.register_forward_hook(count("vision"))
-    objective.part("second_stream").encoder.register_forward_hook(count("second_stream"))
+    objective.tower("vision").embeddings.register_forward_hook(count("vision"))
+    objective.tower("second_stream").encoder.register_forward_hook(count("second_stream"))
     pnp._captioner._model.vision_model.embeddings.register_forward_hook(count("captioner"))
     answers(pnp, range(8))
     assert encoded == dict.fromkeys(encoded, 3)
@@ -168,7 +168,7 @@ def test_past_the_fusion_the_heatmap_is_that_of_the_plain_transformers_model(
 def test_past_the_fusion_a_second_stream_that_nothing_reads_is_not_computed(directory: Path) -> None:
     built, rows = model(directory, "blip"), torch.tensor(IMAGE_OF_QUESTION)
     calls: list[object] = []
-    built.objective.part("second_stream").register_forward_hook(lambda *call: calls.append(call))
+    built.objective.tower("second_stream").register_forward_hook(lambda *call: calls.append(call))
     viewer_past(built, "plain").look(pixels(), QUESTIONS, rows)
     assert calls == []
     viewer_past(built, "fused").look(pixels(), QUESTIONS, rows)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, T5ForConditionalGeneration
 
-from model.towers.answer_towers import T5AnswerTower
+from model.towers.answer_towers import AnswerTower, BlipAnswerTower, T5AnswerTower
 from model.towers.checkpoint_files import T5_ARCHITECTURES
 from model.towers.hub import load_pretrained
 from model.towers.tokenizer import T5Codec
 from shards.errors import ConfigError
-from shards.read.collate import IGNORED_LABEL, Batch
-from tests.models import random_batch, tiny_model, tiny_t5
+from shards.read.collate import IGNORED_LABEL, Block, Targets
+from tests.models import random_batch, tiny_blip, tiny_model, tiny_t5
 
 ROWS = (2, 3, 1)
 MAX_TOKENS = 4
@@ -37,50 +37,80 @@ def codec(reference: str) -> T5Codec:
     return T5Codec.of(model.config, tokenizer, max_question_tokens=6, max_answer_tokens=3)
 
 
-def t5_batch() -> Batch:
+def t5_questions() -> Block:
     """Random questions; the answers start with T5's start token and end with its end token."""
-    batch = random_batch(ROWS)
-    labels = batch.answer_labels.masked_fill(batch.answer_labels == 3, 1)
-    return batch._replace(answer_ids=batch.answer_ids.index_fill(1, torch.tensor([0]), 0), answer_labels=labels)
+    block = random_batch(ROWS).blocks["ask"]
+    targets = block.targets
+    labels = targets.labels.masked_fill(targets.labels == 3, 1)
+    return block._replace(targets=targets._replace(ids=targets.ids.index_fill(1, torch.tensor([0]), 0), labels=labels))
+
+
+def losses_of(tower: AnswerTower, fused: Tensor, block: Block) -> Tensor:
+    return tower.losses(tower.read(fused, block).states, block.mask, block.targets)
 
 
 def fused_tokens() -> Tensor:
     return torch.randn(len(ROWS), 5, 24, generator=torch.Generator().manual_seed(7))
 
 
-def alone(t5: T5ForConditionalGeneration, fused: Tensor, batch: Batch) -> list[Tensor]:
+def alone(t5: T5ForConditionalGeneration, fused: Tensor, block: Block) -> list[Tensor]:
     """What the encoder reads for each question: tokens of its image, then its own, without any padding."""
     words = t5.get_input_embeddings()
     return [
         torch.cat([fused[image], words(ids[mask])])[None]
-        for image, ids, mask in zip(batch.question_image, batch.question_ids, batch.question_mask, strict=True)
+        for image, ids, mask in zip(block.image, block.ids, block.mask, strict=True)
     ]
 
 
 def test_losses_are_those_of_each_question_alone(t5: T5ForConditionalGeneration) -> None:
-    batch, fused, tower = t5_batch(), fused_tokens(), T5AnswerTower(t5)
+    block, fused, tower = t5_questions(), fused_tokens(), T5AnswerTower(t5)
     expected = []
-    for read, labels in zip(alone(t5, fused, batch), batch.answer_labels, strict=True):
+    for read, labels in zip(alone(t5, fused, block), block.targets.labels, strict=True):
         known = labels[labels != IGNORED_LABEL][None]
         expected.append(t5(inputs_embeds=read, labels=known).loss)
-    torch.testing.assert_close(tower.losses(tower.read(fused, batch), batch), torch.stack(expected))
+    torch.testing.assert_close(losses_of(tower, fused, block), torch.stack(expected))
+
+
+@pytest.mark.parametrize("kind", ["blip", "t5"])
+def test_several_answers_behind_a_question_have_the_losses_of_the_question_repeated(
+    t5: T5ForConditionalGeneration, kind: str
+) -> None:
+    blip = tiny_blip()
+    tower = T5AnswerTower(t5) if kind == "t5" else BlipAnswerTower(blip.text_encoder, blip.text_decoder)
+    block, fused = t5_questions(), fused_tokens()
+    targets_of = torch.tensor([2, 0, 3, 1, 0, 2])  # of the rows of three images
+    row = torch.repeat_interleave(torch.arange(len(targets_of)), targets_of)
+    written = torch.randint(7, 40, (len(row), 3), generator=torch.Generator().manual_seed(5))
+    ids = torch.cat([torch.full((len(row), 1), 5), written[:, :-1]], dim=1)
+    several = Targets(ids, written, row, torch.ones(len(row)), one_per_row=False)
+    repeated = block._replace(
+        ids=block.ids[row],
+        mask=block.mask[row],
+        image=block.image[row],
+        targets=several._replace(row=torch.arange(len(row)), one_per_row=True),
+        rows_per_image=int(block.image[row].bincount().max()),
+        tokens=int(block.mask[row].sum()),
+    )
+    found = losses_of(tower, fused, block._replace(targets=several))
+    torch.testing.assert_close(found, losses_of(tower, fused, repeated), atol=1e-6, rtol=1e-6)
+    assert len(found.unique()) == len(row), "every answer has a loss of its own"
 
 
 def test_answers_are_those_of_each_question_alone(t5: T5ForConditionalGeneration, codec: T5Codec) -> None:
-    batch, fused = t5_batch(), fused_tokens()
+    block, fused = t5_questions(), fused_tokens()
     expected = []
-    for read in alone(t5, fused, batch):
+    for read in alone(t5, fused, block):
         ids = t5.generate(inputs_embeds=read, max_new_tokens=MAX_TOKENS, do_sample=False)[0, 1:].tolist()
         expected.append(ids + [0] * (MAX_TOKENS - len(ids)))
-    found = generated(t5, fused, batch, codec)
+    found = generated(t5, fused, block, codec)
     assert [row + [0] * (MAX_TOKENS - len(row)) for row in found] == expected
     assert len({tuple(row) for row in expected}) > 1, "the answers differ between questions"
 
 
-def generated(t5: T5ForConditionalGeneration, fused: Tensor, batch: Batch, codec: T5Codec) -> list[list[int]]:
+def generated(t5: T5ForConditionalGeneration, fused: Tensor, block: Block, codec: T5Codec) -> list[list[int]]:
     tower = T5AnswerTower(t5)
     with torch.no_grad():
-        return tower.generate(tower.read(fused, batch), batch, codec, MAX_TOKENS).tolist()
+        return tower.generate(tower.read(fused, block).states, block.mask, codec, MAX_TOKENS).tolist()
 
 
 @pytest.mark.parametrize(
@@ -101,10 +131,10 @@ def test_what_a_checkpoint_says_of_generation_does_not_apply(
     GenerationConfig(decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, **settings).save_pretrained(tmp_path)
     shutil.copytree(reference, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("generation_config.json"))
     other = load_pretrained(str(tmp_path), T5_ARCHITECTURES).model.eval()
-    batch, fused = t5_batch(), fused_tokens()
+    block, fused = t5_questions(), fused_tokens()
     name, value = next(iter(settings.items()))
     assert getattr(other.generation_config, name) == value
-    assert generated(other, fused, batch, codec) == generated(t5, fused, batch, codec)
+    assert generated(other, fused, block, codec) == generated(t5, fused, block, codec)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -114,8 +144,8 @@ def test_gradients_pass_through_frozen_weights_and_checkpointing_does_not_change
     def gradient(checkpointing: bool) -> Tensor:
         model = load_pretrained(reference, T5_ARCHITECTURES).model.eval().requires_grad_(False)
         tower, fused = T5AnswerTower(model, checkpointing=checkpointing), fused_tokens().requires_grad_(True)
-        batch = t5_batch()
-        tower.losses(tower.read(fused, batch), batch).sum().backward()
+        block = t5_questions()
+        losses_of(tower, fused, block).sum().backward()
         assert all(parameter.grad is None for parameter in model.parameters())
         return fused.grad
 
@@ -128,8 +158,8 @@ def test_checkpointing_computes_each_block_again(reference: str) -> None:
     model = load_pretrained(reference, T5_ARCHITECTURES).model.eval().requires_grad_(False)
     calls = []
     model.encoder.block[0].layer[0].register_forward_hook(lambda *_: calls.append(1))
-    tower, batch, fused = T5AnswerTower(model, checkpointing=True), t5_batch(), fused_tokens().requires_grad_(True)
-    losses = tower.losses(tower.read(fused, batch), batch)
+    tower, block, fused = T5AnswerTower(model, checkpointing=True), t5_questions(), fused_tokens().requires_grad_(True)
+    losses = losses_of(tower, fused, block)
     assert len(calls) == 1
     losses.sum().backward()
     assert len(calls) == 2
@@ -139,10 +169,10 @@ def test_a_frozen_t5_stays_out_of_fp16_and_casts_what_it_reads(reference: str) -
     built = tiny_model(answer=reference, freeze=("answer",))
     objective = built.objective
     objective.place_frozen(torch.device("cpu"), torch.float16)
-    tower = objective.part("answer")
+    tower = objective.tower("answer")
     assert {parameter.dtype for parameter in tower.parameters()} == {torch.float32}
-    batch = t5_batch()
-    losses = tower.losses(tower.read(fused_tokens().half(), batch), batch)
+    block = t5_questions()
+    losses = losses_of(tower, fused_tokens().half(), block)
     assert losses.dtype == torch.float32
     assert losses.isfinite().all()
     assert not objective.trains_t5

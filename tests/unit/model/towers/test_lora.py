@@ -57,12 +57,12 @@ def test_what_is_trained_of_a_frozen_tower_is_its_adapters_and_nothing_else(
     assert {name.partition(".")[0] for name in trained} == {"fusion", "second_stream", "lora"}
     adapters = {name for name in trained if name.startswith("lora.")}
     assert all(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in adapters)
-    frozen = objective.part("answer"), objective.part("match"), objective.part("vision")
+    frozen = objective.tower("answer"), objective.tower("match"), objective.tower("vision")
     owned = {id(p) for part in frozen for p in part.parameters() if p.requires_grad}
     assert owned == {id(p) for name, p in objective.named_parameters() if name in adapters}
     assert not any("vision_model" in name for name in adapters)
     assert objective.frozen_counts()["match"] == sum(
-        value.numel() for value in without_adapters(objective.part("match").state_dict()).values()
+        value.numel() for value in without_adapters(objective.tower("match").state_dict()).values()
     )
 
 
@@ -90,7 +90,7 @@ def test_every_adapter_gets_a_gradient_and_no_frozen_weight_does(
         for leaves in objective.adapters.values():
             changed(leaves)  # B is 0 at first, and A's gradient with it
         objective(random_batch(ROWS)).loss.backward()
-        for _, part in objective.frozen_parts():
+        for _, part in objective.frozen_towers():
             assert all(parameter.grad is None for parameter in part.parameters() if not parameter.requires_grad)
         return {name: p.grad for name, p in objective.named_parameters() if name.startswith("lora.")}
 
@@ -110,7 +110,7 @@ def test_what_is_trained_starts_in_training_mode_and_what_is_frozen_stays_out_of
     unfrozen = tiny_model(vision=checkpoints["itm"], match=checkpoints["itm"], answer=checkpoints["vqa"]).objective
     assert all(part.training for part in unfrozen.modules())
     for name in ("vqa", "t5"):
-        for _, tower in adapted(checkpoints, name).objective.frozen_parts():
+        for _, tower in adapted(checkpoints, name).objective.frozen_towers():
             training = [path for path, module in tower.named_modules() if module.training]
             # Adapters are inside of what is frozen and follow the objective.
             assert [path for path in training if "lora_" not in path] == []

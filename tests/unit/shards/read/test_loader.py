@@ -16,46 +16,27 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.identity_data import texts_of
 from shards.errors import DataError
+from shards.plan import Order, Share
 from shards.read.collate import IGNORED_LABEL
 from shards.read.loader import (
     EvaluationBatches,
     Loader,
     MicroBatch,
     Split,
-    Texts,
     TrainingBatches,
     alone,
     square_pixels,
     training_keys,
 )
-from shards.read.plan import Order, Share
 from tests.corpora import build_corpus
+from tests.rows import LetterCodec, leaves
 
 SIZE = 16
 
 
-class LetterCodec:
-    """A token per letter; enough to see which text is where."""
-
-    pad_id, start_id, end_id, limit = 0, 1, 2, 14
-
-    def questions(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
-        return [self._ids(text)[: self.limit] for text in texts], [len(text) > self.limit for text in texts]
-
-    def pairs(self, questions: Sequence[str], answers: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
-        asked, cut = self.questions(questions)
-        return [[*q, self.end_id, *a] for q, a in zip(asked, self.answers(answers), strict=True)], cut
-
-    def answers(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self._ids(text)[:10] for text in texts]
-
-    @staticmethod
-    def _ids(text: str) -> list[int]:
-        return [3 + ord(letter) for letter in text]
-
-
-TEXTS = Texts(answer_codec=LetterCodec(), match_codec=LetterCodec(), negatives=("answer", "question"))
+TEXTS = texts_of(LetterCodec(), LetterCodec(), ("answer", "question"))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +59,9 @@ def assert_same(one: Sequence[MicroBatch], other: Sequence[MicroBatch]) -> None:
     assert len(one) == len(other)
     for left, right in zip(one, other, strict=True):
         assert left[1:] == right[1:]
-        for name, a, b in zip(left.batch._fields, left.batch, right.batch, strict=True):
+        one_leaves, other_leaves = (list(leaves(item.batch)) for item in (left, right))
+        assert [name for name, _ in one_leaves] == [name for name, _ in other_leaves]
+        for (name, a), (_, b) in zip(one_leaves, other_leaves, strict=True):
             assert torch.equal(a, b) if isinstance(a, Tensor) else a == b, name
 
 
@@ -131,17 +114,18 @@ def parent_of(process: int) -> int:
 
 
 def test_every_rank_together_gives_the_questions_of_one_process(shards: Path) -> None:
-    def texts_of(world_size: int) -> list[tuple[int, ...]]:
+    def rows_over(world_size: int) -> list[tuple[int, ...]]:
         rows = []
         for rank in range(world_size):
             share = Share(rank=rank, world_size=world_size, micro_visits=1)
             for item in all_batches(TrainingBatches(open_split(shards), TEXTS, SIZE, share), 0):
-                real = item.batch.answer_weight > 0
-                rows += [tuple(row[row > 0].tolist()) for row in item.batch.question_ids[real]]
+                ask = item.batch.blocks["ask"]
+                real = ask.targets.weight > 0
+                rows += [tuple(row[row > 0].tolist()) for row in ask.ids[real]]
         return sorted(rows)
 
-    assert texts_of(2) == texts_of(1)
-    assert len(texts_of(1)) == int(open_split(shards).visits.num_questions.sum())
+    assert rows_over(2) == rows_over(1)
+    assert len(rows_over(1)) == int(open_split(shards).visits.num_questions.sum())
 
 
 def test_loss_scales_average_to_one_over_the_questions_of_the_step(shards: Path) -> None:
@@ -152,8 +136,8 @@ def test_loss_scales_average_to_one_over_the_questions_of_the_step(shards: Path)
         ]
         for step in range(datasets[0].split.steps_per_epoch):
             parts = [d[(0, step, m)] for d in datasets for m in range(d.accumulation)]
-            questions = sum(part.num_questions for part in parts)
-            mean = sum(float(p.batch.loss_scale) * p.num_questions for p in parts) / len(parts)
+            questions = sum(part.num_items for part in parts)
+            mean = sum(float(p.batch.loss_scale) * p.num_items for p in parts) / len(parts)
             assert mean == pytest.approx(1.0)
             assert questions == datasets[0].split.epoch(0).questions_in_step(step)
 
@@ -162,59 +146,63 @@ def test_an_empty_micro_batch_has_one_black_image_and_rows_of_weight_zero(shards
     split = open_split(shards, visits=8, lanes=2)
     dataset = TrainingBatches(split, TEXTS, SIZE, alone(1))
     batches = all_batches(dataset, 0)
-    empty = [item for item in batches if item.num_questions == 0]
+    empty = [item for item in batches if item.num_items == 0]
     assert empty, "this corpus must leave padding in its last step"
     for item in empty:
         assert item.batch.pixels.shape == (1, 3, SIZE, SIZE)
         assert not item.batch.pixels.any()
-        assert item.batch.answer_weight.tolist() == [0.0]
-        assert item.batch.match_weight.tolist() == [0.0]
-    assert sum(item.num_questions for item in batches) == int(split.visits.num_questions.sum())
+        ask, match = item.batch.blocks["ask"], item.batch.blocks["match"]
+        assert (len(ask.ids), len(match.ids)) == (1, 1)
+        assert ask.targets.weight.tolist() == [0.0]
+        assert match.weight.tolist() == [0.0]
+    assert sum(item.num_items for item in batches) == int(split.visits.num_questions.sum())
 
 
 def test_rows_are_grouped_by_image_padded_to_eight_and_aligned(shards: Path) -> None:
     for item in all_batches(TrainingBatches(open_split(shards), TEXTS, SIZE, alone(4)), 0):
-        batch = item.batch
-        assert (batch.tokens_in_questions, batch.tokens_in_pairs) == (batch.question_mask.sum(), batch.match_mask.sum())
-        for ids, mask, image, most in (
-            (batch.question_ids, batch.question_mask, batch.question_image, batch.questions_per_image),
-            (batch.match_ids, batch.match_mask, batch.match_image, batch.pairs_per_image),
-        ):
-            assert ids.shape[1] % 8 == 0
-            assert ids.shape[1] - int(mask.sum(1).max()) < 8
-            assert torch.equal(mask, ids != 0)
-            assert (image.diff() >= 0).all()
-            assert most == int(image.bincount().max())
-        tokens = batch.answer_labels != IGNORED_LABEL
+        blocks = item.batch.blocks
+        assert list(blocks) == ["ask", "match"]
+        for block in blocks.values():
+            assert block.tokens == block.mask.sum()
+            assert block.ids.shape[1] % 8 == 0
+            assert block.ids.shape[1] - int(block.mask.sum(1).max()) < 8
+            assert torch.equal(block.mask, block.ids != 0)
+            assert (block.image.diff() >= 0).all()
+            assert block.rows_per_image == int(block.image.bincount().max())
+            assert block.rows_per_item == int(block.item.bincount().max())
+        assert blocks["match"].targets is None
+        targets = blocks["ask"].targets
+        assert targets.one_per_row
+        assert targets.row.tolist() == list(range(len(blocks["ask"].ids)))
+        tokens = targets.labels != IGNORED_LABEL
         ends = tokens.sum(1) - 1
-        assert (batch.answer_ids[:, 0] == LetterCodec.start_id).all()
-        assert (batch.answer_labels.gather(1, ends[:, None]) == LetterCodec.end_id).all()
-        assert torch.equal(batch.answer_labels[:, :-1][tokens[:, 1:]], batch.answer_ids[:, 1:][tokens[:, 1:]])
+        assert (targets.ids[:, 0] == LetterCodec.start_id).all()
+        assert (targets.labels.gather(1, ends[:, None]) == LetterCodec.end_id).all()
+        assert torch.equal(targets.labels[:, :-1][tokens[:, 1:]], targets.ids[:, 1:][tokens[:, 1:]])
 
 
 def test_a_question_and_its_negatives_weigh_at_most_one_and_missing_ones_are_counted(shards: Path) -> None:
     for item in all_batches(TrainingBatches(open_split(shards), TEXTS, SIZE, alone(4)), 0):
-        batch = item.batch
-        own = batch.match_labels == 1
-        assert int(own.sum()) == item.num_questions
-        assert (batch.match_weight[own] == 0.5).all()
-        assert (batch.match_weight[~own] == 0.25).all()
-        assert int((~own).sum()) + item.negatives_missing == 2 * item.num_questions
+        match = item.batch.blocks["match"]
+        own = match.labels == 1
+        assert int(own.sum()) == item.num_items
+        assert (match.weight[own] == 0.5).all()
+        assert (match.weight[~own] == 0.25).all()
+        assert int((~own).sum()) + item.rows_missing == 2 * item.num_items
 
 
 def test_evaluation_keeps_the_questions_and_the_negatives_of_epoch_0(shards: Path) -> None:
     split = open_split(shards)
     dataset = EvaluationBatches(split, TEXTS, SIZE, alone(3))
     items = [dataset[key] for key in dataset.all_keys()]
-    asked = [question.question_id for item in items for question in item.questions]
+    asked = [question.question_id for item in items for question in item.items]
     expected = [q.question_id for image in range(split.index.num_images) for q in split.reader.sample(image).questions]
     assert asked == expected
     assert all(float(item.batch.loss_scale) == 1.0 for item in items)
 
     def pairs(batches: Sequence[MicroBatch]) -> list[tuple[int, ...]]:
-        return sorted(
-            tuple(row.tolist()) for item in batches for row in item.batch.match_ids[item.batch.match_labels == 0]
-        )
+        matches = [item.batch.blocks["match"] for item in batches]
+        return sorted(tuple(row.tolist()) for match in matches for row in match.ids[match.labels == 0])
 
     trained = all_batches(TrainingBatches(split, TEXTS, SIZE, alone(4)), 0)
     strip = lambda rows: sorted(tuple(t for t in row if t) for row in rows)  # noqa: E731
@@ -226,9 +214,10 @@ def test_an_evaluation_joins_the_visits_of_an_image_and_loses_none(shards: Path)
     items = [dataset[key] for key in dataset.all_keys()]
     assert sum(item.num_visits for item in items) == len(dataset.order.visits) > sum(len(i.batch.pixels) for i in items)
     for item in items:
-        assert len(set(item.image_numbers)) == len(item.image_numbers) == len(item.batch.pixels)
-        assert item.batch.question_image.tolist() == list(item.question_images)
-        assert item.batch.question_image.bincount().max() == item.batch.questions_per_image
+        assert len(set(item.samples)) == len(item.samples) == len(item.batch.pixels)
+        ask = item.batch.blocks["ask"]
+        assert ask.image.tolist() == list(item.item_images)
+        assert ask.image.bincount().max() == ask.rows_per_image
 
 
 def test_an_error_ends_the_process_although_workers_ignore_signals(shards: Path) -> None:
@@ -269,7 +258,7 @@ def test_shuffled_images_show_every_image_once_and_never_the_own_one(shards: Pat
         [tuple(dataset[key].batch.pixels.flatten().tolist()) for key in dataset.all_keys()] for dataset in (own, other)
     ]
     assert set(shown[0]) == set(shown[1])
-    assert [own[key].questions for key in own.all_keys()] == [other[key].questions for key in own.all_keys()]
+    assert [own[key].items for key in own.all_keys()] == [other[key].items for key in own.all_keys()]
     different = [a != b for a, b in zip(*shown, strict=True)]
     assert all(different)
 
@@ -284,11 +273,11 @@ def test_a_single_image_cannot_be_shuffled(shards: Path) -> None:
 
 def test_questions_that_were_cut_are_counted(shards: Path) -> None:
     item = TrainingBatches(open_split(shards), TEXTS, SIZE, alone(4))[(0, 0, 0)]
-    assert 0 < item.questions_cut <= item.num_questions
-    only_match = Texts(answer_codec=None, match_codec=LetterCodec(), negatives=("answer",))
+    assert 0 < item.items_cut <= item.num_items
+    only_match = texts_of(None, LetterCodec(), ("answer",))
     again = TrainingBatches(open_split(shards), only_match, SIZE, alone(4))[(0, 0, 0)]
-    assert again.questions_cut == item.questions_cut
-    assert again.batch.question_ids.shape == (0, 0)
+    assert again.items_cut == item.items_cut
+    assert list(again.batch.blocks) == ["match"]
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "I;16"])

@@ -164,8 +164,8 @@ class TestStages:
     ):
         objective = models.built.objective
         encoders = [
-            objective.part("vision").embeddings,
-            objective.part("second_stream"),
+            objective.tower("vision").embeddings,
+            objective.tower("second_stream"),
             objective.fusion,
             models.captioner._model.vision_model.embeddings,
         ]

@@ -120,7 +120,7 @@ class TestEquality:
     def test_a_decoder_that_reads_the_padding_of_questions_is_found_out(self, workload: Workload):
         contenders = paths(workload, with_reference=True)
         expected = gradients_of(workload, contenders[GROUPED])
-        decoder = workload.objective.part("answer").text_decoder
+        decoder = workload.objective.tower("answer").text_decoder
         for layer in decoder.bert.encoder.layer:
             layer.crossattention.self.register_forward_pre_hook(
                 lambda _, inputs, named: (inputs, {**named, "encoder_attention_mask": None}), with_kwargs=True
@@ -147,20 +147,17 @@ class TestWork:
         self, workload: Workload, name: str, encoded: int, fused: int, projected: int
     ):
         objective, path = workload.objective, paths(workload, with_reference=True)[name]
-        key = objective.part("answer").text_encoder.encoder.layer[0].crossattention.self.key
-        assert rows_through(objective.part("vision").embeddings, path) == encoded
+        key = objective.tower("answer").text_encoder.encoder.layer[0].crossattention.self.key
+        assert rows_through(objective.tower("vision").embeddings, path) == encoded
         assert rows_through(objective.fusion, path) == fused
         assert rows_through(key, path) == projected
 
     def test_plain_rows_are_padded_to_the_longest_and_carry_their_image(self, workload: Workload):
         plain, batch = PlainPath(workload), workload.batch
-        for rows, image, mask in (
-            (plain.questions, batch.question_image, batch.question_mask),
-            (plain.pairs, batch.match_image, batch.match_mask),
-        ):
-            assert rows.ids.shape[1] == int(mask.sum(dim=1).max()) < mask.shape[1]
-            assert torch.equal(rows.mask.sum(dim=1), mask.sum(dim=1))
-            assert torch.equal(rows.pixels, batch.pixels[image])
+        for rows, block in ((plain.questions, batch.blocks["ask"]), (plain.pairs, batch.blocks["match"])):
+            assert rows.ids.shape[1] == int(block.mask.sum(dim=1).max()) < block.mask.shape[1]
+            assert torch.equal(rows.mask.sum(dim=1), block.mask.sum(dim=1))
+            assert torch.equal(rows.pixels, batch.pixels[block.image])
 
     def test_without_the_reference_nothing_but_the_grouped_path_runs(self):
         alone = measure_tiny(torch.float32, with_reference=False)
@@ -177,29 +174,30 @@ class TestWork:
 class TestBatch:
     def test_lengths_come_from_the_histograms(self):
         batch = draw_batch(TINY, images=50, questions_per_image=20, generator=torch.Generator().manual_seed(0))
-        questions = Counter(batch.question_mask.sum(dim=1).tolist())
-        answers = Counter((batch.answer_labels != IGNORED_LABEL).sum(dim=1).tolist())
+        ask = batch.blocks["ask"]
+        questions = Counter(ask.mask.sum(dim=1).tolist())
+        answers = Counter((ask.targets.labels != IGNORED_LABEL).sum(dim=1).tolist())
         assert set(questions) <= set(GQA_QUESTION_TOKENS)
         assert set(answers) == {length + 1 for length in ANSWER_TOKENS}
         mean = sum(length * count for length, count in GQA_QUESTION_TOKENS.items()) / sum(GQA_QUESTION_TOKENS.values())
         assert sum(questions.elements()) / 1000 == pytest.approx(mean, rel=0.03)
 
     def test_every_question_has_its_answer_and_a_wrong_one_behind_it(self, workload: Workload):
-        batch = workload.batch
-        for pair, question in enumerate(workload.batch.match_question.tolist()):
-            asked = batch.question_ids[question][batch.question_mask[question]]
-            matched = batch.match_ids[pair][batch.match_mask[pair]]
+        ask, match = (workload.batch.blocks[name] for name in ("ask", "match"))
+        for pair, question in enumerate(match.item.tolist()):
+            asked = ask.ids[question][ask.mask[question]]
+            matched = match.ids[pair][match.mask[pair]]
             assert torch.equal(matched[: len(asked)], asked)
-            assert batch.match_image[pair] == batch.question_image[question]
-            answer = batch.answer_labels[question][batch.answer_labels[question] != IGNORED_LABEL]
-            assert torch.equal(matched[len(asked) :], answer) == bool(batch.match_labels[pair])
+            assert match.image[pair] == ask.image[question]
+            answer = ask.targets.labels[question][ask.targets.labels[question] != IGNORED_LABEL]
+            assert torch.equal(matched[len(asked) :], answer) == bool(match.labels[pair])
 
     def test_the_same_seed_draws_the_same_step(self):
         first, second, other = (
             draw_batch(TINY, images=2, questions_per_image=3, generator=torch.Generator().manual_seed(seed))
             for seed in (4, 4, 5)
         )
-        assert torch.equal(first.match_ids, second.match_ids)
+        assert torch.equal(first.blocks["match"].ids, second.blocks["match"].ids)
         assert torch.equal(first.pixels, second.pixels)
         assert not torch.equal(first.pixels, other.pixels)
 

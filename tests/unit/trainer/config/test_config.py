@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from model.config import hub_reference, local_directory
+from model.config import LossConfig, hub_reference, local_directory
 from shards.errors import ConfigError
+from shards.tasks import TASKS
 from trainer.config import RunConfig, dump_config, load_config
 from trainer.config import reference as config_reference
 from trainer.config.checks import recorded_metrics
@@ -206,6 +207,10 @@ class TestCrossChecks:
             recipe, "validate_every.epochs=2", "validate_every.steps=50"
         )
 
+    def test_an_unknown_task_is_answered_with_those_that_there_are(self, recipe: Path):
+        assert load_config(recipe, ["task=gqa"]).task == load_config(recipe).task == "gqa"
+        assert fault(recipe, "task=gqaa").endswith(f"expected one of {', '.join(TASKS)} (did you mean gqa?), got gqaa")
+
     def test_some_loss_must_have_a_weight(self, recipe: Path):
         assert "both 0" in fault(recipe, "losses.itm=0", "losses.answer=0.0")
 
@@ -221,7 +226,7 @@ class TestCrossChecks:
         assert message.endswith("val/itm_accuracy")
 
     def test_every_recorded_metric_can_decide_which_checkpoint_is_best(self, recipe: Path):
-        for metric in recorded_metrics():
+        for metric in recorded_metrics("gqa", LossConfig()):
             mode = "min" if metric.endswith("loss") else "max"
             load_config(recipe, [f"early_stopping.metric={metric}", f"early_stopping.mode={mode}"])
 
@@ -231,7 +236,7 @@ class TestCrossChecks:
         assert [line.split(": ")[-2].split()[0] for line in lines] == ["vision", "second_stream", "match", "answer"]
         assert all("an untrained frozen tower" in line for line in lines)
 
-    def test_frozen_parts_that_the_run_does_not_use_need_no_weights(self, recipe: Path):
+    def test_frozen_towers_that_the_run_does_not_use_need_no_weights(self, recipe: Path):
         unused = ["losses.itm=0", "model.second_stream=none", "model.freeze=[second_stream, match]"]
         assert load_config(recipe, unused).model.freeze == ("second_stream", "match")
 
@@ -288,7 +293,7 @@ class TestResume:
         assert {resume_policy(key) for key in keys.split()} == {policy}
 
     def test_every_key_of_the_policy_is_a_key_of_the_configuration(self):
-        from trainer import resume_policy as module
+        from trainer.config import resume_policy as module
 
         keys = list(leaf_keys(RunConfig))
         for name in (*module._FREE, *module._LOGGED):

@@ -105,7 +105,7 @@ def answers(built: BuiltModel) -> EvaluationOutput:
 def assert_same_answers(one: BuiltModel, other: BuiltModel) -> None:
     left, right = answers(one), answers(other)
     assert torch.equal(left.sums, right.sums)
-    assert torch.equal(left.answer_ids, right.answer_ids)
+    assert torch.equal(left.predictions["answer"], right.predictions["answer"])
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,8 @@ def finished(project: Project, tmp_path: Path) -> tuple[Run, TrainState]:
     run = SimpleNamespace(
         config=project.config(), built=built, directory=directory, checkpoints=checkpoints, world=World(), is_main=True
     )
-    return run, TrainState(early_stopping=EarlyStopping(), global_step=8, best_step=5)
+    names = built.objective.sum_names
+    return run, TrainState(early_stopping=EarlyStopping(), sum_names=names, global_step=8, best_step=5)
 
 
 def test_a_missing_export_is_made_from_the_best_checkpoint(finished: tuple[Run, TrainState]):
@@ -321,7 +322,7 @@ def test_a_trained_t5_keeps_its_own_output_layer(project: Project, towers: Path,
     config = recipe_over(project, towers, freeze, more=[f"model.answer={t5_with_head(tmp_path / 't5', head)}"])
     built = trained(assemble_model(config, scratch_tokenizer=not_asked_for))
     export_model(config, built, weights(built.objective), tmp_path / "export", step=9, metrics={})
-    expected, path = logits(built.objective.part("answer").model), tmp_path / "export" / T5
+    expected, path = logits(built.objective.tower("answer").model), tmp_path / "export" / T5
     for again in (T5ForConditionalGeneration.from_pretrained(path), load_pretrained(str(path), T5_ARCHITECTURES).model):
         assert torch.equal(logits(again), expected)
         assert torch.equal(again.lm_head.weight, again.shared.weight) == (head == "tied")
@@ -346,7 +347,7 @@ def test_a_blip_keeps_an_output_layer_of_its_own(
     load_fusion(again.objective, tmp_path / "export")
     assert_same_answers(again, built)
     found = BlipForQuestionAnswering.from_pretrained(tmp_path / "export" / VQA).text_decoder.state_dict()
-    for name, value in built.objective.part("answer").text_decoder.state_dict().items():
+    for name, value in built.objective.tower("answer").text_decoder.state_dict().items():
         assert torch.equal(found[name], value), name
 
 
@@ -368,10 +369,10 @@ def test_adapters_over_a_pinned_base_name_it_as_peft_does(
     config = recipe_over(project, towers, EVERYTHING, more=[f"model.answer={reference}", *adapters])
     built = trained(assemble_model(config, scratch_tokenizer=not_asked_for))
     export_model(config, built, weights(built.objective), tmp_path / "export", step=9, metrics={})
-    expected, directory = logits(built.objective.part("answer").model), tmp_path / "export" / "lora_answer"
+    expected, directory = logits(built.objective.tower("answer").model), tmp_path / "export" / "lora_answer"
     saved = json.loads((directory / "adapter_config.json").read_text())
     assert (saved["base_model_name_or_path"], saved["revision"]) == ("org/t5", revision)
     torch.testing.assert_close(logits(AutoPeftModel.from_pretrained(directory)), expected)
     again = assemble_model(config, scratch_tokenizer=not_asked_for)
     load_exported_adapters(again.objective, tmp_path / "export")
-    assert torch.equal(logits(again.objective.part("answer").model), expected)
+    assert torch.equal(logits(again.objective.tower("answer").model), expected)

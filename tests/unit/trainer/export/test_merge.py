@@ -40,7 +40,7 @@ def adapted_run(project: Project, path: Path, answer: str, targets: str) -> tupl
         for parameter in built.objective.adapters["answer"].parameters():
             parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
     export_model(config, built, weights(built.objective), directory.export, step=1, metrics={})
-    return path, built.objective.part("answer").eval()
+    return path, built.objective.tower("answer").eval()
 
 
 @pytest.fixture(scope="module")

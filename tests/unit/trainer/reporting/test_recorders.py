@@ -175,7 +175,15 @@ def test_without_recorders_nothing_happens():
 
 
 def test_nothing_but_the_tensorboard_recorder_needs_torch():
-    modules = ("early_stopping", "schedule", "metrics", "recorders", "progress", "loss_watch", "signals")
+    modules = (
+        "training.early_stopping",
+        "training.schedule",
+        "scoring.metrics",
+        "reporting.recorders",
+        "reporting.progress",
+        "training.loss_watch",
+        "engine.signals",
+    )
     imports = "; ".join(f"import trainer.{module}" for module in modules)
     program = f"import sys; {imports}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[4], check=False).returncode == 0

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from model.objective import SUM_NAMES, StepOutput
+from model.objective import StepOutput
+from model.parts import PARTS, sum_names
 from tests.runs import TOTAL_STEPS, write_recipe
 from trainer.config import RunConfig, load_config
 from trainer.engine.distributed import World
@@ -16,13 +17,15 @@ from trainer.engine.engine import Update
 from trainer.reporting.progress import Console, Progress
 from trainer.reporting.recorders import Recorders
 from trainer.run_directory import RunDirectory
+from trainer.tasks import task_named
 from trainer.training.early_stopping import EarlyStopping
 from trainer.training.loop import MAX_UNAPPLIED_STEPS, DivergedError, fit, seed_generators
 from trainer.training.milestones import Milestones
 from trainer.training.schedule import learning_rate
-from trainer.training.state import Run, TrainState
+from trainer.training.state import HOST_SUMS, Run, TrainState
 
 ACCUMULATION = 2
+SUM_NAMES = sum_names(PARTS)
 SUMS = dict.fromkeys(SUM_NAMES, 0.0) | {"answer_loss": 6.0, "answered": 4.0, "itm_loss": 1.0, "matched": 2.0}
 """Of a micro-batch."""
 FINE = Update(applied=True, grad_norm=1.0, loss_scale=1.0, skipped_steps=0)
@@ -47,7 +50,7 @@ class Ledger:
         for key in keys:
             self.keys.append(key)
             batch = SimpleNamespace(to=lambda _: None)
-            yield SimpleNamespace(batch=batch, num_questions=3, questions_cut=1, negatives_missing=0)
+            yield SimpleNamespace(batch=batch, num_items=3, items_cut=1, rows_missing=0)
 
     def set_learning_rate(self, rate: float) -> None:
         self.before_step(self.first_step + len(self.rates))
@@ -98,9 +101,10 @@ def new_run(config: RunConfig, stop: SimpleNamespace, tmp_path: Path, monkeypatc
         milestones = Milestones.of(config, steps_per_epoch=5)
         return Run(
             config=config,
+            task=task_named(config.task),
             directory=RunDirectory(tmp_path / "run"),
             world=World(),
-            built=SimpleNamespace(match_codec=None),
+            built=SimpleNamespace(objective=SimpleNamespace(sum_names=SUM_NAMES, parts={})),
             engine=ledger,
             train_batches=SimpleNamespace(accumulation=ACCUMULATION),
             train_loader=ledger,
@@ -118,8 +122,12 @@ def new_run(config: RunConfig, stop: SimpleNamespace, tmp_path: Path, monkeypatc
     return make
 
 
+def new_state(step: int = 0) -> TrainState:
+    return TrainState(early_stopping=EarlyStopping(), sum_names=(*SUM_NAMES, *HOST_SUMS), global_step=step)
+
+
 def state_at(step: int = 0) -> TrainState:
-    state = TrainState(early_stopping=EarlyStopping(), global_step=step)
+    state = new_state(step)
     state.saved_step = step or None
     return state
 
@@ -267,6 +275,6 @@ def test_a_state_comes_back_from_a_checkpoint_as_it_was():
     state.metrics, state.best_step, state.unapplied_steps = {"val/loss": 0.5}, 5, 3
     state.since_log[0], state.since_validation[1] = 1.5, 2.5
     state.early_stopping.observe(0.5)
-    again = TrainState(early_stopping=EarlyStopping())
+    again = new_state()
     again.load(state.as_dict())
     assert again == state

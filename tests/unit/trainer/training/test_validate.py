@@ -11,15 +11,17 @@ import torch
 
 from model.build import BuiltModel
 from model.config import LossConfig
-from model.objective import SUM_NAMES
+from model.parts import PARTS, sum_names
 from shards.build.writer import build_shards
+from shards.plan import Share
 from shards.read.loader import EvaluationBatches, Loader
-from shards.read.plan import Share
 from tests.corpora import write_corpus
 from tests.runs import Project
 from trainer.build import image_size, make_texts, open_split
 from trainer.engine.distributed import World
-from trainer.training.validate import Evaluation, evaluate, gather_predictions, loss_sums, total_loss
+from trainer.tasks import task_named
+from trainer.tasks.parts import loss_sums, total_loss
+from trainer.training.validate import Evaluation, evaluate, gather_predictions
 
 QUESTIONS = 25
 """Of the validation split."""
@@ -96,6 +98,7 @@ def evaluation(
             batches,
             Loader(batches, workers=0, pin_memory=False),
             ThreadWorld(rank, threads),
+            task=task_named(config.task),
             losses=losses or config.losses,
             detailed=detailed,
             stop_requested=lambda: stop(rank),
@@ -179,7 +182,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(project: Project, built: Buil
 
 
 def test_a_part_without_weight_is_no_number():
-    sums = dict.fromkeys(SUM_NAMES, 0.0) | {"answer_loss": 6.0, "answered": 4.0}
+    sums = dict.fromkeys(sum_names(PARTS), 0.0) | {"answer_loss": 6.0, "answered": 4.0}
     metrics = loss_sums(sums).as_metrics("train")
     assert metrics == {"train/answer_loss": 1.5}
     assert total_loss(metrics, LossConfig(itm=3.0, answer=2.0), "train") == {"train/loss": 3.0}
@@ -187,5 +190,7 @@ def test_a_part_without_weight_is_no_number():
 
 
 def test_predictions_are_a_submission_in_the_order_of_question_ids():
-    rows = json.loads(gather_predictions({"b": "nö", "a": "yes"}, World()))
+    submission = gather_predictions({"b": "nö", "a": "yes"}, task_named("gqa"), World())
+    rows = json.loads(submission.content)
+    assert submission.ending == "json"
     assert rows == [{"questionId": "a", "prediction": "yes"}, {"questionId": "b", "prediction": "nö"}]

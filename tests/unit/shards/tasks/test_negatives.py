@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from shards.format.records import Groups, Question, Types
 from shards.lower_case import normalise
+from shards.plan import Order
 from shards.read.loader import Split
-from shards.read.negatives import answer_draw, answer_negative, question_negative
-from shards.read.plan import Order
+from shards.tasks.negatives import answer_draw, answer_negative, question_negative
 from tests.corpora import build_corpus
 
 ORDER = Order(seed=3, questions_per_visit=3, visits_per_step=4, lanes=2, shuffle_shards=2)

@@ -7,7 +7,7 @@ import numpy as np
 
 from shards.format.records import ImageSample, Question
 from shards.lower_case import normalise
-from shards.read.plan import EpochOrder, Ints, hash64
+from shards.plan import EpochOrder, Ints, hash64
 
 QUESTION_TRIES = 8
 _YES_NO = {"yes": "no", "no": "yes"}

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.errors import ConfigError
-from shards.read.plan import (
+from shards.plan import (
     PADDING,
     EpochOrder,
     EvaluationOrder,

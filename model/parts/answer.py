@@ -1,0 +1,40 @@
+"""Answers: a decoder writes what a row of text asks for."""
+
+import torch
+from torch import Tensor
+
+from model.parts.seam import Part, PartOutput, Read
+from model.towers.answer_towers import AnswerTower
+from shards.read.collate import IGNORED_LABEL, Targets, TextCodec
+
+
+class AnswerPart(Part):
+    """Cross-entropy of the answers, each weighted; generation is greedy.
+
+    Args:
+        max_tokens: length at which generation stops.
+    """
+
+    def __init__(self, tower: AnswerTower, codec: TextCodec, max_tokens: int) -> None:
+        self.tower, self.codec, self.max_tokens = tower, codec, max_tokens
+
+    def forward(self, read: Read) -> PartOutput:
+        targets = read.block.targets
+        losses = self.tower.losses(read.reading().states, read.block.mask, targets)
+        summed = (losses * targets.weight).sum()
+        return PartOutput(summed, (summed.detach(), targets.weight.sum()))
+
+    def predict(self, read: Read) -> Tensor:
+        """(R, T) generated token ids."""
+        return self.tower.generate(read.reading().states, read.block.mask, self.codec, self.max_tokens)
+
+    def predict_with_probability(self, read: Read) -> tuple[Tensor, Tensor]:
+        """(R, T) generated token ids, and the probability (R,) of each whole answer, its end token included."""
+        states, mask, codec = read.reading().states, read.block.mask, self.codec
+        ids = self.predict(read)
+        ended = (ids == codec.end_id).long()
+        labels = ids.masked_fill(ended.cumsum(dim=1) > ended, IGNORED_LABEL)  # what follows the end is no answer
+        inputs = torch.cat([torch.full_like(ids[:, :1], codec.start_id), ids[:, :-1]], dim=1)
+        rows = torch.arange(len(ids), device=ids.device)
+        mean = self.tower.losses(states, mask, Targets(inputs, labels, rows, rows.float(), one_per_row=True))
+        return ids, (-mean * (labels != IGNORED_LABEL).sum(dim=1)).exp()

@@ -1,0 +1,22 @@
+"""Image-text matching: does a text belong to the image (Li et al. 2021, ALBEF, section 3.2)?"""
+
+from model.losses import matching_loss
+from model.parts.seam import Part, PartOutput, Read
+from model.towers.match_tower import MatchTower
+
+
+class MatchingPart(Part):
+    """Two-way cross-entropy of every row, each weighted; the head is the matching tower's own."""
+
+    def __init__(self, tower: MatchTower) -> None:
+        self.tower = tower
+
+    def forward(self, read: Read) -> PartOutput:
+        logits = self.tower.itm_head(read.reading().pooled)
+        labels, weight = read.block.labels, read.block.weight
+        summed = (matching_loss(logits, labels) * weight).sum()
+        counted, own = weight > 0, labels == 1
+        positives = (counted & own).sum().float()
+        negatives = (counted & ~own).sum().float()
+        correct = (counted & (logits.argmax(dim=-1) == labels)).sum().float()
+        return PartOutput(summed, (summed.detach(), positives, positives, negatives, correct))

@@ -1,0 +1,44 @@
+"""What a part of the loss is: it takes one reading of one block of text, and gives a loss summed over items.
+
+Shapes: B images, N image tokens, R rows of text, L tokens of a row, I items, D width.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from model.towers.reading import Reading
+from shards.read.collate import Block
+
+
+class Read(NamedTuple):
+    """A block, and the reading of it that all parts of this block share."""
+
+    block: Block
+    reading: Callable[[], Reading]
+
+
+class PartOutput(NamedTuple):
+    """What a part gives for a micro-batch."""
+
+    loss: Tensor
+    """() float32, summed over items."""
+    sums: tuple[Tensor, ...]
+    """() float32 each, detached: by the part's `sums`."""
+
+
+class Part(ABC):
+    """One loss on one reading."""
+
+    head: nn.Module | None = None
+    """What is trained for this part alone; registered as `heads.<name>`."""
+
+    @abstractmethod
+    def forward(self, read: Read) -> PartOutput:
+        """The loss of a micro-batch."""
+
+    def predict(self, read: Read) -> Tensor | None:  # noqa: ARG002 - a part may predict nothing
+        """What the model says instead of what it should have said: see the part."""
+        return None

@@ -1,0 +1,58 @@
+"""GQA, and whatever has an image, a question and an answer: questions to answer, and answers to match."""
+
+from collections.abc import Sequence
+
+from shards.format.records import Question
+from shards.tasks.negatives import answer_draw, answer_negative, question_negative
+from shards.tasks.seam import Block, Draw, Row, Rows, Target, TaskData, Visit, Wanted
+
+
+def rows(visit: Visit, draw: Draw, wanted: Wanted) -> Rows:
+    """`ask`: every question, with its answer. `match`: its answer, and a negative of each kind that is asked for.
+
+    The positive of a question and its negatives together weigh 1/2 each; a negative that the data does not offer is
+    left out, and the others keep their weight.
+    """
+    questions: Sequence[Question] = visit.items
+    made: dict[str, list[Row]] = {}
+    missing = 0
+    if "ask" in wanted.blocks:
+        made["ask"] = [
+            Row(question.question, item, targets=(Target(question.answer or "", float(question.answer is not None)),))
+            for item, question in enumerate(questions)
+        ]
+    if "match" in wanted.blocks:
+        made["match"] = matches = []
+        for item, question in enumerate(questions):
+            negatives = _negatives(question, visit.sample, visit.numbers[item], draw, wanted.negatives)
+            missing += len(wanted.negatives) - len(negatives)
+            if question.answer is None:
+                continue
+            weight = 0.5 / max(len(wanted.negatives), 1)
+            matches.append(Row(question.question, item, pair=question.answer, weight=0.5, label=1))
+            matches += [Row(text, item, pair=answer, weight=weight) for text, answer in negatives]
+    return Rows(made, missing)
+
+
+def _negatives(
+    question: Question, image: int, number: int, draw: Draw, kinds: tuple[str, ...]
+) -> list[tuple[str, str]]:
+    chosen: list[tuple[str, str]] = []
+    if "answer" in kinds:
+        wrong = answer_negative(question, draw.index.groups, draw.index.answers, answer_draw(draw.epoch, number))
+        if wrong is not None:
+            chosen.append((question.question, wrong))
+    if "question" in kinds and question.answer is not None:
+        other = question_negative(image, number, draw.epoch, draw.sample_of)
+        if other is not None:
+            chosen.append((other.question, other.answer))
+    return chosen
+
+
+DATA = TaskData(
+    formats=("gqa", "jsonl", "csv"),
+    blocks={"ask": Block(tower="answer"), "match": Block(tower="match", paired=True, labels="rows")},
+    reads={"answer": "ask", "itm": "match"},
+    losses={"itm": 1.0, "answer": 1.0},
+    rows=rows,
+)

@@ -1,0 +1,140 @@
+"""What a task says about data: which texts a model reads of a visit, and what each of them should lead to."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
+
+from shards.format.index import SplitIndex
+from shards.plan import EpochOrder, Ints
+
+Tower = Literal["answer", "match"]
+"""The two text towers of a model."""
+Labels = Literal["rows", "items"]
+
+
+class Item(Protocol):
+    """A text with what is known about it: a question with its answers, a statement with its label."""
+
+    @property
+    def item_id(self) -> str:
+        """What the data set calls it; unique within a split."""
+        ...
+
+
+class Sample(Protocol):
+    """What the JSON member of a sample says: one image or several, and every item about them."""
+
+    @property
+    def items(self) -> Sequence[Item]: ...
+
+
+class Target(NamedTuple):
+    """A text that a decoder should write."""
+
+    text: str
+    weight: float
+
+
+class Row(NamedTuple):
+    """One text that reads one image of its visit."""
+
+    text: str
+    item: int
+    """Position among the items of the visit."""
+    image: int = 0
+    """Position among the images of the sample."""
+    pair: str | None = None
+    """A second text behind a separator; all rows of a block have one, or none has."""
+    weight: float = 1.0
+    """Of its label in the loss; 0 where there is none."""
+    label: int | tuple[tuple[int, float], ...] = 0
+    """A class; or, for soft labels, (class, score) of those that score at all."""
+    targets: tuple[Target, ...] = ()
+
+
+class Rows(NamedTuple):
+    """The rows of a visit by block, each block's in the order of the items."""
+
+    blocks: dict[str, list[Row]]
+    missing: int = 0
+    """Rows that were asked for and that the data does not offer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A kind of rows that a task can make."""
+
+    tower: Tower
+    """What reads it."""
+    rows_per_item: int = 1
+    """Rows of an item that a label of the item is decided from, each of them reads another image."""
+    paired: bool = False
+    """Whether its rows are pairs of texts."""
+    labels: Labels = "items"
+    """Whether a label belongs to a row or to an item."""
+
+
+class Visit(NamedTuple):
+    """A sample with some of its items."""
+
+    sample: int
+    """Its number in the split."""
+    items: Sequence[Item]
+    numbers: Sequence[int]
+    """Of the items over the whole split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What a recipe wants made."""
+
+    blocks: frozenset[str]
+    negatives: tuple[str, ...] = ()
+    """`losses.negatives`"""
+    classes: Mapping[str, int] = field(default_factory=dict)
+    """The number of each class by its name."""
+
+
+class Draw(NamedTuple):
+    """Where a task may look for what is not in a visit; all that is random comes from the hashes of the epoch."""
+
+    epoch: EpochOrder
+    index: SplitIndex
+    sample_of: Callable[[int], Sample]
+    """The sample with a number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskData:
+    """A task, as far as data goes."""
+
+    formats: tuple[str, ...]
+    """The annotation formats that its shards are built from."""
+    blocks: Mapping[str, Block]
+    reads: Mapping[str, str]
+    """Part of the loss -> the block that it reads."""
+    losses: Mapping[str, float]
+    """The weights of the parts where a recipe gives none; a part that is not named has 0."""
+    rows: Callable[[Visit, Draw, Wanted], Rows]
+    """A pure function; makes the blocks that are wanted."""
+    images: int = 1
+    """Images of a sample."""
+    classes: tuple[str, ...] | None = None
+    """The names of the classes; None where they are answers of the data set, or where there are none."""
+    soft_labels: bool = False
+    """Whether several classes may be right in part."""
+
+
+__all__ = [
+    "Block",
+    "Draw",
+    "Ints",
+    "Item",
+    "Row",
+    "Rows",
+    "Sample",
+    "Target",
+    "TaskData",
+    "Visit",
+    "Wanted",
+]

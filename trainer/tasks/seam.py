@@ -1,0 +1,49 @@
+"""What a task measures, and the file that it hands in."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from model.config import LossConfig
+from shards.format.index import SplitIndex
+from shards.tasks.seam import Item
+from trainer.scoring.metrics import Scores
+
+Json = Any
+"""A value that JSON can hold."""
+
+
+class Outputs(NamedTuple):
+    """What a model says to the items of a micro-batch; None where it has not learnt to."""
+
+    answers: Sequence[str] | None = None
+    """Written or chosen, one for each item."""
+    classes: Sequence[str] | None = None
+    """The names of the most likely classes, one for each item."""
+
+
+class Submission(NamedTuple):
+    """A file of predictions as the task's server or script takes it."""
+
+    ending: str
+    """Of its name, such as `json`."""
+    content: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A task, as far as measuring goes."""
+
+    scores: Callable[[], list[Scores]]
+    """Empty scores, whose sums and counts merge over ranks."""
+    observe: Callable[[list[Scores], Sequence[Item], Outputs, bool], dict[str, Json]]
+    """(scores, items, outputs, detailed) -> predictions by item id; counts those whose truth is known. `detailed` also
+    counts what few look at during training."""
+    dump: Callable[[Mapping[str, Json]], Submission]
+    """Predictions by item id as the file to hand in."""
+    metrics: Callable[[LossConfig], tuple[str, ...]]
+    """Names, without their split, of what validations can measure beside the losses of the parts; `accuracy` leads."""
+    measured: Callable[[SplitIndex], frozenset[str]]
+    """Those of them that the items of a split lead to: a type without questions has no accuracy."""
+    headline: tuple[tuple[str, str], ...]
+    """(label, metric without its split) of what a validation's line shows in percent."""
