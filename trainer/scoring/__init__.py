@@ -1,1 +1,1 @@
-"""Scores, pure: what papers and official scripts report."""
+"""Official scores of tasks other than GQA: pure arithmetic, the files that it needs, and one clear line per fault."""
