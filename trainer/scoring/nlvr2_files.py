@@ -1,0 +1,80 @@
+"""NLVR2's official files: labelled pairs as JSON lines, predictions as CSV."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from shards.errors import DataError
+from trainer.scoring.json_files import Advance, iterate_lines, iterate_records
+
+LABELLED_FORM = 'NLVR2\'s {"identifier", "label"}, one object per line'
+PREDICTIONS_FORM = "identifier,True or identifier,False"
+
+_LABELS = {"true": True, "false": False}
+"""In lower case, as the official script compares them."""
+
+
+class _Labelled(msgspec.Struct, gc=False):
+    identifier: str
+    label: str
+
+
+def read_labels(path: Path, advance: Advance) -> dict[str, bool]:
+    """The true label of each pair: dev.json, test1.json, ...
+
+    Raises:
+        DataError: a line is of another form, its label is neither True nor False (in any case of letters), its
+            identifier has no pair number or is there twice, or there is no pair.
+    """
+    labels: dict[str, bool] = {}
+    for where, record in iterate_records(path, _Labelled, LABELLED_FORM, advance):
+        if record.identifier.count("-") < 2:
+            raise DataError(
+                f"{where}: identifier {record.identifier!r}; expected split-set-pair-sentence, such as dev-850-0-0"
+            )
+        if record.identifier in labels:
+            raise DataError(f"{where}: {record.identifier!r} is there twice; expected each pair once")
+        labels[record.identifier] = _label(record.label, f"{where}: label")
+    if not labels:
+        raise DataError(f"{path}: no labelled pair; expected {LABELLED_FORM}")
+    return labels
+
+
+def read_predictions(path: Path, labels: Mapping[str, bool], advance: Advance) -> tuple[dict[str, bool], int]:
+    """Predictions in the form that the official script reads; columns behind the second do not count.
+
+    Returns:
+        The prediction for each pair of `labels`, and the number of lines about other pairs, which do not count: a
+        header line is one of them.
+
+    Raises:
+        DataError: a line has no second column or a label that is neither True nor False, or a pair has no prediction
+            or two.
+    """
+    predictions: dict[str, bool] = {}
+    num_unknown = 0
+    for where, line in iterate_lines(path, advance):
+        identifier, *cells = line.split(",")
+        if not cells:
+            raise DataError(f"{where}: {line!r} has no comma; expected {PREDICTIONS_FORM}")
+        if identifier not in labels:
+            num_unknown += 1
+            continue
+        if identifier in predictions:
+            raise DataError(f"{where}: {identifier!r} is predicted a second time; expected one line for each pair")
+        predictions[identifier] = _label(cells[0], f"{where}: prediction")
+    without = next((identifier for identifier in labels if identifier not in predictions), None)
+    if without is not None:
+        raise DataError(
+            f"{path}: no prediction for {len(labels) - len(predictions):,} of {len(labels):,} pairs, such as "
+            f"{without!r}; predict them too, or give the labels of the same split"
+        )
+    return predictions, num_unknown
+
+
+def _label(text: str, where: str) -> bool:
+    label = _LABELS.get(text.lower())
+    if label is None:
+        raise DataError(f"{where} {text!r}; expected True or False")
+    return label
