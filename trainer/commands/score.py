@@ -1,28 +1,21 @@
-"""`duoflow score`: arguments in, GQA's official scores out, as lines and as JSON."""
+"""`duoflow score`: arguments in, a task's official scores out, as lines and as JSON."""
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from shards.atomic import check_writable
+from shards.errors import UserError
 from shards.progress import say
-from trainer.scoring.gqa.predictions import NORMALIZATIONS
-from trainer.scoring.gqa.score_files import FIXES, ScoreReport, ScoreRequest, score_files
+from trainer.commands import score_tasks
+from trainer.scoring.gqa import command as gqa
+from trainer.scoring.task import ScoreTask
 
-TITLES = {
-    "structural": "Accuracy / structural type",
-    "semantic": "Accuracy / semantic type",
-    "steps": "Accuracy / steps number",
-    "length": "Accuracy / words number",
-}
-"""Of the breakdowns, in the words of the official script."""
-
-OFFICIAL_NAMES = {
-    "structural": "accuracyPerStructuralType",
-    "semantic": "accuracyPerSemanticType",
-    "steps": "accuracyPerSteps",
-    "length": "accuracyPerLength",
+TASKS = {
+    "gqa": ScoreTask(gqa.add_options, gqa.score),
+    "vqa": ScoreTask(score_tasks.add_vqa_options, score_tasks.score_vqa),
+    "nlvr2": ScoreTask(score_tasks.add_no_options, score_tasks.score_nlvr2),
+    "snli_ve": ScoreTask(score_tasks.add_no_options, score_tasks.score_snli_ve),
 }
 
 
@@ -31,136 +24,50 @@ def add_score_parser(verbs: Any) -> None:
     UserError."""
     parser = verbs.add_parser(
         "score",
-        help="GQA's official scores of a file of predictions",
-        description="Score predictions as GQA's official script does: accuracy, consistency, validity, plausibility, "
-        "grounding and distribution, and accuracies by kind, steps and length of the questions. See docs/scores.md.",
+        help="a task's official scores of a file of predictions",
+        description="Score predictions as the official script of GQA, VQA, NLVR2 or SNLI-VE does. See docs/scores.md.",
     )
     add = parser.add_argument
-    add("--questions", metavar="F", type=Path, nargs="+", required=True, help="question files, or a directory of them")
-    add("--predictions", metavar="F", type=Path, required=True, help='[{"questionId": ..., "prediction": ...}, ...]')
-    add("--choices", metavar="F", type=Path, help="GQA's choices: gives validity and plausibility")
-    add("--scene-graphs", metavar="F", type=Path, help="GQA's scene graphs: gives grounding, with --attentions")
-    add("--attentions", metavar="F", type=Path, help='[{"questionId": ..., "attention": [[...], ...]}, ...]')
-    add("--object-features", action="store_true", help="attentions are boxes [x0, y0, x1, y1, attention], not maps")
-    add("--consistency", action="store_true", help="fail where it cannot be had, instead of leaving it out")
+    add("--task", choices=tuple(TASKS), default="gqa", help="whose files and scores (gqa)")
     add(
-        "--train-questions",
+        "--questions",
         metavar="F",
         type=Path,
         nargs="+",
-        default=[],
-        help="show what training's answers can reach",
+        required=True,
+        help="the task's questions, or labelled pairs; of GQA several files, or a directory of them",
     )
-    add("--train-shards", metavar="DIR", type=Path, help="the same, from shards of the training split")
-    add("--missing", choices=("fail", "wrong"), default="fail", help="wrong: no prediction is a wrong one")
-    add(
-        "--unknown",
-        choices=("fail", "ignore"),
-        default="fail",
-        help="ignore: predictions for other questions may be there",
-    )
-    add(
-        "--normalize",
-        choices=tuple(NORMALIZATIONS),
-        nargs="+",
-        action="extend",
-        default=[],
-        help="change predictions before comparing",
-    )
-    add(
-        "--fix",
-        choices=FIXES,
-        nargs="+",
-        action="extend",
-        default=[],
-        help="depart from the official script's grounding",
-    )
+    add("--predictions", metavar="F", type=Path, required=True, help="in the task's submission format")
     add("--json", metavar="F", type=Path, help="write the scores to this file as well")
-    parser.set_defaults(handler=run_score)
+    add("--rounded", action="store_true", help="with --json: numbers with the official script's decimals")
+    options = {name: task.add_options(parser.add_argument_group(f"--task {name}")) for name, task in TASKS.items()}
+    parser.set_defaults(handler=lambda arguments: _run(arguments, options))
 
 
-def run_score(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace, options: dict[str, list[argparse.Action]]) -> int:
     """Score, print and, if asked, write."""
     from trainer.run_directory import write_json  # it reads recipes too, which takes a while to import
 
+    _refuse_options_of_others(arguments, options)
+    if arguments.rounded and arguments.json is None:
+        raise UserError("--rounded is about the file of --json; add --json F, or leave it out")
     if arguments.json is not None:
         check_writable("--json", arguments.json)
-    request = ScoreRequest(
-        questions=arguments.questions,
-        predictions=arguments.predictions,
-        choices=arguments.choices,
-        scene_graphs=arguments.scene_graphs,
-        attentions=arguments.attentions,
-        object_features=arguments.object_features,
-        consistency=arguments.consistency,
-        train_questions=arguments.train_questions,
-        train_shards=arguments.train_shards,
-        missing_is_wrong=arguments.missing == "wrong",
-        ignore_unknown=arguments.unknown == "ignore",
-        normalize=arguments.normalize,
-        fixes=arguments.fix,
-        show_progress=True,
-    )
-    report = score_files(request)
-    for line in report_lines(report):
+    scored = TASKS[arguments.task].score(arguments)
+    for line in scored.lines:
         say(line)
     if arguments.json is not None:
-        write_json(arguments.json, report_document(request, report))
+        write_json(arguments.json, scored.document)
     return 0
 
 
-def report_lines(report: ScoreReport) -> Iterator[str]:
-    """The scores in the words and the order of the official script; `-` and the reason where there is none."""
-    for name, value in report.scores.as_metrics().items():
-        title = name.capitalize()
-        if value is None:
-            yield f"{title}: - ({report.unavailable[name]})"
-        elif name == "distribution":
-            yield f"{title}: {value:.2f} (lower is better)"
-        elif name == "accuracy" and report.ceiling is not None:
-            yield f"{title}: {value:.2f}% (at most {report.ceiling:.2f}% with the answers of training)"
-        else:
-            yield f"{title}: {value:.2f}%"
-    for kind, title in TITLES.items():
-        yield ""
-        yield f"{title}:"
-        for name, share in report.scores.breakdown(kind).items():
-            yield f"  {name}: {share.percent:.2f}% ({share.questions:,} questions)"
-    counts = report.counts
-    yield ""
-    yield f"{counts['balanced']:,} balanced of {counts['questions']:,} questions, {_described_predictions(counts)}"
-
-
-def report_document(request: ScoreRequest, report: ScoreReport) -> dict[str, Any]:
-    """The scores under the official script's names, in percent, each breakdown as [percent, questions]; how they were
-    asked for beside them."""
-    scores = {
-        **report.scores.as_metrics(),
-        **{
-            official: {name: list(share) for name, share in report.scores.breakdown(kind).items()}
-            for kind, official in OFFICIAL_NAMES.items()
-        },
-    }
-    return {
-        "scores": scores,
-        "unavailable": report.unavailable,
-        "answer_vocabulary_ceiling": report.ceiling,
-        "counts": report.counts,
-        "options": {
-            "consistency": request.consistency,
-            "missing": "wrong" if request.missing_is_wrong else "fail",
-            "unknown": "ignore" if request.ignore_unknown else "fail",
-            "normalize": list(request.normalize),
-            "fix": list(request.fixes),
-            "object_features": request.object_features,
-        },
-    }
-
-
-def _described_predictions(counts: dict[str, int]) -> str:
-    text = f"{counts['predictions']:,} predictions"
-    if counts["unanswered"]:
-        text += f"; {counts['unanswered']:,} balanced questions without a prediction count as wrong"
-    if counts["unknown"]:
-        text += f"; {counts['unknown']:,} predictions for other questions are ignored"
-    return text
+def _refuse_options_of_others(arguments: argparse.Namespace, options: dict[str, list[argparse.Action]]) -> None:
+    """Raises:
+    UserError: an option was given that another task takes.
+    """
+    for task, actions in options.items():
+        for action in actions:
+            if task != arguments.task and getattr(arguments, action.dest) != action.default:
+                raise UserError(
+                    f"{action.option_strings[0]}: belongs to --task {task}; leave it out of --task {arguments.task}"
+                )

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.metrics import merge_over_ranks
+from trainer.scoring.metrics import merge_over_ranks
 from trainer.scoring.vqa import VqaAnnotation, VqaResult, VqaScores, answer_accuracy, score_vqa, soft_scores
 from trainer.scoring.vqa_text import normalise_label, normalise_prediction, simplify_words, strip_punctuation
 

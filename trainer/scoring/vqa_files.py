@@ -1,0 +1,124 @@
+"""VQA's official files: questions, annotations and results, and how they have to fit together."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from shards.annotations.json_blocks import iterate_array
+from shards.errors import DataError
+from trainer.scoring.json_files import Advance, read_list
+from trainer.scoring.vqa import QuestionId, VqaAnnotation
+
+QUESTIONS_FORM = 'VQA\'s {"questions": [{"question_id", "image_id", "question"}, ...]}'
+ANNOTATIONS_FORM = (
+    'VQA\'s {"annotations": [{"question_id", "answers": [{"answer", "answer_id"}, ...], "answer_type", '
+    '"question_type"}, ...]}'
+)
+
+
+class _Question(msgspec.Struct, gc=False):
+    question_id: QuestionId
+    image_id: QuestionId
+    question: str
+
+
+class _Answer(msgspec.Struct, gc=False):
+    answer: str
+    answer_id: int
+
+
+class _Annotation(msgspec.Struct, gc=False):
+    question_id: QuestionId
+    answers: Annotated[list[_Answer], msgspec.Meta(min_length=1)]
+    answer_type: str
+    question_type: str
+
+
+class _Result(msgspec.Struct, gc=False):
+    question_id: QuestionId
+    answer: str
+
+
+def read_annotations(questions: Path, annotations: Path, advance: Advance) -> dict[QuestionId, VqaAnnotation]:
+    """The annotations of a split, in the order of their file. Memory: about three times the file.
+
+    Raises:
+        DataError: a file is broken or of another form, a question or an annotation is there twice, one is there
+            without the other, there is none, or a question has two answers of one annotator (the official script
+            would leave out equal ones together).
+    """
+    asked: set[QuestionId] = set()
+    for number, question in enumerate(read_list(questions, "questions", _Question, QUESTIONS_FORM, advance), start=1):
+        if question.question_id in asked:
+            raise DataError(
+                f"{questions}: entry {number} of questions: question {question.question_id!r} is there twice; "
+                "expected each question once"
+            )
+        asked.add(question.question_id)
+    known: dict[QuestionId, VqaAnnotation] = {}
+    records = read_list(annotations, "annotations", _Annotation, ANNOTATIONS_FORM, advance)
+    for number, record in enumerate(records, start=1):
+        fault = _annotation_fault(record, questions, asked, known)
+        if fault is not None:
+            raise DataError(f"{annotations}: entry {number} of annotations: question {record.question_id!r} {fault}")
+        answers = tuple(answer.answer for answer in record.answers)
+        known[record.question_id] = VqaAnnotation(answers, record.answer_type, record.question_type)
+    without = [question_id for question_id in asked if question_id not in known]
+    if without:
+        raise DataError(
+            f"{annotations}: no annotation for {len(without):,} of {len(asked):,} questions, such as "
+            f"{min(without, key=str)!r}; give the annotations of the split that {questions} is of"
+        )
+    if not known:
+        raise DataError(f"{annotations}: no annotation; expected {ANNOTATIONS_FORM}")
+    return known
+
+
+def read_results(path: Path, questions: Collection[QuestionId], advance: Advance) -> dict[QuestionId, str]:
+    """The answers of a result file in VQA's submission format: [{"question_id": 1, "answer": "yes"}, ...].
+
+    Args:
+        questions: their ids.
+
+    Raises:
+        DataError: the file is broken or of another form, an answer is to none of the questions, or a question has no
+            answer or two (entries count from 1). The official script has the last of several answers stand, and
+            refuses the rest as well.
+    """
+    results: dict[QuestionId, str] = {}
+    number = 0
+    for block in iterate_array(path, _Result, advance):
+        for result in block:
+            number += 1
+            if result.question_id not in questions:
+                raise DataError(
+                    f"{path}: entry {number}: question {result.question_id!r} is not among the questions; give the "
+                    "results of the same split"
+                )
+            if result.question_id in results:
+                raise DataError(
+                    f"{path}: entry {number}: question {result.question_id!r} is answered a second time; expected one "
+                    "answer for each question"
+                )
+            results[result.question_id] = result.answer
+    without = next((question_id for question_id in questions if question_id not in results), None)
+    if without is not None:
+        raise DataError(
+            f"{path}: no answer for {len(questions) - len(results):,} of {len(questions):,} questions, such as "
+            f"{without!r}; answer them too"
+        )
+    return results
+
+
+def _annotation_fault(
+    record: _Annotation, questions: Path, asked: Collection[QuestionId], known: Collection[QuestionId]
+) -> str | None:
+    if record.question_id not in asked:
+        return f"is not in {questions}; give the questions and the annotations of one split"
+    if record.question_id in known:
+        return "is annotated a second time; expected one annotation for each question"
+    if len({answer.answer_id for answer in record.answers}) < len(record.answers):
+        return "has two answers with one answer_id; expected an answer_id for each annotator"
+    return None
