@@ -1,13 +1,14 @@
 """A recipe's model section becomes an objective: towers by reference, fusion by sizes, codecs by tower."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from model.config import FusionConfig, LossConfig, ModelConfig
+from model.config import AnswersConfig, FusionConfig, HeadKind, LossConfig, ModelConfig, text_towers
 from model.fusion.difnet import DifnetEncoder
 from model.fusion.encoder import FusionEncoder, PlainSum
 from model.looking.guidance import block_of, check_plain_width
@@ -15,13 +16,18 @@ from model.looking.second_stream import GridTokens
 from model.objective import Objective, Towers, WeightedPart
 from model.parts import PARTS, sum_names
 from model.parts.answer import AnswerPart
+from model.parts.classify import ClassHead, ClassPart
 from model.parts.itm import MatchingPart
 from model.parts.seam import Part
 from model.source import TowerSource
+from model.towers.answer_towers import T5AnswerTower
+from model.towers.ranking import Candidates
 from model.towers.tokenizer import BlipCodec, T5Codec
 from shards.errors import ConfigError
 from shards.read.collate import Layout, TextCodec
 from shards.tasks import TASKS, TaskData
+
+_PLAIN_ANSWERS = AnswersConfig()
 
 
 class FusedStreams(nn.Module):
@@ -47,6 +53,10 @@ class BuiltModel(NamedTuple):
     source: TowerSource
     layouts: dict[str, Layout]
     """How the loader lays out the blocks of text that the parts of the loss read."""
+    classes: tuple[str, ...] = ()
+    """What the class head names, and the list that a ranking chooses from."""
+    answers_by: str | None = None
+    """See AnswersConfig.by."""
 
 
 def build_model(
@@ -54,6 +64,8 @@ def build_model(
     losses: LossConfig,
     *,
     task: TaskData = TASKS["gqa"],
+    answers: AnswersConfig = _PLAIN_ANSWERS,
+    classes: Sequence[str] = (),
     seed: int,
     max_question_tokens: int,
     max_answer_tokens: int,
@@ -61,18 +73,21 @@ def build_model(
 ) -> BuiltModel:
     """Build or load everything that the recipe's losses use. Untrained weights depend on the seed alone.
 
+    Args:
+        classes: what the class head names, and the list that a ranking chooses from.
+
     Raises:
         ConfigError: parts that do not fit each other, or nothing that would be trained.
         DataError: a checkpoint is missing or damaged.
     """
     torch.manual_seed(seed)
     source = TowerSource(config, scratch_tokenizer)
-    used = {task.blocks[task.reads[name]].tower for name in weights_of(task, losses)}
+    used = text_towers(task, losses)
     # Before the towers, which take hold of the layers that they find.
     with torch.random.fork_rng(devices=[]):  # what starts untrained is the same with adapters and without
         adapters = source.adapters(match="match" in used, answer="answer" in used)
-    match = source.match() if "match" in used else None
-    answer = source.answer() if "answer" in used else None
+    match = source.match(with_head=losses.itm > 0) if "match" in used else None
+    answer = source.answer(with_decoder=losses.answer > 0) if "answer" in used else None
     second_stream = source.second_stream() if config.second_stream != "none" else None
     towers = Towers(source.vision(), second_stream, match, answer)
     guided = config.second_stream == "efficient_sam_masks"
@@ -85,7 +100,16 @@ def build_model(
     limits = {"max_question_tokens": max_question_tokens, "max_answer_tokens": max_answer_tokens}
     answer_codec = source.codec(config.answer, **limits) if answer is not None else None
     match_codec = source.codec(config.match, **limits) if match is not None else None
-    parts = build_parts(task, losses, towers, answer_codec=answer_codec, max_answer_tokens=max_answer_tokens)
+    parts = build_parts(
+        task,
+        losses,
+        towers,
+        answer_codec=answer_codec,
+        max_answer_tokens=max_answer_tokens,
+        answers=answers,
+        classes=classes,
+        head=config.head,
+    )
     objective = Objective(
         fusion,
         towers,
@@ -97,17 +121,49 @@ def build_model(
         checkpointing=config.gradient_checkpointing,
     )
     _check_trains(config, objective)
-    layouts = _layouts(task, parts, {"answer": answer_codec, "match": match_codec})
-    return BuiltModel(objective, answer_codec, match_codec, _largest_input(towers), source, layouts)
+    layouts = _layouts(task, parts, {"answer": answer_codec, "match": match_codec}, len(classes))
+    return BuiltModel(
+        objective, answer_codec, match_codec, _largest_input(towers), source, layouts, tuple(classes), answers.by
+    )
 
 
 def build_parts(
-    task: TaskData, losses: LossConfig, towers: Towers, *, answer_codec: TextCodec | None, max_answer_tokens: int
+    task: TaskData,
+    losses: LossConfig,
+    towers: Towers,
+    *,
+    answer_codec: TextCodec | None,
+    max_answer_tokens: int,
+    answers: AnswersConfig = _PLAIN_ANSWERS,
+    classes: Sequence[str] = (),
+    head: HeadKind = "lxmert",
 ) -> dict[str, WeightedPart]:
     """The parts of the loss that have a weight, each with the block that it reads."""
+
+    def answer() -> Part:
+        candidates = None
+        if answers.by == "rank":
+            most, double = answers.candidates, answers.double_first_token
+            candidates = Candidates.of(classes, answer_codec, most=most, double_first_token=double)
+        return AnswerPart(
+            towers.answer, answer_codec, max_answer_tokens, tokens=losses.answer_tokens, candidates=candidates
+        )
+
+    def classify() -> Part:
+        block = task.blocks[task.reads["classify"]]
+        tower = getattr(towers, block.tower)
+        if isinstance(tower, T5AnswerTower):
+            raise ConfigError(
+                "losses.classify: T5 has no state that stands for a whole text; name a BLIP checkpoint in model.answer"
+            )
+        width = tower.text_encoder.config.hidden_size
+        sizes = {"width": width, "rows_per_item": block.rows_per_item, "num_classes": len(classes)}
+        return ClassPart(ClassHead(head, **sizes), soft=task.soft_labels)
+
     makers: dict[str, Callable[[], Part]] = {
-        "answer": lambda: AnswerPart(towers.answer, answer_codec, max_answer_tokens),
+        "answer": answer,
         "itm": lambda: MatchingPart(towers.match),
+        "classify": classify,
     }
     return {
         name: WeightedPart(makers[name](), weight, task.reads[name], task.blocks[task.reads[name]].tower)
@@ -122,16 +178,21 @@ def weights_of(task: TaskData, losses: LossConfig) -> dict[str, float]:
 
 
 def _layouts(
-    task: TaskData, parts: Mapping[str, WeightedPart], codecs: Mapping[str, TextCodec | None]
+    task: TaskData,
+    parts: Mapping[str, WeightedPart],
+    codecs: Mapping[str, TextCodec | None],
+    num_classes: int,
 ) -> dict[str, Layout]:
-    return {
-        entry.block: Layout(
-            block=task.blocks[entry.block],
-            codec=codecs[entry.tower],
-            targets=any(name == "answer" and other.block == entry.block for name, other in parts.items()),
-        )
-        for entry in parts.values()
-    }
+    layouts: dict[str, Layout] = {}
+    for name, entry in parts.items():
+        plain = Layout(block=task.blocks[entry.block], codec=codecs[entry.tower])
+        layout = layouts.get(entry.block, plain)
+        if name == "answer":
+            layout = replace(layout, targets=True)
+        if name == "classify" and task.soft_labels:
+            layout = replace(layout, soft_classes=num_classes)
+        layouts[entry.block] = layout
+    return layouts
 
 
 def _build_fusion(config: FusionConfig, towers: Towers, checkpointing: bool) -> FusedStreams:

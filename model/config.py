@@ -1,17 +1,22 @@
 """What a recipe says about the model: which towers, which fusion, what is frozen, and which losses train it."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from shards.config_base import Section
+from shards.tasks import TaskData
 
 SCRATCH = "scratch"
 
 Tower = Literal["vision", "second_stream", "match", "answer"]
 """What can be frozen. The fusion encoder never is: it is what a run trains."""
+
+HeadKind = Literal["lxmert", "albef"]
+"""The form of a head that names classes."""
 
 ImageTokens = Literal["fused", "plain"]
 """What the matching tower reads to look: the trained fusion's tokens, or those of the first vision tower alone."""
@@ -147,6 +152,8 @@ class ModelConfig(Section):
     freeze: tuple[Tower, ...] = ("vision", "second_stream", "match", "answer")
     """Parts that are not trained, but for their LoRA adapters."""
     lora: LoraParts = LoraParts()
+    head: HeadKind = "lxmert"
+    """Of `losses.classify`: Linear to twice the width, GELU, LayerNorm, Linear; or Linear, ReLU, Linear."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
 
@@ -193,13 +200,38 @@ class PnpConfig(Section):
     """Decides patches and words, together with the question's id."""
 
 
+class AnswersConfig(Section):
+    """Answers that are chosen from a list: the classes of `losses.classify`, and the candidates of a ranking."""
+
+    list: str | None = None
+    """JSON file with a list of answers; null takes those of the training split."""
+    min_count: int = Field(default=9, ge=1)
+    """Without a file: questions of the training split that an answer must be the most frequent one of."""
+    by: Literal["generate", "classify", "rank"] | None = None
+    """Whose answers are scored and handed in: those that the decoder writes, those of the class head, or those that the
+    decoder finds most likely in the list; null is the first that the recipe's losses train."""
+    candidates: int = Field(default=128, ge=1)
+    """Answers of the list that a ranking looks at in whole: those with the most likely first tokens."""
+    double_first_token: bool = False
+    """Let the first token count twice in a ranking, as ALBEF's own code does."""
+
+
 class LossConfig(Section):
-    """How much each loss weighs; a loss of weight 0 is not computed and its towers are not loaded."""
+    """How much each loss weighs; a loss of weight 0 is not computed and its towers are not loaded.
+
+    The weights that a recipe leaves out are those of its task (`duoflow tasks`); below stand those of `gqa`.
+    """
 
     itm: float = Field(default=1.0, ge=0.0)
     """Weight of image-text matching."""
     answer: float = Field(default=1.0, ge=0.0)
     """Weight of answer generation."""
+    classify: float = Field(default=0.0, ge=0.0)
+    """Weight of naming a class: a label, or an answer of a list."""
+    answer_tokens: Literal["mean", "sum"] = "mean"
+    """How the cross-entropies of an answer's tokens are put together; ALBEF adds them up."""
+    genome: float = Field(default=0.5, ge=0.0)
+    """Weight of a question of Visual Genome among those of VQA."""
     negatives: tuple[Literal["answer", "question"], ...] = ("answer", "question")
     """Wrong pairs for matching: the question with a wrong answer; a question of another image with its answer."""
 
@@ -229,12 +261,17 @@ def second_stream_is_untrained(model: ModelConfig) -> bool:
     return model.second_stream != "none" and model.efficient_sam.checkpoint is None
 
 
-def untrained_towers(model: ModelConfig, losses: LossConfig) -> tuple[Tower, ...]:
-    """Parts that a run uses and that start from random weights."""
+def text_towers(task: TaskData, losses: LossConfig) -> frozenset[str]:
+    """The text towers that the losses of a task use: `match`, `answer` or both."""
+    return frozenset(task.blocks[block].tower for part, block in task.reads.items() if getattr(losses, part) > 0)
+
+
+def untrained_towers(model: ModelConfig, used: Collection[str]) -> tuple[Tower, ...]:
+    """Towers of a run that start from random weights; `used` are its text towers."""
     starts_untrained: dict[Tower, bool] = {
         "vision": model.vision == SCRATCH,
         "second_stream": second_stream_is_untrained(model),
-        "match": losses.itm > 0 and model.match == SCRATCH,
-        "answer": losses.answer > 0 and model.answer == SCRATCH,
+        "match": "match" in used and model.match == SCRATCH,
+        "answer": "answer" in used and model.answer == SCRATCH,
     }
     return tuple(part for part, untrained in starts_untrained.items() if untrained)

@@ -3,7 +3,7 @@
 Each checkpoint is read once; equal references share their modules.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 from torch import nn
@@ -54,21 +54,23 @@ class TowerSource:
         """
         return self._part("model.vision", self.config.vision, "vision_model")
 
-    def match(self) -> MatchTower:
-        """The ITM text encoder with its head."""
+    def match(self, *, with_head: bool = True) -> MatchTower:
+        """The ITM text encoder, with its head where pairs are matched."""
         reference = self.config.match
         encoder = self._part("model.match", reference, "text_encoder")
+        if not with_head:
+            return MatchTower(encoder, None, checkpointing=self.config.gradient_checkpointing)
         head = self._scratch_itm_head() if reference == SCRATCH else self._part("model.match", reference, "itm_head")
         return MatchTower(encoder, head, checkpointing=self.config.gradient_checkpointing)
 
-    def answer(self) -> AnswerTower:
-        """BLIP's question encoder with its answer decoder, or T5."""
+    def answer(self, *, with_decoder: bool = True) -> AnswerTower:
+        """BLIP's question encoder, with its answer decoder where answers are written; or T5."""
         reference = self.config.answer
         model = self._load(reference).model
         if isinstance(model, T5ForConditionalGeneration):
             return T5AnswerTower(model, checkpointing=self.config.gradient_checkpointing)
         encoder = self._part("model.answer", reference, "text_encoder")
-        decoder = self._part("model.answer", reference, "text_decoder")
+        decoder = self._part("model.answer", reference, "text_decoder") if with_decoder else None
         return BlipAnswerTower(encoder, decoder, checkpointing=self.config.gradient_checkpointing)
 
     def second_stream(self) -> EfficientSamStream | BlipStream:
@@ -113,6 +115,10 @@ class TowerSource:
             pad_id=text.pad_token_id,
             **limits,
         )
+
+    def named_parts(self, reference: str) -> Iterator[tuple[str, nn.Module]]:
+        """The parts of the model behind a reference to BLIP, used or not."""
+        yield from self._load(reference).model.named_children()
 
     def vision_of(self, reference: str) -> nn.Module:
         """The vision tower that lies in a reference to BLIP, used or not."""

@@ -40,7 +40,7 @@ FLOORS = {
         ("read", "build"),
         ("tasks", "annotations", "scenes"),
         ("format", "plan"),
-        ("config", "config_base", "errors", "progress", "atomic", "lower_case"),
+        ("config", "config_base", "errors", "progress", "atomic", "lower_case", "vqa_text"),
     ),
 }
 """The rooms of each package (folders, and files that are rooms by themselves), top floor first."""

@@ -2,9 +2,11 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -21,10 +23,12 @@ from model.pnp.viewer import Viewer
 from model.source import efficient_sam_sizes
 from model.towers.tokenizer import build_tokenizer, load_tokenizer
 from shards.errors import ConfigError, UserError
+from shards.format.index import SplitIndex
 from shards.plan import Share
 from shards.read.loader import EvaluationBatches, Loader, Split, Texts, TrainingBatches
 from shards.tasks import TASKS
 from shards.tasks.seam import Wanted
+from shards.vqa_text import normalise_label
 from trainer.config import RunConfig
 from trainer.config.schema import plan_order
 from trainer.engine.distributed import World
@@ -49,18 +53,68 @@ def open_split(config: RunConfig, name: str) -> Split:
 
 
 def assemble_model(
-    config: RunConfig, *, scratch_tokenizer: Callable[[], PreTrainedTokenizerBase], model: ModelConfig | None = None
+    config: RunConfig,
+    *,
+    scratch_tokenizer: Callable[[], PreTrainedTokenizerBase],
+    classes: Sequence[str] = (),
+    model: ModelConfig | None = None,
 ) -> BuiltModel:
-    """The model of a recipe, or `model` in its place, with untrained parts as the seed makes them."""
+    """The model of a recipe, or `model` in its place, with untrained parts as the seed makes them.
+
+    Args:
+        classes: see `classes_of`.
+    """
     return build_model(
         model or config.model,
         config.losses,
         task=TASKS[config.task],
+        answers=config.answers,
+        classes=classes,
         seed=config.run.seed,
         max_question_tokens=config.data.max_question_tokens,
         max_answer_tokens=config.data.max_answer_tokens,
         scratch_tokenizer=scratch_tokenizer,
     )
+
+
+def classes_of(config: RunConfig, train: SplitIndex) -> tuple[str, ...]:
+    """What the class head of a run names and a ranking chooses from: those of its task, or answers of a list.
+
+    Raises:
+        ConfigError: the list cannot be read, or there is no answer in it.
+    """
+    data = TASKS[config.task]
+    if data.classes is not None:
+        return data.classes
+    if config.losses.classify == 0 and config.answers.by != "rank":
+        return ()
+    if config.answers.list is not None:
+        return _listed_answers(Path(config.answers.list).expanduser())
+    counts: Counter[str] = Counter()
+    for answer, count in train.answers.items():
+        counts[normalise_label(answer)] += count
+    frequent = [answer for answer, count in counts.items() if count >= config.answers.min_count]
+    if not frequent:
+        raise ConfigError(
+            f"answers.min_count: no answer of {config.data.train} is that of {config.answers.min_count} questions; "
+            "lower it, or name a file in answers.list"
+        )
+    return tuple(sorted(frequent, key=lambda answer: (-counts[answer], answer)))
+
+
+def _listed_answers(path: Path) -> tuple[str, ...]:
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=list[str])
+    except OSError as error:
+        raise ConfigError(
+            f"answers.list: {path}: cannot be read: {error.strerror}; name a JSON list of answers"
+        ) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"answers.list: {path}: {error}; expected a JSON list of answers") from None
+    answers = tuple(dict.fromkeys(normalise_label(answer) for answer in found))
+    if not answers:
+        raise ConfigError(f"answers.list: {path}: no answer in it; expected a JSON list of answers")
+    return answers
 
 
 def training_tokenizer(config: RunConfig, train: Split) -> PreTrainedTokenizerBase:
@@ -97,14 +151,18 @@ def shared_tokenizer(
 
 def _texts(train: Split) -> Iterator[str]:
     for image in train.visits.image[train.visits.part == 0].tolist():
-        for question in train.reader.sample(image).questions:
-            yield question.question
-            yield question.answer or ""
+        for item in train.reader.sample(image).items:
+            yield from item.texts
 
 
 def make_texts(config: RunConfig, built: BuiltModel) -> Texts:
     """How the loader turns questions into tokens for this model."""
-    wanted = Wanted(blocks=frozenset(built.layouts), negatives=tuple(config.losses.negatives))
+    wanted = Wanted(
+        blocks=frozenset(built.layouts),
+        negatives=tuple(config.losses.negatives),
+        genome=config.losses.genome,
+        classes={name: number for number, name in enumerate(built.classes)},
+    )
     return Texts(task=config.task, layouts=built.layouts, wanted=wanted)
 
 

@@ -18,6 +18,7 @@ from trainer.bench import step as bench_step
 from trainer.commands.answer import add_answer_parser
 from trainer.commands.export import add_export_parser
 from trainer.commands.score import add_score_parser
+from trainer.commands.tasks import add_tasks_parser
 from trainer.doctor.command import add_doctor_parser
 from trainer.export.run_arguments import add_pipeline_option, check_run
 
@@ -76,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_answer_parser(verbs)
     add_export_parser(verbs)
     add_score_parser(verbs)
+    add_tasks_parser(verbs)
     bench = verbs.add_parser("bench", help="measure this machine", description="Measure; one table, one JSON.")
     benchmarks = bench.add_subparsers(metavar="WHAT", required=True)
     bench_step.add_parser(benchmarks)

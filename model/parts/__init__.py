@@ -19,6 +19,7 @@ PARTS: dict[str, PartSums] = {
         ("itm_loss", "matched", "itm_positives", "itm_negatives", "itm_correct"),
         seen=("itm_positives", "itm_negatives"),
     ),
+    "classify": PartSums(("classify_loss", "classified")),
 }
 
 

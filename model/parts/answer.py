@@ -1,37 +1,59 @@
 """Answers: a decoder writes what a row of text asks for."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from model.parts.seam import Part, PartOutput, Read
 from model.towers.answer_towers import AnswerTower
+from model.towers.ranking import Candidates
 from shards.read.collate import IGNORED_LABEL, Targets, TextCodec
 
 
 class AnswerPart(Part):
-    """Cross-entropy of the answers, each weighted; generation is greedy.
+    """Cross-entropy of the answers, each weighted. Answers are written greedily, or chosen from a list.
 
     Args:
         max_tokens: length at which generation stops.
+        tokens: how the cross-entropies of an answer's tokens are put together.
+        candidates: the list to choose from.
     """
 
-    def __init__(self, tower: AnswerTower, codec: TextCodec, max_tokens: int) -> None:
-        self.tower, self.codec, self.max_tokens = tower, codec, max_tokens
+    def __init__(
+        self,
+        tower: AnswerTower,
+        codec: TextCodec | None,
+        max_tokens: int,
+        *,
+        tokens: Literal["mean", "sum"] = "mean",
+        candidates: Candidates | None = None,
+    ) -> None:
+        self.tower, self.codec, self.max_tokens, self.candidates = tower, codec, max_tokens, candidates
+        self._tokens = tokens
 
     def forward(self, read: Read) -> PartOutput:
         targets = read.block.targets
         losses = self.tower.losses(read.reading().states, read.block.mask, targets)
+        if self._tokens == "sum":
+            losses = losses * (targets.labels != IGNORED_LABEL).sum(dim=1)
         summed = (losses * targets.weight).sum()
         return PartOutput(summed, (summed.detach(), targets.weight.sum()))
 
     def predict(self, read: Read) -> Tensor:
-        """(R, T) generated token ids."""
+        """(R, T) generated token ids; or (R,) places in the list of candidates."""
+        if self.candidates is None:
+            return self._generate(read)
+        states = read.reading().states
+        return self.tower.rank(states, read.block.mask, self.candidates.to(states.device)).numbers[:, 0]
+
+    def _generate(self, read: Read) -> Tensor:
         return self.tower.generate(read.reading().states, read.block.mask, self.codec, self.max_tokens)
 
     def predict_with_probability(self, read: Read) -> tuple[Tensor, Tensor]:
         """(R, T) generated token ids, and the probability (R,) of each whole answer, its end token included."""
         states, mask, codec = read.reading().states, read.block.mask, self.codec
-        ids = self.predict(read)
+        ids = self._generate(read)
         ended = (ids == codec.end_id).long()
         labels = ids.masked_fill(ended.cumsum(dim=1) > ended, IGNORED_LABEL)  # what follows the end is no answer
         inputs = torch.cat([torch.full_like(ids[:, :1], codec.start_id), ids[:, :-1]], dim=1)

@@ -12,7 +12,8 @@ from transformers import T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from model.losses import answer_loss
-from model.towers.blip import decode_text, generate_greedily
+from model.towers.blip import decode_candidates, decode_next, decode_text, generate_greedily, keys_values_read
+from model.towers.ranking import Candidates, Ranking, log_probability, rank
 from model.towers.reading import Reading, read_with_blip
 from model.towers.t5 import forget_generation_settings, greedy
 from shards.read.collate import Block, Targets, TextCodec
@@ -38,15 +39,20 @@ class AnswerTower(nn.Module, ABC):
     def generate(self, states: Tensor, mask: Tensor, codec: TextCodec, max_tokens: int) -> Tensor:
         """(Q, T) most likely token ids without the start token, T <= max_tokens; pad behind the end token."""
 
+    @abstractmethod
+    def rank(self, states: Tensor, mask: Tensor, candidates: Candidates) -> Ranking:
+        """The answers of a list, best first."""
+
 
 class BlipAnswerTower(AnswerTower):
     """BLIP's VQA side: the questions of an image share the keys and values of its tokens.
 
     Args:
+        text_decoder: None where no answer is written.
         checkpointing: recompute each layer in the backward pass.
     """
 
-    def __init__(self, text_encoder: nn.Module, text_decoder: nn.Module, *, checkpointing: bool = False) -> None:
+    def __init__(self, text_encoder: nn.Module, text_decoder: nn.Module | None, *, checkpointing: bool = False) -> None:
         super().__init__()
         self.text_encoder, self.text_decoder = text_encoder, text_decoder
         self._checkpointing = checkpointing
@@ -73,6 +79,21 @@ class BlipAnswerTower(AnswerTower):
             pad_id=codec.pad_id,
             max_tokens=max_tokens,
         )
+
+    def rank(self, states: Tensor, mask: Tensor, candidates: Candidates) -> Ranking:
+        readable, read = mask[:, None, None, :], keys_values_read(self.text_decoder, states)
+        starts = candidates.ids[:1, :1].expand(len(states), 1)
+        first, _ = decode_next(self.text_decoder, starts, None, read, readable)
+
+        def whole(numbers: Tensor) -> Tensor:
+            ids, labels = candidates.ids[numbers], candidates.labels[numbers]
+            parts = [
+                log_probability(logits, labels[:, some])
+                for some, logits in decode_candidates(self.text_decoder, ids, read, readable)
+            ]
+            return torch.cat(parts, dim=1)
+
+        return rank(first.float().log_softmax(dim=-1), whole, candidates)
 
 
 class T5AnswerTower(AnswerTower):
@@ -124,6 +145,21 @@ class T5AnswerTower(AnswerTower):
             ),
         )
         return generated[:, 1:]
+
+    def rank(self, states: Tensor, mask: Tensor, candidates: Candidates) -> Ranking:
+        readable = _readable(states, mask)
+        starts = candidates.ids[:1, :1].expand(len(states), 1)
+        first = self.model(encoder_outputs=(states,), attention_mask=readable, decoder_input_ids=starts).logits[:, 0]
+
+        def whole(numbers: Tensor) -> Tensor:  # one candidate of every question at a time: T5 shares no keys
+            scores = []
+            for number in numbers.unbind(dim=1):
+                ids, labels = candidates.ids[number], candidates.labels[number]
+                given = {"encoder_outputs": (states,), "attention_mask": readable, "decoder_input_ids": ids}
+                scores.append(log_probability(self.model(**given).logits, labels))
+            return torch.stack(scores, dim=1)
+
+        return rank(first.float().log_softmax(dim=-1), whole, candidates)
 
 
 def _behind(rows: Tensor, targets: Targets) -> Tensor:

@@ -9,7 +9,7 @@ Shapes: B images, N image tokens, R rows of text (questions, or question-answer 
 H heads.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -160,6 +160,34 @@ def decode_text(
     for layer in model.bert.encoder.layer:
         hidden = _maybe_checkpointed(_decoder_layer, checkpointing, layer, hidden, question_states, readable)
     return model.cls(hidden)
+
+
+def decode_candidates(
+    model: BlipTextLMHeadModel, ids: Tensor, read: list[KeysValues], readable: Tensor, *, rows_at_once: int = 256
+) -> Iterator[tuple[slice, Tensor]]:
+    """The answer decoder over candidates that share what they read: keys and values are those of their question.
+
+    Args:
+        ids: (R, k, La) decoder inputs of the k candidates of each question.
+        read: of each layer, (R, H, M, D/H) each.
+        readable: (R, 1, 1, M) bool.
+        rows_at_once: about so many candidates are decoded together: of each, La x vocabulary logits are held.
+
+    Yields:
+        Some of the candidates, and their logits (R, candidates, La, vocabulary).
+    """
+    rows, num_candidates = ids.shape[:2]
+    step = max(1, rows_at_once // rows)
+    for start in range(0, num_candidates, step):
+        some = slice(start, min(start + step, num_candidates))
+        hidden = model.bert.embeddings(ids[:, some].flatten(0, 1))
+        for layer, keys_values in zip(model.bert.encoder.layer, read, strict=True):
+            own, cross = layer.attention.self, layer.crossattention.self
+            hidden = layer.attention.output(_attend(own, hidden, _keys_values(own, hidden), causal=True), hidden)
+            query = cross.query(hidden).view(rows, -1, hidden.shape[-1])
+            seen = _mix(cross, query, keys_values, mask=readable).view_as(hidden)
+            hidden = layer.feed_forward_chunk(layer.crossattention.output(seen, hidden))
+        yield some, model.cls(hidden).unflatten(0, (rows, -1))
 
 
 def _decoder_layer(layer: BlipTextLayer, hidden: Tensor, question_states: Tensor, readable: Tensor) -> Tensor:

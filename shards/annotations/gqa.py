@@ -78,7 +78,7 @@ def read(path: Path, scenes: SceneGraphs, advance: Callable[[int], object]) -> I
             raise DataError(f"{path}: question {question_id!r}: {error}") from None
         if not parsed.image_id:
             raise DataError(f"{path}: question {question_id!r}: imageId is empty")
-        yield Annotation(parsed.image_id, parsed.image_id, _question(question_id, parsed, scenes))
+        yield Annotation(parsed.image_id, (parsed.image_id,), _question(question_id, parsed, scenes))
 
 
 def choose_options(operation: str, argument: str, answer: str | None) -> tuple[str, ...]:

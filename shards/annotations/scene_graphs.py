@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from shards.annotations.json_stream import iterate_members
+from shards.annotations.seam import Beside
 from shards.errors import DataError
 from shards.format.records import Box
 
@@ -23,7 +24,7 @@ class _Scene(msgspec.Struct):
     objects: dict[str, _Object] = {}
 
 
-class SceneGraphs:
+class SceneGraphs(Beside):
     """Boxes by image id and object id; holds the scenes of a few hundred images in memory, the rest on disk."""
 
     def __init__(self, path: Path | None, table: Path, advance: Callable[[int], object]) -> None:

@@ -1,28 +1,58 @@
-"""What every annotation reader gives: one question, and the image that it is about."""
+"""What every annotation reader gives: one item, and the images that it is about."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from shards.annotations.scene_graphs import SceneGraphs
-from shards.format.records import Question
+import msgspec
+
+from shards.format.records import Item, Sample
+
+Advance = Callable[[int], object]
+"""Is told the number of bytes read since the last call."""
+Option = Literal["scene_graphs", "annotations", "balanced_only", "lowercase_answers"]
+"""What a build can be asked for beyond what every format takes."""
 
 
 class Annotation(NamedTuple):
-    """One question of an annotation file."""
+    """One item of an annotation file."""
 
-    image_id: str
-    image_ref: str
-    """The image's file below the image directory, up to one of the reader's endings."""
-    question: Question
+    sample_id: str
+    refs: tuple[str, ...]
+    """The files of the sample's images below the image directory, each up to one of the reader's endings."""
+    item: Item
 
 
-class Reader(NamedTuple):
+class Beside:
+    """What lies beside the question files and is looked up for each question. This one is empty."""
+
+    def finish(self) -> None:
+        """Called behind the last question: raises DataError if there is something that belongs to none."""
+
+    def close(self) -> None:
+        """Let go of files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
     """How one annotation format is read."""
 
-    expand: Callable[[Sequence[Path]], list[Path]]
+    item: type[msgspec.Struct]
+    """Of what its files hold."""
+    sample: type[Sample]
+    """What the JSON members of its shards say."""
+    read: Callable[[Path, Any, Advance], Iterator[Annotation]]
+    """(file, what lies beside it, advance) -> its items, one at a time."""
+    endings: tuple[str, ...] = ("",)
+    """What may follow a ref in the image directory, in order of preference."""
+    expand: Callable[[Sequence[Path]], list[Path]] = list
     """The files that the given paths stand for."""
-    read: Callable[[Path, SceneGraphs, Callable[[int], object]], Iterator[Annotation]]
-    """(file, scenes, advance) -> its questions, one at a time; `advance` is told the bytes read."""
-    endings: tuple[str, ...]
-    """What may follow an image_ref in the image directory, in order of preference."""
+    beside: Callable[[Sequence[Path], Path, Advance], Beside] = lambda *_: Beside()
+    """(files, where a table may go, advance) -> what is looked up in them."""
+    options: frozenset[Option] = frozenset()
+    """Those that it takes."""
+
+    def decode_item(self, data: bytes) -> Item:
+        """An item from its JSON."""
+        return msgspec.json.decode(data, type=self.item)

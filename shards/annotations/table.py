@@ -3,14 +3,13 @@
 import csv
 import hashlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from shards.annotations.json_stream import open_annotations
-from shards.annotations.scene_graphs import SceneGraphs
-from shards.annotations.seam import Annotation
+from shards.annotations.seam import Advance, Annotation, Beside
 from shards.errors import DataError
 from shards.format.records import Question
 
@@ -33,7 +32,7 @@ class _Row(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_Row)
 
 
-def read_jsonl(path: Path, scenes: SceneGraphs, advance: Callable[[int], object]) -> Iterator[Annotation]:  # noqa: ARG001
+def read_jsonl(path: Path, beside: Beside, advance: Advance) -> Iterator[Annotation]:  # noqa: ARG001
     """Yield the questions of a file with one JSON object per line; blank lines are passed over.
 
     Raises:
@@ -52,7 +51,7 @@ def read_jsonl(path: Path, scenes: SceneGraphs, advance: Callable[[int], object]
                 yield _annotation(_parse(line.removeprefix(b"\xef\xbb\xbf"), where), where)
 
 
-def read_csv(path: Path, scenes: SceneGraphs, advance: Callable[[int], object]) -> Iterator[Annotation]:  # noqa: ARG001
+def read_csv(path: Path, beside: Beside, advance: Advance) -> Iterator[Annotation]:  # noqa: ARG001
     """Yield the questions of a CSV file with a header line; an empty cell means that there is no such value.
 
     Raises:
@@ -117,7 +116,7 @@ def _annotation(row: _Row, where: str) -> Annotation:
         answer=row.answer,
         full_answer=row.full_answer,
     )
-    return Annotation(image_id, row.image, question)
+    return Annotation(image_id, (row.image,), question)
 
 
 def _question_id(row: _Row) -> str:

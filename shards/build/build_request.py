@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from shards.annotations import READERS
+from shards.annotations.seam import Option
 from shards.errors import ConfigError, DataError
 
 OnMissing = Literal["fail", "skip"]
@@ -21,6 +22,7 @@ class BuildRequest:
     images: Path
     out: Path
     scene_graphs: Path | None = None
+    annotations: Sequence[Path] = ()
     limit: int | None = None
     """At most so many images: the first by id."""
     workers: int = 0
@@ -43,12 +45,21 @@ class BuildRequest:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"--{name.replace('_', '-')} {value}: expected at least {least}")
-        if self.scene_graphs is not None and self.format != "gqa":
-            raise ConfigError(f"--scene-graphs: belongs to --format gqa, not to {self.format}")
+        for option in get_args(Option):
+            if getattr(self, option) and option not in READERS[self.format].options:
+                formats = [name for name, reader in READERS.items() if option in reader.options]
+                raise ConfigError(
+                    f"--{option.replace('_', '-')}: belongs to --format {' or '.join(formats)}, not to {self.format}"
+                )
         if not self.questions:
             raise ConfigError("--questions: no files given")
         if not self.images.is_dir():
             raise DataError(f"--images {self.images}: no such directory")
+
+    @property
+    def beside(self) -> list[Path]:
+        """The files that lie beside the question files."""
+        return [*([self.scene_graphs] if self.scene_graphs is not None else []), *self.annotations]
 
     def options(self) -> dict[str, str | int | bool | None]:
         """What changes the content of the shards, beside the input."""

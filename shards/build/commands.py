@@ -44,6 +44,7 @@ def run_build(arguments: argparse.Namespace) -> int:
         images=arguments.images,
         out=arguments.out,
         scene_graphs=arguments.scene_graphs,
+        annotations=arguments.annotations,
         limit=arguments.limit,
         workers=arguments.workers,
         on_missing=arguments.on_missing,
@@ -59,7 +60,8 @@ def run_build(arguments: argparse.Namespace) -> int:
         say(f"{request.out}: stopped; nothing half-written is left", error=True)
         raise
     say(f"{request.out}: {'built' if is_new else 'already built, nothing changed'}: {_one_line(index)}")
-    if warning := unmatched_answers(index.answers):
+    takes_lower_case = "lowercase_answers" in READERS[request.format].options
+    if takes_lower_case and (warning := unmatched_answers(index.answers)):
         say(f"{request.out}: warning: {warning}", error=True)
     return 0
 
@@ -103,8 +105,8 @@ def describe(index: SplitIndex) -> dict[str, Any]:
         "counts": index.counts,
         "shards": len(index.shards),
         "bytes": sum(shard.bytes for shard in index.shards),
-        "structural": _most_first(index.types.get("structural", {})),
-        "semantic": _most_first(index.types.get("semantic", {})),
+        **{name: _most_first(index.types.get(name, {})) for name in {"structural": {}, "semantic": {}} | index.types},
+        "classifications": list({"structural": {}, "semantic": {}} | index.types),
         "answer_vocabulary": len(index.answers),
         "answer_groups": len(index.groups),
         "answers": _most_first(index.answers),
@@ -124,6 +126,14 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", required=True, type=Path, metavar="DIR", help="the directory of images")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the directory of shards to make")
     parser.add_argument("--scene-graphs", type=Path, metavar="F", help="GQA's scene graphs: adds boxes to questions")
+    parser.add_argument(
+        "--annotations",
+        nargs="+",
+        type=Path,
+        metavar="F",
+        default=[],
+        help="VQA's annotations of the questions; without them there are no answers",
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="pack the first N images only")
     parser.add_argument("--workers", type=int, metavar="N", default=_cores(), help="processes (default: the cores)")
     parser.add_argument("--on-missing", choices=("fail", "skip"), default="fail", help="images missing or unreadable")
@@ -171,9 +181,10 @@ def _table(facts: dict[str, Any]) -> list[str]:
     }
     lines += _rows(numbers.items())
     questions = facts["counts"]["questions"]
-    for name in ("structural", "semantic"):
+    for name in facts["classifications"]:
         if facts[name]:
-            lines += ["", f"{name} type", *_rows(facts[name].items(), questions)]
+            title = name.removesuffix("_type").replace("_", " ")
+            lines += ["", f"{title} type", *_rows(facts[name].items(), questions)]
     if facts["answers"]:
         top = list(facts["answers"].items())[:TOP_ANSWERS]
         lines += ["", f"most frequent answers ({len(top)} of {facts['answer_vocabulary']})", *_rows(top, questions)]

@@ -1,4 +1,4 @@
-"""Questions grouped by image on disk, so that memory does not grow with the number of questions."""
+"""Items grouped by sample on disk, so that memory does not grow with their number."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -10,27 +10,23 @@ import msgspec
 
 from shards.annotations.seam import Annotation
 from shards.errors import DataError
-from shards.format.records import Question
 
 CACHE_MIB = 64
 ROWS_AT_ONCE = 2000
 
 
-class ImageQuestions(NamedTuple):
-    """An image with its questions, each as `encode_question` wrote it, sorted by question id."""
+class Group(NamedTuple):
+    """A sample with its items, each as JSON, sorted by item id."""
 
-    image_id: str
-    image_ref: str
-    questions: list[bytes]
+    sample_id: str
+    refs: tuple[str, ...]
+    """The files of its images."""
+    items: list[bytes]
 
 
 _encoder = msgspec.json.Encoder(order="deterministic")
-_decoder = msgspec.json.Decoder(Question)
-
-
-def decode_question(data: bytes) -> Question:
-    """A question as the table holds it."""
-    return _decoder.decode(data)
+_BETWEEN_REFS = "\0"
+"""No file name has one."""
 
 
 class Grouping:
@@ -78,13 +74,14 @@ class Grouping:
         Raises:
             DataError: the text cannot be stored (half of a surrogate pair).
         """
-        image_id, ref, question = annotation
+        sample_id, refs, item = annotation
         try:
-            body = _encoder.encode(question)
-            image_id.encode()
+            body = _encoder.encode(item)
+            sample_id.encode()
         except UnicodeEncodeError as error:
-            raise DataError(f"question {question.question_id!a} of image {image_id!a}: {error}") from None
-        self._rows.append((image_id, None if ref == image_id else ref, question.question_id, source, body))
+            raise DataError(f"question {item.item_id!a} of image {sample_id!a}: {error}") from None
+        ref = None if refs == (sample_id,) else _BETWEEN_REFS.join(refs)
+        self._rows.append((sample_id, ref, item.item_id, source, body))
         if len(self._rows) >= ROWS_AT_ONCE:
             self._flush()
 
@@ -114,25 +111,25 @@ class Grouping:
         self._refuse_two_files()
         return dropped
 
-    def refs(self) -> Iterator[tuple[str, str]]:
-        """(image_id, image_ref) of every image, sorted by image id."""
-        for image_id, ref in self._database.execute(
+    def refs(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """(sample id, files of its images) of every sample, sorted by id."""
+        for sample_id, ref in self._database.execute(
             "SELECT image, min(ref) FROM question GROUP BY image ORDER BY image"
         ):
-            yield image_id, image_id if ref is None else ref
+            yield sample_id, _refs(sample_id, ref)
 
-    def images(self) -> Iterator[ImageQuestions]:
-        """Every image with its questions, sorted by image id."""
+    def groups(self) -> Iterator[Group]:
+        """Every sample with its items, sorted by id."""
         rows = self._database.execute("SELECT image, ref, body FROM question INDEXED BY by_image ORDER BY image, id")
-        image: ImageQuestions | None = None
-        for image_id, ref, body in rows:
-            if image is None or image.image_id != image_id:
-                if image is not None:
-                    yield image
-                image = ImageQuestions(image_id, image_id if ref is None else ref, [])
-            image.questions.append(body)
-        if image is not None:
-            yield image
+        group: Group | None = None
+        for sample_id, ref, body in rows:
+            if group is None or group.sample_id != sample_id:
+                if group is not None:
+                    yield group
+                group = Group(sample_id, _refs(sample_id, ref), [])
+            group.items.append(body)
+        if group is not None:
+            yield group
 
     def _flush(self) -> None:
         self._database.executemany("INSERT INTO question VALUES (?, ?, ?, ?, ?)", self._rows)
@@ -160,7 +157,12 @@ class Grouping:
             "SELECT image, min(coalesce(ref, image)), max(coalesce(ref, image)) FROM question "
             "GROUP BY image HAVING min(coalesce(ref, image)) <> max(coalesce(ref, image)) LIMIT 1"
         )
-        for image_id, one, other in self._database.execute(query):
+        for image_id, *both in self._database.execute(query):
+            shown = [" and ".join(map(repr, stored.split(_BETWEEN_REFS))) for stored in both]
             raise DataError(
-                f"image id {image_id!r} stands for two files, {one!r} and {other!r}; an id must name one image"
+                f"image id {image_id!r} stands for two files, {shown[0]} and {shown[1]}; an id must name one image"
             )
+
+
+def _refs(sample_id: str, stored: str | None) -> tuple[str, ...]:
+    return (sample_id,) if stored is None else tuple(stored.split(_BETWEEN_REFS))

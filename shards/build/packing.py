@@ -1,4 +1,4 @@
-"""One image and its questions become one sample, in as many processes as there are cores; order never changes."""
+"""Images and the items about them become one sample, in as many processes as there are cores; order never changes."""
 
 import hashlib
 import os
@@ -13,12 +13,12 @@ from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from shards.build.grouping import decode_question
-from shards.build.tally import Kind, tally
-from shards.build.tar_writer import Sample
+from shards.annotations import READERS
+from shards.build.tally import tally
+from shards.build.tar_writer import EncodedImage, Sample
 from shards.errors import UserError
 from shards.format.images import MissingImage, UnreadableImage, decode_image, find_image, read_image, shrink
-from shards.format.records import ImageSample, encode_sample
+from shards.format.records import Kind, Picture, encode_sample
 
 AHEAD = 4
 """Tasks in flight per process: bounds memory, and hides one slow image."""
@@ -29,20 +29,26 @@ R = TypeVar("R")
 
 
 class Source(NamedTuple):
-    """Where an image is."""
+    """Where the images of a sample are."""
 
-    image_id: str
-    image_ref: str
+    sample_id: str
+    refs: tuple[str, ...]
     directory: Path
     endings: tuple[str, ...]
 
+    @property
+    def image_ids(self) -> tuple[str, ...]:
+        """The sample's id for its only image; of several, what the annotations call each one's file."""
+        return (self.sample_id,) if len(self.refs) == 1 else self.refs
+
 
 class Task(NamedTuple):
-    """What a process needs to pack one image."""
+    """What a process needs to pack one sample."""
 
     source: Source
-    questions: list[bytes]
+    items: list[bytes]
     resize: int | None
+    format: str
 
 
 class Packed(NamedTuple):
@@ -54,11 +60,12 @@ class Packed(NamedTuple):
 
 
 class Unusable(NamedTuple):
-    """An image that cannot be packed."""
+    """A sample that cannot be packed, because of one of its images."""
 
-    image_id: str
+    source: Source
     image_ref: str
-    num_questions: int
+    """That image."""
+    num_items: int
     reason: str
     message: str
     fingerprint: str
@@ -71,40 +78,36 @@ class _File(NamedTuple):
 
 
 def pack(task: Task) -> Packed | Unusable:
-    """Read, decode and, if asked, resize one image, and put its questions beside it.
+    """Read, decode and, if asked, resize the images of a sample, and put its items beside them.
 
     Raises:
         DataError: the annotation's path leads out of the image directory.
     """
-    image_id, ref, _, _ = task.source
-    found = _load(task.source)
-    mark = _fingerprint(image_id, found)
-    try:
-        if found.error is not None:
-            raise found.error
-        decoded = decode_image(found.data, found.path)
-    except (MissingImage, UnreadableImage) as error:
-        reason = "missing" if isinstance(error, MissingImage) else "unreadable"
-        message = f"{error} (image {image_id!r}, {len(task.questions)} questions)"
-        return Unusable(image_id, ref, len(task.questions), reason, message, mark)
-    questions = tuple(decode_question(body) for body in task.questions)
-    smaller = shrink(decoded, task.resize) if task.resize else None
-    width, height = decoded.size
-    text = encode_sample(ImageSample(image_id=image_id, width=width, height=height, questions=questions))
-    sample = Sample(
-        image_id=image_id,
-        image_ref=ref,
-        extension=decoded.extension if smaller is None else "jpg",
-        image=found.data if smaller is None else smaller,
-        json=text,
-        num_questions=len(questions),
-    )
-    return Packed(sample, tally(questions), mark)
+    source, found = task.source, _load(task.source)
+    mark = _fingerprint(source, found)
+    images, pictures = [], []
+    for image_id, ref, file in zip(source.image_ids, source.refs, found, strict=True):
+        try:
+            if file.error is not None:
+                raise file.error
+            decoded = decode_image(file.data, file.path)
+        except (MissingImage, UnreadableImage) as error:
+            reason = "missing" if isinstance(error, MissingImage) else "unreadable"
+            message = f"{error} ({_named(source)}, {len(task.items)} questions)"
+            return Unusable(source, ref, len(task.items), reason, message, mark)
+        smaller = shrink(decoded, task.resize) if task.resize else None
+        extension, data = (decoded.extension, file.data) if smaller is None else ("jpg", smaller)
+        images.append(EncodedImage(ref, extension, data))
+        pictures.append(Picture(image_id=image_id, width=decoded.size[0], height=decoded.size[1]))
+    reader = READERS[task.format]
+    items = [reader.decode_item(body) for body in task.items]
+    text = encode_sample(reader.sample.of(source.sample_id, pictures, items))
+    return Packed(Sample(source.sample_id, tuple(images), text, len(items)), tally(items), mark)
 
 
 def fingerprint(source: Source) -> str:
-    """A line that changes when the source image does: id, file name, sha256 of the content."""
-    return _fingerprint(source.image_id, _load(source))
+    """Lines that change when the source images do: for each its id, file name, sha256 of the content."""
+    return _fingerprint(source, _load(source))
 
 
 def map_in_order(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterator[R]:
@@ -140,17 +143,28 @@ def map_in_order(function: Callable[[T], R], tasks: Iterable[T], workers: int) -
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _load(source: Source) -> _File:
+def _named(source: Source) -> str:
+    return f"image {source.sample_id!r}" if len(source.refs) == 1 else f"one of the images of {source.sample_id!r}"
+
+
+def _load(source: Source) -> list[_File]:
+    return [_load_image(source, ref) for ref in source.refs]
+
+
+def _load_image(source: Source, ref: str) -> _File:
     path: Path | None = None
     try:
-        path = find_image(source.directory, source.image_ref, source.endings)
+        path = find_image(source.directory, ref, source.endings)
         return _File(path, read_image(path), None)
     except (MissingImage, UnreadableImage) as error:
         return _File(path, b"", error)
 
 
-def _fingerprint(image_id: str, file: _File) -> str:
-    return f"{image_id}\0{file.path.name if file.path else ''}\0{hashlib.sha256(file.data).hexdigest()}\n"
+def _fingerprint(source: Source, files: list[_File]) -> str:
+    return "".join(
+        f"{image_id}\0{file.path.name if file.path else ''}\0{hashlib.sha256(file.data).hexdigest()}\n"
+        for image_id, file in zip(source.image_ids, files, strict=True)
+    )
 
 
 @contextmanager

@@ -17,9 +17,8 @@ from shards.progress import Progress
 
 def hash_sources(request: BuildRequest, files: Sequence[Path]) -> list[Source]:
     """Every annotation file with its digest, sorted: the order on the command line means nothing."""
-    paths = [*files, *([request.scene_graphs] if request.scene_graphs else [])]
     sources = []
-    for path in paths:
+    for path in [*files, *request.beside]:
         try:
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -60,16 +59,17 @@ def is_whole(index: SplitIndex, directory: Path) -> bool:
 def images_digest(index: SplitIndex, request: BuildRequest) -> str:
     """The digest over the source images as they are now; the packed and the skipped ones, by image id."""
     packed = (
-        pair
+        (sample_id, tuple(refs[image] for image in shard.images_of(position)))
         for shard in index.shards
-        for pair in zip(shard.image_ids, shard.image_refs or shard.image_ids, strict=True)
+        for refs in [shard.image_refs or shard.image_ids]
+        for position, sample_id in enumerate(shard.image_ids)
     )
-    skipped = ((image.image_id, image.image_ref) for image in index.skipped)
+    skipped = ((skip.image_id, tuple(skip.image_refs or [skip.image_ref])) for skip in index.skipped)
     endings = READERS[request.format].endings
-    images = [ImageSource(*pair, request.images, endings) for pair in merge(packed, skipped)]
+    samples = [ImageSource(*pair, request.images, endings) for pair in merge(packed, skipped)]
     digest = hashlib.sha256()
-    with Progress("comparing images", len(images), "images", show=request.show_progress) as progress:
-        for line in map_in_order(fingerprint, images, request.workers):
-            digest.update(line.encode())
+    with Progress("comparing images", len(samples), "images", show=request.show_progress) as progress:
+        for lines in map_in_order(fingerprint, samples, request.workers):
+            digest.update(lines.encode())
             progress.advance()
     return digest.hexdigest()

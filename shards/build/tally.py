@@ -1,19 +1,10 @@
-"""What an index counts about questions; a tally of parts is the sum of their tallies."""
+"""What an index counts about items; a tally of parts is the sum of their tallies."""
 
 from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from shards.format.records import Question
-
-
-class Kind(NamedTuple):
-    """What is counted: questions that agree in all of these count as equal."""
-
-    answer: str | None
-    group: str | None
-    structural: str | None
-    semantic: str | None
+from shards.format.records import Item, Kind
 
 
 class Summary(NamedTuple):
@@ -26,27 +17,25 @@ class Summary(NamedTuple):
     types: dict[str, dict[str, int]]
 
 
-def tally(questions: Iterable[Question]) -> Counter[Kind]:
-    """Count questions by kind."""
-    return Counter(
-        Kind(question.answer, question.groups.global_, question.types.structural, question.types.semantic)
-        for question in questions
-    )
+def tally(items: Iterable[Item]) -> Counter[Kind]:
+    """Count items by kind."""
+    return Counter(item.kind for item in items)
 
 
 def summarise(kinds: Counter[Kind]) -> Summary:
     """The tables of an index from a tally. A group's answers count only questions that have an answer."""
     answers: Counter[str] = Counter()
     groups: dict[str, Counter[str]] = {}
-    types: dict[str, Counter[str]] = {"structural": Counter(), "semantic": Counter()}
+    types: dict[str, Counter[str]] = {}
     for kind, count in kinds.items():
         if kind.answer is not None:
             answers[kind.answer] += count
             if kind.group is not None:
                 groups.setdefault(kind.group, Counter())[kind.answer] += count
-        for table in types:
-            if (name := getattr(kind, table)) is not None:
-                types[table][name] += count
+        for classification, name in kind.types:
+            table = types.setdefault(classification, Counter())
+            if name is not None:
+                table[name] += count
     return Summary(
         questions=kinds.total(),
         answered=answers.total(),

@@ -5,9 +5,12 @@ import importlib
 import os
 import sys
 import tarfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from msgspec import UNSET
 
 from shards.format.index import Shard
 
@@ -15,20 +18,37 @@ BLOCK = tarfile.BLOCKSIZE
 MEMBER_MODE = 0o444
 
 
-class Sample(NamedTuple):
-    """One image, encoded, and its JSON."""
+class EncodedImage(NamedTuple):
+    """An image as it goes into a shard."""
 
-    image_id: str
-    image_ref: str
+    ref: str
+    """What the annotations call its file."""
     extension: str
-    image: bytes
+    data: bytes
+
+
+class Sample(NamedTuple):
+    """The images of a sample, encoded, and its JSON."""
+
+    sample_id: str
+    images: tuple[EncodedImage, ...]
     json: bytes
-    num_questions: int
+    num_items: int
 
 
-def sample_key(image: int) -> str:
-    """The name of an image's members, by its number in the split."""
-    return f"{image:09d}"
+def sample_key(sample: int) -> str:
+    """The name of a sample's members, by its number in the split."""
+    return f"{sample:09d}"
+
+
+def image_extensions(extensions: Sequence[str]) -> list[str]:
+    """What follows the key of a sample in the names of its images: `jpg`, or `0.jpg` and `1.jpg` where there are two.
+
+    A webdataset pipeline takes what stands behind the first dot of a name as the field of the sample.
+    """
+    if len(extensions) == 1:
+        return list(extensions)
+    return [f"{number}.{extension}" for number, extension in enumerate(extensions)]
 
 
 def shard_name(shard: int) -> str:
@@ -44,8 +64,8 @@ def padded(size: int) -> int:
 class TarShards:
     """Writes `000000.tar`, `000001.tar`, ... into a directory, each with webdataset's writer.
 
-    A sample is `KEY.jpg|png|webp`, then `KEY.json`. A tar is closed before it would exceed `shard_bytes`; a sample
-    larger than that gets a tar of its own.
+    A sample is `KEY.jpg|png|webp` (of several images `KEY.0.jpg`, `KEY.1.jpg`, ...), then `KEY.json`. A tar is closed
+    before it would exceed `shard_bytes`; a sample larger than that gets a tar of its own.
     """
 
     def __init__(self, directory: Path, shard_bytes: int) -> None:
@@ -76,27 +96,39 @@ class TarShards:
             self._open.abandon()
 
 
+class _Member(NamedTuple):
+    """A file in a tar: where its data begins, and how many bytes it has."""
+
+    name: str
+    offset: int
+    size: int
+
+
 class _OpenTar:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._at = 0
         self._samples: list[Sample] = []
-        self._offsets: list[tuple[int, int]] = []
-        self._members: list[tuple[str, int, int]] = []
+        self._image_members: list[_Member] = []
+        self._json_members: list[_Member] = []
+        self._members: list[_Member] = []
         self._file = path.open("wb")
         self._tar = _webdataset_writer()(self._file, user="", group="", mode=MEMBER_MODE, mtime=0, encoder=False)
 
     def size_with(self, sample: Sample) -> int:
         """Bytes of the tar if this sample were its last: two blocks end it, and it is filled up to whole records."""
-        end = self._at + 2 * BLOCK + padded(len(sample.image)) + padded(len(sample.json)) + 2 * BLOCK
+        sizes = [*(len(image.data) for image in sample.images), len(sample.json)]
+        end = self._at + sum(BLOCK + padded(size) for size in sizes) + 2 * BLOCK
         return -(-end // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
     def add(self, key: str, sample: Sample) -> None:
-        # Two calls, because one would sort the members by extension and put a png behind its json.
-        image = self._member(key, sample.extension, sample.image)
-        text = self._member(key, "json", sample.json)
-        self._offsets.append((image, text))
-        self._samples.append(sample._replace(image=b"", json=b""))
+        # A call for each member, because one would sort them by extension and put a png behind its json.
+        extensions = image_extensions([image.extension for image in sample.images])
+        for extension, image in zip(extensions, sample.images, strict=True):
+            self._image_members.append(self._member(key, extension, image.data))
+        self._json_members.append(self._member(key, "json", sample.json))
+        images = tuple(image._replace(data=b"") for image in sample.images)
+        self._samples.append(sample._replace(images=images, json=b""))
 
     def finish(self) -> Shard:
         self._tar.close()
@@ -108,20 +140,22 @@ class _OpenTar:
         assert found == self._members, f"{self._path}: the finished tar holds other members than were written"
         with self._path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        refs = [sample.image_ref for sample in self._samples]
-        ids = [sample.image_id for sample in self._samples]
+        images = [image for sample in self._samples for image in sample.images]
+        refs, ids = [image.ref for image in images], [sample.sample_id for sample in self._samples]
+        counts = [len(sample.images) for sample in self._samples]
         return Shard(
             name=self._path.name,
             bytes=self._path.stat().st_size,
             sha256=digest,
             image_ids=ids,
-            image_formats=[sample.extension for sample in self._samples],
-            image_offsets=[image for image, _ in self._offsets],
-            image_bytes=[size for _, _, size in self._members[0::2]],
-            json_offsets=[text for _, text in self._offsets],
-            json_bytes=[size for _, _, size in self._members[1::2]],
-            num_questions=[sample.num_questions for sample in self._samples],
+            image_formats=[image.extension for image in images],
+            image_offsets=[member.offset for member in self._image_members],
+            image_bytes=[member.size for member in self._image_members],
+            json_offsets=[member.offset for member in self._json_members],
+            json_bytes=[member.size for member in self._json_members],
+            num_questions=[sample.num_items for sample in self._samples],
             image_refs=[] if refs == ids else refs,
+            images_per_sample=UNSET if set(counts) == {1} else counts,
         )
 
     def abandon(self) -> None:
@@ -131,12 +165,12 @@ class _OpenTar:
         with suppress(OSError):
             self._file.close()
 
-    def _member(self, key: str, extension: str, data: bytes) -> int:
+    def _member(self, key: str, extension: str, data: bytes) -> "_Member":
         self._tar.write({"__key__": key, extension: data})
-        offset = self._at + BLOCK
-        self._at = offset + padded(len(data))
-        self._members.append((f"{key}.{extension}", offset, len(data)))
-        return offset
+        member = _Member(f"{key}.{extension}", self._at + BLOCK, len(data))
+        self._at = member.offset + padded(member.size)
+        self._members.append(member)
+        return member
 
 
 def _webdataset_writer() -> Any:

@@ -12,15 +12,17 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
+from msgspec import UNSET
 from numpy.typing import NDArray
 
+from shards.annotations import READERS, reader_of
 from shards.build.packing import map_in_order
-from shards.build.tally import Kind, summarise, tally
-from shards.build.tar_writer import BLOCK, padded, sample_key, shard_name
+from shards.build.tally import summarise, tally
+from shards.build.tar_writer import BLOCK, image_extensions, padded, sample_key, shard_name
 from shards.errors import DataError
 from shards.format.images import UnreadableImage, decode_image, resized_size
 from shards.format.index import INDEX_NAME, Shard, SplitIndex, decode_index, is_intact, read_index_bytes
-from shards.format.records import ImageSample, decode_sample
+from shards.format.records import Kind, Picture, Sample, decode_sample
 from shards.progress import Progress
 
 
@@ -39,8 +41,9 @@ class _Part(NamedTuple):
 
     directory: Path
     shard: Shard
-    first_image: int
+    first_sample: int
     resize: int | None
+    format: str
 
 
 class _Seen(NamedTuple):
@@ -68,6 +71,7 @@ def verify_shards(directory: Path, *, workers: int = 0, show_progress: bool = Fa
     path = directory / INDEX_NAME
     try:
         index = decode_index(data, path)
+        reader_of(index, directory)
     except DataError as error:
         return Report([str(error)], 0, 0, 0, 0)
     faults = [] if is_intact(data) else [f"{INDEX_NAME}: its digest does not fit its content"]
@@ -92,20 +96,24 @@ def verify_shards(directory: Path, *, workers: int = 0, show_progress: bool = Fa
 def _parts(directory: Path, index: SplitIndex) -> Iterator[_Part]:
     resize = index.options.get("resize")
     for shard, first in zip(index.shards, index.first_image[:-1], strict=True):
-        yield _Part(directory, shard, int(first), resize if isinstance(resize, int) else None)
+        yield _Part(directory, shard, int(first), resize if isinstance(resize, int) else None, index.reader)
 
 
 def _table_faults(index: SplitIndex) -> list[str]:
     """Lists that do not fit together: nothing can be looked up with them."""
     faults = []
     for shard in index.shards:
-        lists = ("image_formats", "image_offsets", "image_bytes", "json_offsets", "json_bytes", "num_questions")
-        lengths = {name: len(getattr(shard, name)) for name in lists}
-        if shard.image_refs:
-            lengths["image_refs"] = len(shard.image_refs)
-        for name, length in lengths.items():
-            if length != len(shard.image_ids):
-                faults.append(f"{INDEX_NAME}: {shard.name}: {length} {name} for {len(shard.image_ids)} images")
+        per_sample = ["json_offsets", "json_bytes", "num_questions"]
+        if shard.images_per_sample is not UNSET:
+            per_sample.append("images_per_sample")
+        per_image = ["image_formats", "image_offsets", "image_bytes", *(["image_refs"] if shard.image_refs else [])]
+        num_samples = len(shard.image_ids)
+        num_images = num_samples if shard.images_per_sample is UNSET else sum(shard.images_per_sample)
+        for names, expected in ((per_image, num_images), (per_sample, num_samples)):
+            for name in names:
+                length = len(getattr(shard, name))
+                if length != expected:
+                    faults.append(f"{INDEX_NAME}: {shard.name}: {length} {name} for {expected} images")
     return faults
 
 
@@ -143,8 +151,8 @@ def _look_at_shard(part: _Part) -> _Seen:
             if digest != shard.sha256:
                 faults.append(f"{shard.name}: sha256 {digest}; the index says {shard.sha256}")
             for sample in _samples(file.fileno(), part, faults):
-                kinds.update(tally(sample.questions))
-                hashes.write(b"".join(_hash_id(question.question_id) for question in sample.questions))
+                kinds.update(tally(sample.items))
+                hashes.write(b"".join(_hash_id(item.item_id) for item in sample.items))
     except FileNotFoundError:
         faults.append(f"{shard.name}: missing")
     except OSError as error:
@@ -152,22 +160,44 @@ def _look_at_shard(part: _Part) -> _Seen:
     return _Seen(faults, kinds, hashes.getvalue(), size)
 
 
-def _samples(descriptor: int, part: _Part, faults: list[str]) -> Iterator[ImageSample]:
+def _samples(descriptor: int, part: _Part, faults: list[str]) -> Iterator[Sample]:
     """The samples of a shard that can be read; what is wrong goes to `faults`."""
     shard, end = part.shard, 0
-    for position, extension in enumerate(shard.image_formats):
-        key = sample_key(part.first_image + position)
-        image_member = (f"{key}.{extension}", shard.image_offsets[position], shard.image_bytes[position])
-        json_member = (f"{key}.json", shard.json_offsets[position], shard.json_bytes[position])
-        for name, offset, size in (image_member, json_member):
+    for position in range(len(shard.image_ids)):
+        key = sample_key(part.first_sample + position)
+        images = _image_members(part, position)
+        members = [(image.name, image.offset, image.size) for image in images]
+        members.append((f"{key}.json", shard.json_offsets[position], shard.json_bytes[position]))
+        for name, offset, size in members:
             if offset != end + BLOCK:
                 faults.append(f"{shard.name}: {name} at {offset}; expected {end + BLOCK}, behind the member before it")
             end = offset + padded(size)
             faults += [f"{shard.name}: {name}: {what}" for what in _header_faults(descriptor, name, offset, size)]
-        sample = _json_member(descriptor, part, position, faults)
-        _check_image(descriptor, part, position, sample, faults)
+        sample = _json_member(descriptor, part, position, len(images), faults)
+        pictures = sample.pictures if sample is not None else [None] * len(images)
+        for image, picture in zip(images, pictures, strict=True):
+            _check_image(descriptor, part, image, picture, faults)
         if sample is not None:
             yield sample
+
+
+class _ImageMember(NamedTuple):
+    """An image of a sample as the index has it."""
+
+    name: str
+    extension: str
+    offset: int
+    size: int
+
+
+def _image_members(part: _Part, position: int) -> list[_ImageMember]:
+    shard, images = part.shard, part.shard.images_of(position)
+    key = sample_key(part.first_sample + position)
+    extensions = [shard.image_formats[image] for image in images]
+    return [
+        _ImageMember(f"{key}.{ending}", extension, shard.image_offsets[image], shard.image_bytes[image])
+        for image, extension, ending in zip(images, extensions, image_extensions(extensions), strict=True)
+    ]
 
 
 def _header_faults(descriptor: int, name: str, offset: int, size: int) -> list[str]:
@@ -183,41 +213,42 @@ def _header_faults(descriptor: int, name: str, offset: int, size: int) -> list[s
     )
 
 
-def _json_member(descriptor: int, part: _Part, position: int, faults: list[str]) -> ImageSample | None:
+def _json_member(descriptor: int, part: _Part, position: int, num_images: int, faults: list[str]) -> Sample | None:
     shard = part.shard
-    where = f"{shard.name}: {sample_key(part.first_image + position)}.json"
+    where = f"{shard.name}: {sample_key(part.first_sample + position)}.json"
     try:
-        sample = decode_sample(_read(descriptor, shard.json_offsets[position], shard.json_bytes[position]))
+        data = _read(descriptor, shard.json_offsets[position], shard.json_bytes[position])
+        sample = decode_sample(data, READERS[part.format].sample)
     except (msgspec.DecodeError, ValueError) as error:
         faults.append(f"{where}: not a sample: {error}")
         return None
-    if sample.image_id != shard.image_ids[position]:
-        faults.append(f"{where}: image id {sample.image_id!r}; the index says {shard.image_ids[position]!r}")
-    if len(sample.questions) != shard.num_questions[position]:
-        faults.append(f"{where}: {len(sample.questions)} questions; the index says {shard.num_questions[position]}")
-    ids = [question.question_id for question in sample.questions]
+    if sample.sample_id != shard.image_ids[position]:
+        faults.append(f"{where}: image id {sample.sample_id!r}; the index says {shard.image_ids[position]!r}")
+    if len(sample.pictures) != num_images:
+        faults.append(f"{where}: {len(sample.pictures)} images; the index says {num_images}")
+        return None
+    if len(sample.items) != shard.num_questions[position]:
+        faults.append(f"{where}: {len(sample.items)} questions; the index says {shard.num_questions[position]}")
+    ids = [item.item_id for item in sample.items]
     if ids != sorted(ids):
         faults.append(f"{where}: questions are not in the order of their ids")
     return sample
 
 
-def _check_image(descriptor: int, part: _Part, position: int, sample: ImageSample | None, faults: list[str]) -> None:
-    shard = part.shard
-    extension = shard.image_formats[position]
-    where = f"{shard.name}: {sample_key(part.first_image + position)}.{extension}"
+def _check_image(descriptor: int, part: _Part, image: _ImageMember, picture: Picture | None, faults: list[str]) -> None:
+    where = f"{part.shard.name}: {image.name}"
     try:
-        data = _read(descriptor, shard.image_offsets[position], shard.image_bytes[position])
-        decoded = decode_image(data, where)
+        decoded = decode_image(_read(descriptor, image.offset, image.size), where)
     except UnreadableImage as error:
         faults.append(str(error))
         return
     except ValueError as error:
         faults.append(f"{where}: {error}")
         return
-    if decoded.extension != extension:
-        faults.append(f"{where}: the image is a {decoded.extension}; the index says {extension}")
-    if sample is not None:
-        size = (sample.width, sample.height)
+    if decoded.extension != image.extension:
+        faults.append(f"{where}: the image is a {decoded.extension}; the index says {image.extension}")
+    if picture is not None:
+        size = (picture.width, picture.height)
         expected = resized_size(*size, part.resize) if part.resize and min(size) > 0 else size
         if decoded.size != expected:
             faults.append(
@@ -247,9 +278,9 @@ def _duplicate_ids(directory: Path, index: SplitIndex, hashes: NDArray[np.uint64
     for part in _parts(directory, index):
         with (directory / part.shard.name).open("rb") as file:
             for sample in _samples(file.fileno(), part, []):
-                for question in sample.questions:
-                    if _hash_id(question.question_id) in suspects:
-                        places.setdefault(question.question_id, []).append(f"image {sample.image_id!r}")
+                for item in sample.items:
+                    if _hash_id(item.item_id) in suspects:
+                        places.setdefault(item.item_id, []).append(f"image {sample.sample_id!r}")
     return [
         f"question id {question_id!r} occurs {len(images)} times: {', '.join(images)}"
         for question_id, images in places.items()

@@ -9,20 +9,21 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from msgspec import UNSET
+
 from shards.annotations import READERS
-from shards.annotations.scene_graphs import SceneGraphs
 from shards.build.build_request import SHARD_BYTES, BuildRequest, OnMissing
 from shards.build.grouping import Grouping
 from shards.build.output_directory import claimed, discard_unfinished, present_index, publish, staging_in
 from shards.build.packing import Packed, Task, Unusable, map_in_order, pack
 from shards.build.packing import Source as ImageSource
 from shards.build.same_input import hash_sources, images_digest, is_whole, refuse_another
-from shards.build.tally import Kind, summarise
+from shards.build.tally import summarise
 from shards.build.tar_writer import TarShards
 from shards.errors import DataError
 from shards.format.images import MissingImage, find_image
 from shards.format.index import Shard, SkippedImage, Source, SplitIndex, read_index
-from shards.format.records import with_lowercase_answer
+from shards.format.records import Kind, with_lowercase_answer
 from shards.progress import Progress
 
 
@@ -41,6 +42,7 @@ def build_shards(
     images: Path,
     out: Path,
     scene_graphs: Path | None = None,
+    annotations: Sequence[Path] = (),
     limit: int | None = None,
     workers: int = 0,
     on_missing: OnMissing = "fail",
@@ -64,6 +66,7 @@ def build_shards(
         images=images,
         out=out,
         scene_graphs=scene_graphs,
+        annotations=annotations,
         limit=limit,
         workers=workers,
         on_missing=on_missing,
@@ -130,21 +133,21 @@ def read_and_group(request: BuildRequest, files: list[Path], grouping: Grouping,
         How many questions were left out: duplicate_questions, unbalanced_questions.
     """
     reader = READERS[request.format]
-    paths = [*files, *([request.scene_graphs] if request.scene_graphs else [])]
-    total = sum(path.stat().st_size for path in paths)
+    total = sum(path.stat().st_size for path in [*files, *request.beside])
     unbalanced = 0
     with (
         Progress("reading annotations", total, "bytes", show=request.show_progress) as progress,
-        closing(SceneGraphs(request.scene_graphs, scratch / "scenes.sqlite", progress.advance)) as scenes,
+        closing(reader.beside(request.beside, scratch / "beside.sqlite", progress.advance)) as beside,
     ):
         for number, path in enumerate(files):
-            for annotation in reader.read(path, scenes, progress.advance):
-                if request.balanced_only and not annotation.question.is_balanced:
+            for annotation in reader.read(path, beside, progress.advance):
+                if request.balanced_only and not annotation.item.is_balanced:
                     unbalanced += 1
                     continue
                 if request.lowercase_answers:
-                    annotation = annotation._replace(question=with_lowercase_answer(annotation.question))
+                    annotation = annotation._replace(item=with_lowercase_answer(annotation.item))
                 grouping.add(annotation, number)
+        beside.finish()
     return {"duplicate_questions": grouping.seal(files), "unbalanced_questions": unbalanced}
 
 
@@ -184,14 +187,14 @@ def _check_images(request: BuildRequest, grouping: Grouping) -> int:
     endings = READERS[request.format].endings
     total = missing = 0
     first: MissingImage | None = None
-    for image_id, ref in islice(grouping.refs(), request.limit if request.on_missing == "fail" else None):
+    for sample_id, refs in islice(grouping.refs(), request.limit if request.on_missing == "fail" else None):
         total += 1
-        if request.on_missing == "fail":
+        for ref in refs if request.on_missing == "fail" else ():
             try:
                 find_image(request.images, ref, endings)
             except MissingImage as error:
                 missing += 1
-                first = first or MissingImage(f"{error} (image {image_id!r})")
+                first = first or MissingImage(f"{error} (image {sample_id!r})")
     if first is not None:
         raise DataError(f"{first}; missing are {missing} of {total} images; --on-missing skip leaves them out")
     if total == 0:
@@ -204,8 +207,13 @@ def _packed(request: BuildRequest, grouping: Grouping) -> Iterator[Packed | Unus
     """Packed images in the order of their ids, up to the limit; skipped ones do not count."""
     endings = READERS[request.format].endings
     tasks = (
-        Task(ImageSource(image.image_id, image.image_ref, request.images, endings), image.questions, request.resize)
-        for image in grouping.images()
+        Task(
+            ImageSource(group.sample_id, group.refs, request.images, endings),
+            group.items,
+            request.resize,
+            request.format,
+        )
+        for group in grouping.groups()
     )
     results = map_in_order(pack, tasks, request.workers)
     count = 0
@@ -219,11 +227,16 @@ def _packed(request: BuildRequest, grouping: Grouping) -> Iterator[Packed | Unus
         results.close()
 
 
-def _skip(image: Unusable, on_missing: str) -> SkippedImage:
+def _skip(unusable: Unusable, on_missing: str) -> SkippedImage:
     if on_missing == "fail":
-        raise DataError(f"{image.message}; --on-missing skip leaves it out")
+        raise DataError(f"{unusable.message}; --on-missing skip leaves it out")
+    refs = unusable.source.refs
     return SkippedImage(
-        image_id=image.image_id, image_ref=image.image_ref, num_questions=image.num_questions, reason=image.reason
+        image_id=unusable.source.sample_id,
+        image_ref=unusable.image_ref,
+        num_questions=unusable.num_items,
+        reason=unusable.reason,
+        image_refs=UNSET if len(refs) == 1 else list(refs),
     )
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 import msgspec
@@ -25,8 +26,8 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
 
 
-class Shard(msgspec.Struct, frozen=True, kw_only=True):
-    """One tar file; the lists have one entry per sample, in the order of the tar.
+class Shard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """One tar file; the lists have one entry per sample, in the order of the tar, those about images one per image.
 
     Offsets and sizes are those of the member's data (behind its tar header), in bytes.
     """
@@ -35,6 +36,7 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     sha256: str
     image_ids: list[str]
+    """The id of each sample: that of its image, where it has one."""
     image_formats: list[str]
     """Member extension of each image: jpg, png or webp."""
     image_offsets: list[int]
@@ -42,18 +44,35 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     json_offsets: list[int]
     json_bytes: list[int]
     num_questions: list[int]
+    """Items of each sample."""
     image_refs: list[str] = []
     """What the annotations call each image's file; empty where that is the image id."""
+    images_per_sample: list[int] | msgspec.UnsetType = msgspec.UNSET
+    """Not there where every sample has one image."""
+
+    def images_of(self, position: int) -> range:
+        """Where the images of the sample at a position stand in the lists about images."""
+        first = self._first_image[position]
+        return range(first, self._first_image[position + 1])
+
+    @cached_property
+    def _first_image(self) -> list[int]:
+        if self.images_per_sample is msgspec.UNSET:
+            return list(range(len(self.image_ids) + 1))
+        return [0, *accumulate(self.images_per_sample)]
 
 
 class SkippedImage(msgspec.Struct, frozen=True, kw_only=True):
     """An image that was left out, with all its questions, because it is missing or cannot be decoded."""
 
     image_id: str
+    """The id of its sample."""
     image_ref: str
     num_questions: int
     reason: str
     """missing or unreadable."""
+    image_refs: list[str] | msgspec.UnsetType = msgspec.UNSET
+    """All images of its sample, where there are several."""
 
 
 class SplitIndex(msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -64,7 +83,7 @@ class SplitIndex(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     digest: str = NO_DIGEST
     """sha256 of the index file with these 64 digits as zeros: the file protects itself. Set by `encode_index`."""
     reader: str
-    """The annotation format it was built from: gqa, jsonl or csv."""
+    """The annotation format it was built from."""
     sources: list[Source]
     options: dict[str, str | int | bool | None]
     """The options of the build that change its content: resize, balanced_only, limit, on_missing, shard_bytes; and
@@ -77,7 +96,7 @@ class SplitIndex(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     groups: dict[str, dict[str, int]]
     """Global group -> answer -> count."""
     types: dict[str, dict[str, int]] = {}
-    """structural | semantic -> type -> count of questions."""
+    """Classification (GQA: structural, semantic) -> type -> count of questions."""
     skipped: list[SkippedImage] = []
     images_sha256: str = ""
     """One digest over id, file name and content of every source image: tells whether the images have changed."""
@@ -99,7 +118,7 @@ class SplitIndex(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return int(self.first_image[-1])
 
     def locate(self, image: int) -> tuple[int, int]:
-        """(shard number, position in the shard) of an image number."""
+        """(shard number, position in the shard) of a sample, by its number in the split."""
         shard = int(np.searchsorted(self.first_image, image, side="right")) - 1
         return shard, image - int(self.first_image[shard])
 

@@ -1,8 +1,69 @@
-"""What a sample says: one image with all its questions, as stored in the JSON member of a shard."""
+"""What a sample says: its image or images with all their items, as stored in the JSON member of a shard."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import msgspec
 
 from shards.lower_case import normalise
+
+
+class Kind(NamedTuple):
+    """What an index counts of an item: items that agree in all of these count as equal."""
+
+    answer: str | None
+    """Its answer or label; None where none is known."""
+    group: str | None = None
+    """What it shares a distribution of answers with."""
+    types: tuple[tuple[str, str | None], ...] = ()
+    """(classification, type)"""
+
+
+class Item(Protocol):
+    """A text with what is known about it: a question with its answers, a statement with its label."""
+
+    @property
+    def item_id(self) -> str:
+        """What the data set calls it; unique within a split."""
+        ...
+
+    @property
+    def kind(self) -> Kind:
+        """What an index counts of it."""
+        ...
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What a tokenizer has to know to read it and to write its answer."""
+        ...
+
+
+class Picture(msgspec.Struct, frozen=True, kw_only=True):
+    """An image of a sample; the sizes are those of the original, in pixels."""
+
+    image_id: str
+    width: int
+    height: int
+
+
+class Sample(Protocol):
+    """The JSON member of a sample: its images, in the order of their members, and the items about them."""
+
+    @property
+    def sample_id(self) -> str: ...
+
+    @property
+    def pictures(self) -> Sequence[Picture]: ...
+
+    @property
+    def items(self) -> Sequence[Item]:
+        """Sorted by item id."""
+        ...
+
+    @classmethod
+    def of(cls, sample_id: str, pictures: Sequence[Picture], items: Sequence[Any]) -> Self: ...
+
 
 Box = tuple[float, float, float, float]
 """x, y, width, height in pixels of the original image (GQA's scene graphs)."""
@@ -54,20 +115,142 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
         """The question id."""
         return self.question_id
 
+    @property
+    def kind(self) -> Kind:
+        """Its answer, global group and types."""
+        types = (("structural", self.types.structural), ("semantic", self.types.semantic))
+        return Kind(self.answer, self.groups.global_, types)
 
-class ImageSample(msgspec.Struct, frozen=True, kw_only=True):
-    """The JSON member of a sample. `width` and `height` are those of the original image."""
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The question and its answer."""
+        return self.question, self.answer or ""
+
+
+class VqaQuestion(msgspec.Struct, frozen=True, kw_only=True):
+    """One question of VQA v2, or of Visual Genome beside it. Without answers in test files."""
+
+    question_id: str
+    question: str
+    answer: str | None = None
+    """VQA's `multiple_choice_answer`: the one that most annotators gave."""
+    answers: tuple[str, ...] = ()
+    """One for each annotator, in the order of the file."""
+    question_type: str | None = None
+    answer_type: str | None = None
+    """yes/no, number or other."""
+    source: str = "vqa"
+    """vqa, or vg for a question of Visual Genome, which has one answer."""
+
+    @property
+    def item_id(self) -> str:
+        """The question id."""
+        return self.question_id
+
+    @property
+    def kind(self) -> Kind:
+        """Its most frequent answer, and its types."""
+        return Kind(self.answer, None, (("answer_type", self.answer_type), ("question_type", self.question_type)))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The question and every annotator's answer."""
+        return self.question, *self.answers
+
+
+class Statement(msgspec.Struct, frozen=True, kw_only=True):
+    """A sentence that is true of its images or not, or follows from them or not. `label` is None in test files."""
+
+    statement_id: str
+    statement: str
+    label: str | None = None
+
+    @property
+    def item_id(self) -> str:
+        """The statement id."""
+        return self.statement_id
+
+    @property
+    def kind(self) -> Kind:
+        """Its label."""
+        return Kind(self.label)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The statement."""
+        return (self.statement,)
+
+
+Q = TypeVar("Q", Question, VqaQuestion)
+
+
+class _OneImage(msgspec.Struct, Generic[Q], frozen=True, kw_only=True):
+    """The JSON member of a sample of one image with questions. `width` and `height` are those of the original image."""
 
     image_id: str
     width: int
     height: int
-    questions: tuple[Question, ...]
+    questions: tuple[Q, ...]
     """Sorted by question id."""
 
     @property
-    def items(self) -> tuple[Question, ...]:
+    def sample_id(self) -> str:
+        """The image id."""
+        return self.image_id
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """The image."""
+        return (Picture(image_id=self.image_id, width=self.width, height=self.height),)
+
+    @property
+    def items(self) -> tuple[Q, ...]:
         """The questions."""
         return self.questions
+
+    @classmethod
+    def of(cls, sample_id: str, pictures: Sequence[Picture], items: Sequence[Q]) -> Self:
+        """The sample of one image."""
+        (picture,) = pictures
+        return cls(image_id=sample_id, width=picture.width, height=picture.height, questions=tuple(items))
+
+
+class ImageSample(_OneImage[Question], frozen=True, kw_only=True):
+    """An image with questions of GQA, or of one's own."""
+
+
+class VqaSample(_OneImage[VqaQuestion], frozen=True, kw_only=True):
+    """An image with questions of VQA v2."""
+
+
+class Scene(msgspec.Struct, frozen=True, kw_only=True):
+    """The JSON member of a sample of one image or several with statements about them."""
+
+    scene_id: str
+    images: tuple[Picture, ...]
+    """In the order of their members: KEY.0.jpg, KEY.1.jpg."""
+    statements: tuple[Statement, ...]
+    """Sorted by statement id."""
+
+    @property
+    def sample_id(self) -> str:
+        """The scene id."""
+        return self.scene_id
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """The images."""
+        return self.images
+
+    @property
+    def items(self) -> tuple[Statement, ...]:
+        """The statements."""
+        return self.statements
+
+    @classmethod
+    def of(cls, sample_id: str, pictures: Sequence[Picture], items: Sequence[Statement]) -> Self:
+        """The sample of some images."""
+        return cls(scene_id=sample_id, images=tuple(pictures), statements=tuple(items))
 
 
 def with_lowercase_answer(question: Question) -> Question:
@@ -79,21 +262,26 @@ def with_lowercase_answer(question: Question) -> Question:
     )
 
 
-def encode_sample(sample: ImageSample) -> bytes:
+def encode_sample(sample: Sample) -> bytes:
     """The sample as JSON with keys in a fixed order: the same sample always gives the same bytes."""
     return msgspec.json.encode(sample, order="deterministic")
 
 
-_decoder = msgspec.json.Decoder(ImageSample)
+S = TypeVar("S", bound=Sample)
 
 
-def decode_sample(data: bytes | memoryview) -> ImageSample:
+def decode_sample(data: bytes | memoryview, kind: type[S] = ImageSample) -> S:
     """The inverse of `encode_sample`.
 
     Raises:
         msgspec.DecodeError: the bytes are not such a sample: no JSON, no UTF-8, nested too deep, or of another form.
     """
     try:
-        return _decoder.decode(data)
+        return _decoder(kind).decode(data)
     except (UnicodeDecodeError, RecursionError) as error:
         raise msgspec.DecodeError(str(error)) from None
+
+
+@cache
+def _decoder(kind: type[S]) -> msgspec.json.Decoder[S]:
+    return msgspec.json.Decoder(kind)

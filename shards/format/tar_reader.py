@@ -9,7 +9,7 @@ import msgspec
 
 from shards.errors import DataError
 from shards.format.index import Shard, SplitIndex
-from shards.format.records import ImageSample, decode_sample
+from shards.format.records import ImageSample, Sample, decode_sample
 
 CACHED_SAMPLES = 1024
 """Decoded annotations kept per process: negatives read those of other images of the same block."""
@@ -29,43 +29,47 @@ class ShardReader:
         DataError: a shard is missing, cannot be read, is shorter than the index says, or holds no such sample.
     """
 
-    def __init__(self, directory: str | Path, index: SplitIndex) -> None:
-        self.directory, self.index = Path(directory), index
+    def __init__(self, directory: str | Path, index: SplitIndex, kind: type[Sample] = ImageSample) -> None:
+        """The reader of a directory whose samples are of a kind."""
+        self.directory, self.index, self._kind = Path(directory), index, kind
         self._open_files: dict[str, int] = {}
         """Shard -> descriptor; the one used last stands last."""
         weakref.finalize(self, _close_all, self._open_files)
         self._cached_sample = lru_cache(CACHED_SAMPLES)(self._read_sample)
 
     def __getstate__(self) -> dict:
-        return {"directory": self.directory, "index": self.index}
+        return {"directory": self.directory, "index": self.index, "kind": self._kind}
 
     def __setstate__(self, state: dict) -> None:
-        self.__init__(state["directory"], state["index"])
+        self.__init__(**state)
 
-    def image_bytes(self, image: int) -> bytes:
-        """The encoded image (JPEG, PNG or WebP) with this number."""
-        number, position = self.index.locate(image)
+    def images(self, sample: int) -> list[bytes]:
+        """The encoded images (JPEG, PNG or WebP) of the sample with this number."""
+        number, position = self.index.locate(sample)
         shard = self.index.shards[number]
-        return self._read(shard, shard.image_offsets[position], shard.image_bytes[position])
+        return [
+            self._read(shard, shard.image_offsets[image], shard.image_bytes[image])
+            for image in shard.images_of(position)
+        ]
 
-    def sample(self, image: int) -> ImageSample:
-        """The annotations of the image with this number."""
-        return self._cached_sample(image)
+    def sample(self, sample: int) -> Sample:
+        """The annotations of the sample with this number."""
+        return self._cached_sample(sample)
 
-    def describe(self, image: int) -> str:
+    def describe(self, sample: int) -> str:
         """Shard file and image id, for messages."""
-        number, position = self.index.locate(image)
+        number, position = self.index.locate(sample)
         shard = self.index.shards[number]
         return f"{self.directory / shard.name}: image {shard.image_ids[position]!r}"
 
-    def _read_sample(self, image: int) -> ImageSample:
-        number, position = self.index.locate(image)
+    def _read_sample(self, sample: int) -> Sample:
+        number, position = self.index.locate(sample)
         shard = self.index.shards[number]
         data = self._read(shard, shard.json_offsets[position], shard.json_bytes[position])
         try:
-            return decode_sample(data)
+            return decode_sample(data, self._kind)
         except msgspec.DecodeError as error:
-            raise DataError(f"{self.describe(image)}: damaged annotations ({error}); {self._remedy}") from None
+            raise DataError(f"{self.describe(sample)}: damaged annotations ({error}); {self._remedy}") from None
 
     def _read(self, shard: Shard, offset: int, size: int) -> bytes:
         try:

@@ -14,9 +14,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from shards.annotations import reader_of
 from shards.errors import DataError, UserError
 from shards.format.images import UnreadableImage, as_rgb, decode_image
 from shards.format.index import SplitIndex, read_index
+from shards.format.records import Item
 from shards.format.tar_reader import ShardReader
 from shards.plan import (
     PADDING,
@@ -34,7 +36,7 @@ from shards.plan import (
 from shards.read.collate import Batch, Layout, collate
 from shards.read.workers import leave_with_parent, worker_context
 from shards.tasks import TASKS
-from shards.tasks.seam import Draw, Item, Visit, Wanted
+from shards.tasks.seam import Draw, Visit, Wanted
 
 
 class MicroBatch(NamedTuple):
@@ -83,7 +85,7 @@ class Split:
     def __init__(self, directory: str, order: Order, *, limit: int | None = None) -> None:
         self.directory, self.order = directory, order
         self.index: SplitIndex = read_index(directory)
-        self.reader = ShardReader(directory, self.index)
+        self.reader = ShardReader(directory, self.index, reader_of(self.index, directory).sample)
         self.visits = Visits(limit_images(self.index.num_questions, limit), order.questions_per_visit)
         if not len(self.visits):
             raise DataError(f"{directory}: no questions in these shards; expected at least one")
@@ -152,7 +154,7 @@ class _MicroBatches(Dataset):
         draw = Draw(draws_from, self.split.index, self.split.reader.sample)
         made = [task.rows(visit, draw, self.texts.wanted) for visit in read]
         batch, cut = collate(
-            [self._pixels(self._shown_image(visit.sample)) for visit in read],
+            [pixels for visit in read for pixels in self._pixels(self._shown_image(visit.sample))],
             [rows.blocks for rows in made],
             self.texts.layouts,
             items_per_visit=[len(visit.items) for visit in read],
@@ -181,10 +183,11 @@ class _MicroBatches(Dataset):
     def _shown_image(self, image: int) -> int:
         return image
 
-    def _pixels(self, image: int) -> Tensor:
+    def _pixels(self, sample: int) -> list[Tensor]:
         reader = self.split.reader
         try:
-            return square_pixels(reader.image_bytes(image), self.image_size, reader.describe(image))
+            where = reader.describe(sample)
+            return [square_pixels(data, self.image_size, where) for data in reader.images(sample)]
         except UnreadableImage as error:
             raise DataError(
                 f"{error}; list every fault with `duoflow shards verify {self.split.directory}` and build the shards "

@@ -1,10 +1,13 @@
 """The tasks that shards can be read for: TASKS is the only list of them."""
 
-from shards.tasks import gqa
+from shards.tasks import gqa, nlvr2, snli_ve, vqa
 from shards.tasks.seam import TaskData
 
 TASKS: dict[str, TaskData] = {
     "gqa": gqa.DATA,
+    "vqa": vqa.DATA,
+    "snli_ve": snli_ve.DATA,
+    "nlvr2": nlvr2.DATA,
 }
 
 __all__ = ["TASKS", "TaskData"]

@@ -52,7 +52,7 @@ def _negatives(
 DATA = TaskData(
     formats=("gqa", "jsonl", "csv"),
     blocks={"ask": Block(tower="answer"), "match": Block(tower="match", paired=True, labels="rows")},
-    reads={"answer": "ask", "itm": "match"},
+    reads={"itm": "match", "answer": "ask"},
     losses={"itm": 1.0, "answer": 1.0},
     rows=rows,
 )

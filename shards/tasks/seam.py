@@ -2,30 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 from shards.format.index import SplitIndex
-from shards.plan import EpochOrder, Ints
+from shards.format.records import Item, Sample
+from shards.plan import EpochOrder
 
 Tower = Literal["answer", "match"]
 """The two text towers of a model."""
 Labels = Literal["rows", "items"]
-
-
-class Item(Protocol):
-    """A text with what is known about it: a question with its answers, a statement with its label."""
-
-    @property
-    def item_id(self) -> str:
-        """What the data set calls it; unique within a split."""
-        ...
-
-
-class Sample(Protocol):
-    """What the JSON member of a sample says: one image or several, and every item about them."""
-
-    @property
-    def items(self) -> Sequence[Item]: ...
 
 
 class Target(NamedTuple):
@@ -91,6 +76,8 @@ class Wanted:
     blocks: frozenset[str]
     negatives: tuple[str, ...] = ()
     """`losses.negatives`"""
+    genome: float = 1.0
+    """`losses.genome`"""
     classes: Mapping[str, int] = field(default_factory=dict)
     """The number of each class by its name."""
 
@@ -123,18 +110,3 @@ class TaskData:
     """The names of the classes; None where they are answers of the data set, or where there are none."""
     soft_labels: bool = False
     """Whether several classes may be right in part."""
-
-
-__all__ = [
-    "Block",
-    "Draw",
-    "Ints",
-    "Item",
-    "Row",
-    "Rows",
-    "Sample",
-    "Target",
-    "TaskData",
-    "Visit",
-    "Wanted",
-]

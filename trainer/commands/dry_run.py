@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from model.objective import Objective
-from trainer.build import assemble_model, open_split, training_tokenizer
+from trainer.build import assemble_model, classes_of, open_split, training_tokenizer
 from trainer.commands.start import check_previous, check_unoccupied
 from trainer.config import RunConfig
 from trainer.config.schema import check_world_size
@@ -32,7 +32,11 @@ def dry_run(config: RunConfig, *, fresh: bool = False) -> str:
     machine = preflight(config, fresh=fresh)
     check_unoccupied(run)
     train = open_split(config, "train")
-    built = assemble_model(config, scratch_tokenizer=lambda: training_tokenizer(config, train))
+    built = assemble_model(
+        config,
+        scratch_tokenizer=lambda: training_tokenizer(config, train),
+        classes=classes_of(config, train.index),
+    )
     milestones = Milestones.of(config, train.steps_per_epoch)
     objective = built.objective
     trained = _trained(objective)

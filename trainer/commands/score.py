@@ -7,16 +7,12 @@ from typing import Any
 from shards.atomic import check_writable
 from shards.errors import UserError
 from shards.progress import say
-from trainer.commands import score_tasks
-from trainer.scoring.gqa import command as gqa
+from shards.tasks import TASKS as ALL_TASKS
 from trainer.scoring.task import ScoreTask
+from trainer.tasks import task_named
 
-TASKS = {
-    "gqa": ScoreTask(gqa.add_options, gqa.score),
-    "vqa": ScoreTask(score_tasks.add_vqa_options, score_tasks.score_vqa),
-    "nlvr2": ScoreTask(score_tasks.add_no_options, score_tasks.score_nlvr2),
-    "snli_ve": ScoreTask(score_tasks.add_no_options, score_tasks.score_snli_ve),
-}
+TASKS: dict[str, ScoreTask] = {name: official for name in ALL_TASKS if (official := task_named(name).official)}
+"""Those with official scores."""
 
 
 def add_score_parser(verbs: Any) -> None:

@@ -3,7 +3,8 @@
 import difflib
 from collections.abc import Iterator
 
-from model.config import SCRATCH, EfficientSamConfig, LossConfig, untrained_towers
+from model.config import SCRATCH, EfficientSamConfig, LossConfig, text_towers, untrained_towers
+from model.parts import PARTS
 from shards.tasks import TASKS
 from trainer.config.faults import Fault
 from trainer.config.schema import RunConfig
@@ -20,6 +21,7 @@ def cross_faults(config: RunConfig) -> tuple[Fault, ...]:
         _batch,
         _optim,
         _losses,
+        _answers,
         _metric,
         _fusion,
         _scratch,
@@ -73,13 +75,28 @@ def _optim(config: RunConfig) -> Iterator[Fault]:
 
 
 def _losses(config: RunConfig) -> Iterator[Fault]:
-    losses = config.losses
-    if losses.itm == 0 and losses.answer == 0:
-        yield Fault("losses", "itm and answer are both 0, so nothing would be trained; give one of them a weight")
-    if losses.itm > 0 and not losses.negatives:
+    losses, task = config.losses, TASKS[config.task]
+    for part in PARTS:
+        if getattr(losses, part) > 0 and part not in task.reads:
+            yield Fault(
+                f"losses.{part}", f"task {config.task} has no such loss; set it to 0 (it has: {', '.join(task.reads)})"
+            )
+    if all(getattr(losses, part) == 0 for part in task.reads):
+        names = " and ".join(task.reads)
+        both = "is 0" if len(task.reads) == 1 else "are both 0" if len(task.reads) == 2 else "are all 0"
+        yield Fault("losses", f"{names} {both}, so nothing would be trained; give one of them a weight")
+    if losses.itm > 0 and "itm" in task.reads and not losses.negatives:
         yield Fault(
             "losses.negatives", "is empty while losses.itm > 0: matching needs wrong pairs; name answer or question"
         )
+
+
+def _answers(config: RunConfig) -> Iterator[Fault]:
+    by, needed = config.answers.by, {"generate": "answer", "rank": "answer", "classify": "classify"}
+    if by is not None and config.task != "vqa":
+        yield Fault("answers.by", f"{by} has no effect on task {config.task}; remove it")
+    elif by is not None and getattr(config.losses, needed[by]) == 0:
+        yield Fault("answers.by", f"{by} needs what losses.{needed[by]} trains, and that is 0; give it a weight")
 
 
 def _metric(config: RunConfig) -> Iterator[Fault]:
@@ -163,7 +180,7 @@ def _custom_sizes(tower: EfficientSamConfig) -> Iterator[Fault]:
 
 
 def _frozen(config: RunConfig) -> Iterator[Fault]:
-    untrained = untrained_towers(config.model, config.losses)
+    untrained = untrained_towers(config.model, text_towers(TASKS[config.task], config.losses))
     for part in [part for part in config.model.freeze if part in untrained]:
         reference = _second_reference(config) if part == "second_stream" else f"model.{part}"
         yield Fault(
@@ -178,7 +195,7 @@ def _second_reference(config: RunConfig) -> str:
 
 
 def _shared(config: RunConfig) -> Iterator[Fault]:
-    model, both_used = config.model, config.losses.itm > 0 and config.losses.answer > 0
+    model, both_used = config.model, len(text_towers(TASKS[config.task], config.losses)) == 2
     if both_used and model.match == model.answer and ("match" in model.freeze) != ("answer" in model.freeze):
         yield Fault(
             "model.freeze",
@@ -187,8 +204,8 @@ def _shared(config: RunConfig) -> Iterator[Fault]:
 
 
 def _lora(config: RunConfig) -> Iterator[Fault]:
-    weights = {"match": config.losses.itm, "answer": config.losses.answer}
-    for part, weight in weights.items():
+    used = text_towers(TASKS[config.task], config.losses)
+    for part in ("match", "answer"):
         lora, key = getattr(config.model.lora, part), f"model.lora.{part}"
         if lora.rank == 0:
             if lora.targets:
@@ -198,7 +215,7 @@ def _lora(config: RunConfig) -> Iterator[Fault]:
             yield Fault(f"{key}.targets", "is empty; name linear layers, such as [query, value] (BLIP) or [q, v] (T5)")
         if part not in config.model.freeze:
             yield Fault(key, f"{part} is trained whole already; put it into model.freeze, or set rank to 0")
-        if weight == 0:
+        if part not in used:
             yield Fault(key, f"{part} is not used, since its loss has weight 0; give it a weight, or set rank to 0")
 
 
@@ -207,6 +224,9 @@ def _guided(config: RunConfig) -> Iterator[Fault]:
     if model.second_stream != "efficient_sam_masks":
         return
     key = "model.second_stream"
+    if not {"itm", "answer"} <= TASKS[config.task].reads.keys():
+        yield Fault(key, f"efficient_sam_masks looks with questions and their answers, which task {config.task} lacks")
+        return
     for part in {"match", "second_stream"} - set(model.freeze):
         yield Fault(key, f"efficient_sam_masks looks through the {part} tower as it was loaded; put it in model.freeze")
     if model.lora.match.rank:

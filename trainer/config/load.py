@@ -7,7 +7,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from model.parts import PARTS
 from shards.errors import ConfigError
+from shards.tasks import TASKS
 from trainer.config.checks import cross_faults
 from trainer.config.faults import fault_line, value_faults
 from trainer.config.overrides import Override, apply_overrides, parse_override
@@ -24,6 +26,7 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     parsed = [parse_override(text) for text in overrides]
     tree = apply_overrides(_read_recipe(Path(recipe)), parsed)
     _name_after(Path(recipe), tree)
+    _weigh_as_task(tree)
     source_of = _source_of(str(recipe), parsed)
     try:
         # JSON is what pydantic's strict mode was made for: lists are tuples there, and true is not 1.
@@ -62,6 +65,17 @@ def _name_after(recipe: Path, tree: dict[str, Any]) -> None:
     run = tree.setdefault("run", {})
     if isinstance(run, dict) and run.get("name") is None:
         run["name"] = recipe.stem
+
+
+def _weigh_as_task(tree: dict[str, Any]) -> None:
+    """Give the parts of the loss that a recipe leaves out the weights of its task."""
+    name = tree.get("task", "gqa")
+    if not isinstance(name, str) or name not in TASKS:
+        return  # left for the checks to name
+    losses = tree.setdefault("losses", {})
+    if isinstance(losses, dict):
+        for part in PARTS:
+            losses.setdefault(part, TASKS[name].losses.get(part, 0.0))
 
 
 def _source_of(recipe: str, overrides: Sequence[Override]) -> Callable[[str], str]:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from model.config import LossConfig, ModelConfig, PnpConfig
+from model.config import AnswersConfig, LossConfig, ModelConfig, PnpConfig
 from shards.config import DataConfig
 from shards.config_base import Section
 from shards.errors import ConfigError
@@ -139,6 +139,7 @@ class RunConfig(Section):
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     losses: LossConfig = LossConfig()
+    answers: AnswersConfig = AnswersConfig()
     pnp: PnpConfig = PnpConfig()
     batch: BatchConfig
     optim: OptimConfig = OptimConfig()

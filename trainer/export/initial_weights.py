@@ -39,9 +39,11 @@ def initialize_from(objective: Objective, source: str) -> str:
         weights = _of_export(path.parent, weights)
     own = dict(objective.named_parameters())
     wanted = {name for name in own if _part(name) in _parts(weights)}
-    # Adapters may be new, and an export has trained towers as checkpoints that a recipe refers to; a tower that a
-    # checkpoint does not have was not trained in its run.
-    absent = _parts(own) - _parts(weights) - ({"lora"} if path.name != FUSION_FILE else _parts(own) - {"fusion"})
+    # Adapters and heads may be new, and an export has trained towers as checkpoints that a recipe refers to; a tower
+    # that a checkpoint does not have was not trained in its run.
+    absent = (
+        _parts(own) - _parts(weights) - ({"lora", "heads"} if path.name != FUSION_FILE else _parts(own) - {"fusion"})
+    )
     faults = [f"{part} is missing" for part in sorted(absent)]
     faults += [f"{name} is missing" for name in sorted(wanted - weights.keys())]
     faults += [

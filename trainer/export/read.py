@@ -15,7 +15,13 @@ from trainer.engine.deepspeed_config import resolve_precision
 from trainer.engine.distributed import device_type
 from trainer.export.initial_weights import initialize_from
 from trainer.export.run_arguments import check_run
-from trainer.export.write import exported_model_config, load_exported_adapters, load_fusion
+from trainer.export.write import (
+    exported_classes,
+    exported_model_config,
+    load_exported_adapters,
+    load_fusion,
+    load_heads,
+)
 from trainer.run_directory import RunDirectory
 
 Weights = Literal["trained", "initial"]
@@ -27,6 +33,8 @@ DATA = ("data.val=", "data.testdev=", "data.test=", "data.challenge=", "data.wor
 LOOKS = ("model.guidance.",)
 """What decides where an answer is looked for; of no effect where nothing looks."""
 PNP = ("pnp.",)
+ANSWERS = ("answers.by=", "answers.candidates=", "answers.double_first_token=")
+"""How answers are had of a model that has learnt them in several ways."""
 LOOKS_WITH = ("pnp.looks_with=",)
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -70,7 +78,7 @@ def read_run(path: Path, overrides: Sequence[str] = (), *, open_keys: Sequence[s
 
 def open_keys(*, looks: bool, pnp: bool) -> tuple[str, ...]:
     """How the overrides begin that have an effect, where something looks and where PNP-VQA answers."""
-    return (*DATA, *(LOOKS if looks else ()), *(PNP if pnp else ()))
+    return (*DATA, *ANSWERS, *(LOOKS if looks else ()), *(PNP if pnp else ()))
 
 
 def load_exported(path: Path, config: RunConfig, *, weights: Weights = "trained") -> Exported:
@@ -88,11 +96,12 @@ def load_exported(path: Path, config: RunConfig, *, weights: Weights = "trained"
     transformers_logging.disable_progress_bar()
     device, export = torch.device(device_type()), RunDirectory(path).export
     model = exported_model_config(config.model, export)
-    built = assemble_model(config, model=model, scratch_tokenizer=_no_scratch_left)
+    built = assemble_model(config, model=model, scratch_tokenizer=_no_scratch_left, classes=exported_classes(export))
     objective = built.objective
     if weights == "trained":
         load_fusion(objective, export)
         load_exported_adapters(objective, export)
+        load_heads(objective, export)
     elif config.initialize_from is not None:
         initialize_from(objective, config.initialize_from)
     dtype = _DTYPES[resolve_precision(config.precision, device.type, t5_is_trained=objective.trains_t5)]

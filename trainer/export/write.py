@@ -7,6 +7,7 @@ lora_match/, lora_answer/    adapters in PEFT's format, where there are any
 blip_vision/                 BLIP's vision tower, if it was trained and fits into neither of these
 blip_second/                 the second BLIP, if it was trained: only its vision tower has a meaning
 efficient_sam.safetensors    the second vision tower, if it was trained, under its official key names
+heads.safetensors            heads that parts of the loss have of their own, where there are any
 export.json                  which part lies where, and the step and metrics that the weights belong to
 README.md                    model card
 """
@@ -40,6 +41,7 @@ from trainer.run_directory import replace_directory, write_json
 EXPORT_FILE = "export.json"
 VQA, ITM, T5, VISION, SECOND_BLIP = "blip_vqa", "blip_itm", "t5", "blip_vision", "blip_second"
 SECOND_STREAM = "efficient_sam.safetensors"
+HEADS = "heads.safetensors"
 
 
 def export_model(
@@ -67,10 +69,21 @@ def export_model(
     weights = _all_names(built.objective, parameters)
     save_file(_below(weights, "fusion."), aside / FUSION_FILE)
     parts = _export_towers(config.model, built, weights, aside) | _export_second(config.model, built, weights, aside)
+    heads = _below(weights, "heads.")
+    if heads:
+        save_file(heads, aside / HEADS)
     known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
     adapters = _export_adapters(config.model, built, weights, aside)
-    write_json(aside / EXPORT_FILE, {"parts": parts, "adapters": adapters, "step": step, "metrics": known})
-    trained = ["fusion", *parts, *(f"LoRA on {part}" for part in adapters)]
+    content: dict[str, Any] = {"parts": parts, "adapters": adapters, "step": step, "metrics": known}
+    if built.classes:
+        content["classes"] = list(built.classes)
+    write_json(aside / EXPORT_FILE, content)
+    trained = [
+        "fusion",
+        *parts,
+        *(f"{name} head" for name in sorted({name.partition(".")[0] for name in heads})),
+        *(f"LoRA on {part}" for part in adapters),
+    ]
     (aside / "README.md").write_text(_model_card(config, trained, step, metrics), encoding="utf-8")
     replace_directory(aside, directory)
 
@@ -118,6 +131,28 @@ def load_fusion(objective: Objective, directory: Path) -> None:
         raise DataError(f"{path}: does not load into this recipe's fusion encoder ({reason})") from None
 
 
+def load_heads(objective: Objective, directory: Path) -> None:
+    """Read the exported heads into an objective, where it has any.
+
+    Raises:
+        DataError: they are missing, damaged, or those of another recipe.
+    """
+    heads = getattr(objective, "heads", None)
+    if heads is None:
+        return
+    path = directory / HEADS
+    try:
+        heads.load_state_dict(load_file(path), strict=True)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: does not load into this recipe's heads ({reason})") from None
+
+
+def exported_classes(directory: Path) -> tuple[str, ...]:
+    """What the class head of an export names, and a ranking chooses from."""
+    return tuple(read_export(directory).get("classes", ()))
+
+
 def load_exported_adapters(objective: Objective, directory: Path) -> None:
     """Read the exported adapters into an objective that was built with them.
 
@@ -158,10 +193,10 @@ def _export_towers(model: ModelConfig, built: BuiltModel, weights: Mapping[str, 
             parts["answer"] = T5
     elif answer is not None and (changed := trained & {"answer", *_vision_in(built, model.answer)}):
         _save_blip(BlipForQuestionAnswering, built, model.answer, "answer", vision, weights, aside / VQA)
-        parts |= dict.fromkeys(changed, VQA)
+        parts |= dict.fromkeys(sorted(changed), VQA)
     if match is not None and (changed := trained & {"match", *_vision_in(built, model.match)}):
         _save_blip(BlipForImageTextRetrieval, built, model.match, "match", vision, weights, aside / ITM)
-        parts |= {part: ITM for part in changed if part not in parts}
+        parts |= {part: ITM for part in sorted(changed) if part not in parts}
     if "vision" in trained - parts.keys():
         _save_blip(BlipForImageTextRetrieval, built, model.vision, None, vision, weights, aside / VISION)
         parts["vision"] = VISION
@@ -235,9 +270,13 @@ def _save_blip(
         _copy_into(model.vision_model, built.objective.tower("vision"), vision)
     else:
         _copy_into(model.vision_model, built.source.vision_of(reference), {})
-    children = built.objective.tower(tower).named_children() if tower is not None else ()
-    for name, child in children:
+    children = dict(built.objective.tower(tower).named_children()) if tower is not None else {}
+    for name, child in children.items():
         _copy_into(getattr(model, name), child, _below(weights, f"{tower}.{name}."))
+    if tower is not None:
+        for name, unused in built.source.named_parts(reference):
+            if name not in (*children, "vision_model") and hasattr(model, name):
+                _copy_into(getattr(model, name), unused, {})
     model.save_pretrained(directory)
     built.source.tokenizer(reference).save_pretrained(directory)
 
@@ -251,7 +290,9 @@ def _copy_into(target: nn.Module, tower: nn.Module, weights: Mapping[str, Tensor
 
 def _model_card(config: RunConfig, trained: Iterable[str], step: int, metrics: Mapping[str, float]) -> str:
     shown = [
-        name for name in ("val/accuracy", "val/binary", "val/open", "val/loss", "val/itm_accuracy") if name in metrics
+        name
+        for name in ("val/accuracy", "val/binary", "val/open", "val/consistency", "val/loss", "val/itm_accuracy")
+        if name in metrics
     ]
     rows = "\n".join(f"| {name} | {metrics[name]:.4f} |" for name in shown)
     model = config.model

@@ -1,6 +1,6 @@
 """Validation metrics as mergeable sums and counts, so that no value depends on how questions were split over ranks."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -166,30 +166,33 @@ def _added(left: Sequence[int], right: Sequence[int]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class PartScores:
-    """How often a part of the loss was right: a matching head told pairs apart, a classifier named the class."""
+class Share:
+    """How many of those that were seen were right, under a name."""
 
-    part: str
+    name: str
     correct: int = 0
     count: int = 0
 
+    def __iter__(self) -> Iterator[str | int]:
+        return iter((self.name, self.correct, self.count))
+
     def __add__(self, other: Self) -> Self:
-        assert self.part == other.part, (self.part, other.part)
-        return type(self)(self.part, self.correct + other.correct, self.count + other.count)
+        assert self.name == other.name, (self.name, other.name)
+        return type(self)(self.name, self.correct + other.correct, self.count + other.count)
 
     def to_vector(self) -> list[float]:
         return [float(self.correct), float(self.count)]
 
     def with_vector(self, vector: Sequence[float]) -> Self:
         correct, count = vector
-        return type(self)(self.part, round(correct), round(count))
+        return type(self)(self.name, round(correct), round(count))
 
     def as_metrics(self, prefix: str = "val") -> dict[str, float]:
-        """`prefix/<part>_accuracy`, a part of 1; empty where nothing was seen."""
-        return {f"{prefix}/{self.part}_accuracy": self.correct / self.count} if self.count else {}
+        """`prefix/<name>`, a part of 1; empty where nothing was seen."""
+        return {f"{prefix}/{self.name}": self.correct / self.count} if self.count else {}
 
     def as_counts(self, prefix: str = "val") -> dict[str, int]:
-        return {f"{prefix}/{self.part}_accuracy/count": self.count} if self.count else {}
+        return {f"{prefix}/{self.name}/count": self.count} if self.count else {}
 
 
 @dataclass

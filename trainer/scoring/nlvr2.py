@@ -35,7 +35,7 @@ def consistency(rows: Iterable[tuple[str, bool]]) -> float:
     Args:
         rows: identifier and whether its prediction is right; at least one.
     """
-    sentences = _sentences(rows)
+    sentences = consistent_sentences(rows)
     return sum(sentences.values()) / len(sentences)
 
 
@@ -47,12 +47,16 @@ def score_nlvr2(labels: Mapping[str, bool], predictions: Mapping[str, bool]) -> 
         predictions: of each of these identifiers; others do not count.
     """
     right = {identifier: predictions[identifier] == label for identifier, label in labels.items()}
-    sentences = _sentences(right.items())
+    sentences = consistent_sentences(right.items())
     return Nlvr2Result(sum(right.values()) / len(right), sum(sentences.values()) / len(sentences), len(sentences))
 
 
-def _sentences(rows: Iterable[tuple[str, bool]]) -> dict[str, bool]:
-    """Sentence -> whether all of its pairs are right."""
+def consistent_sentences(rows: Iterable[tuple[str, bool]]) -> dict[str, bool]:
+    """Sentence -> whether all of its pairs are right.
+
+    Args:
+        rows: identifier and whether its prediction is right.
+    """
     sentences: dict[str, bool] = {}
     for identifier, correct in rows:
         sentence = sentence_of(identifier)

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import msgspec
 
+from shards.annotations.json_files import iterate_lines, iterate_records
+from shards.annotations.nlvr2 import label_of, pair_of
+from shards.annotations.seam import Advance
 from shards.errors import DataError
-from trainer.scoring.json_files import Advance, iterate_lines, iterate_records
 
 LABELLED_FORM = 'NLVR2\'s {"identifier", "label"}, one object per line'
 PREDICTIONS_FORM = "identifier,True or identifier,False"
-
-_LABELS = {"true": True, "false": False}
-"""In lower case, as the official script compares them."""
 
 
 class _Labelled(msgspec.Struct, gc=False):
@@ -29,13 +28,10 @@ def read_labels(path: Path, advance: Advance) -> dict[str, bool]:
     """
     labels: dict[str, bool] = {}
     for where, record in iterate_records(path, _Labelled, LABELLED_FORM, advance):
-        if record.identifier.count("-") < 2:
-            raise DataError(
-                f"{where}: identifier {record.identifier!r}; expected split-set-pair-sentence, such as dev-850-0-0"
-            )
+        pair_of(record.identifier, where)
         if record.identifier in labels:
             raise DataError(f"{where}: {record.identifier!r} is there twice; expected each pair once")
-        labels[record.identifier] = _label(record.label, f"{where}: label")
+        labels[record.identifier] = label_of(record.label, f"{where}: label") == "True"
     if not labels:
         raise DataError(f"{path}: no labelled pair; expected {LABELLED_FORM}")
     return labels
@@ -63,7 +59,7 @@ def read_predictions(path: Path, labels: Mapping[str, bool], advance: Advance) -
             continue
         if identifier in predictions:
             raise DataError(f"{where}: {identifier!r} is predicted a second time; expected one line for each pair")
-        predictions[identifier] = _label(cells[0], f"{where}: prediction")
+        predictions[identifier] = label_of(cells[0], f"{where}: prediction") == "True"
     without = next((identifier for identifier in labels if identifier not in predictions), None)
     if without is not None:
         raise DataError(
@@ -71,10 +67,3 @@ def read_predictions(path: Path, labels: Mapping[str, bool], advance: Advance) -
             f"{without!r}; predict them too, or give the labels of the same split"
         )
     return predictions, num_unknown
-
-
-def _label(text: str, where: str) -> bool:
-    label = _LABELS.get(text.lower())
-    if label is None:
-        raise DataError(f"{where} {text!r}; expected True or False")
-    return label

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
-LABELS = ("entailment", "neutral", "contradiction")
+from shards.annotations.snli_ve import LABELS
 
 
 class SnliVeResult(NamedTuple):

@@ -3,32 +3,16 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import msgspec
-
+from shards.annotations.json_files import iterate_records
+from shards.annotations.seam import Advance
+from shards.annotations.snli_ve import LabelledPair, PairName, known_label, pair_name
 from shards.errors import DataError
-from trainer.scoring.json_files import Advance, iterate_records
-from trainer.scoring.snli_ve import LABELS
 
 LABELLED_FORM = 'SNLI-VE\'s {"pairID", "gold_label"}, one object per line, or ALBEF\'s {"image", "sentence", "label"}'
 PREDICTIONS_FORM = '{"pairID" or "question_id", "prediction"}'
 
 
-class _Named(msgspec.Struct, gc=False):
-    pair_id: str | int | None = msgspec.field(default=None, name="pairID")
-    question_id: str | int | None = None
-
-    def name(self) -> str | None:
-        """The pair's, as text: pairID, or else question_id."""
-        found = self.question_id if self.pair_id is None else self.pair_id
-        return None if found is None else str(found)
-
-
-class _Labelled(_Named, gc=False):
-    gold_label: str | None = None
-    label: str | None = None
-
-
-class _Prediction(_Named, gc=False, kw_only=True):
+class _Prediction(PairName, gc=False, kw_only=True):
     prediction: str
 
 
@@ -41,14 +25,14 @@ def read_labels(path: Path, advance: Advance) -> dict[str, str]:
             (lines and entries count from 1), or there is no pair.
     """
     labels: dict[str, str] = {}
-    for place, (where, row) in enumerate(iterate_records(path, _Labelled, LABELLED_FORM, advance), start=1):
+    for place, (where, row) in enumerate(iterate_records(path, LabelledPair, LABELLED_FORM, advance), start=1):
         label = row.label if row.gold_label is None else row.gold_label
         if label is None:
             raise DataError(f"{where}: neither gold_label nor label; expected {LABELLED_FORM}")
-        name = row.name() or str(place)
+        name = pair_name(row, place)
         if name in labels:
             raise DataError(f"{where}: pair {name!r} is there twice; expected each pair once")
-        labels[name] = _known(label, f"{where}: label")
+        labels[name] = known_label(label, f"{where}: label")
     if not labels:
         raise DataError(f"{path}: no labelled pair; expected {LABELLED_FORM}")
     return labels
@@ -70,7 +54,7 @@ def read_predictions(path: Path, labels: Mapping[str, str], advance: Advance) ->
             raise DataError(f"{where}: pair {name!r} is not among the pairs; give the predictions of the same split")
         if name in predictions:
             raise DataError(f"{where}: pair {name!r} is predicted a second time; expected one prediction for each pair")
-        predictions[name] = _known(row.prediction, f"{where}: prediction")
+        predictions[name] = known_label(row.prediction, f"{where}: prediction")
     without = next((name for name in labels if name not in predictions), None)
     if without is not None:
         raise DataError(
@@ -78,9 +62,3 @@ def read_predictions(path: Path, labels: Mapping[str, str], advance: Advance) ->
             f"{without!r}; predict them too, or give the labels of the same split"
         )
     return predictions
-
-
-def _known(label: str, where: str) -> str:
-    if label not in LABELS:
-        raise DataError(f"{where} {label!r}; expected {', '.join(LABELS)}")
-    return label

@@ -3,12 +3,12 @@
 Source: vqaEval.py (GT-Vision-Lab/VQA; the copy in ALBEF is the same); Goyal et al., CVPR 2017 (arXiv:1612.00837).
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
-from trainer.scoring.vqa_text import normalise_label, normalise_prediction, strip_punctuation
+from shards.vqa_text import normalise_prediction, strip_punctuation
 
 QuestionId = int | str
 
@@ -22,8 +22,6 @@ under a name without a slash."""
 _CELL_OF_TYPE = {"yes/no": 1, "number": 2, "other": 3}
 _PARTS = 30
 """An accuracy over ten annotators is a whole number of thirtieths."""
-
-_SOFT_SCORES = (0.0, 0.3, 0.6, 0.9)
 
 
 class VqaAnnotation(NamedTuple):
@@ -91,21 +89,6 @@ def score_vqa(annotations: Mapping[QuestionId, VqaAnnotation], predictions: Mapp
         per_question_type={name: _percent(values) for name, values in question_types.items()},
         per_question={name: 100 * value for name, value in per_question.items()},
     )
-
-
-def soft_scores(answers: Sequence[str]) -> dict[str, float]:
-    """What a classifier over answers is taught: each distinct answer with a part of 1, by how many annotators gave it:
-    .3, .6, .9, and 1 for four and more.
-
-    Source: compute_softscore.py (hengyuan-hu/bottom-up-attention-vqa); LXMERT's labels have these scores. The script
-    counts answers as they are written, and so drops those that only the rewriting brings into its vocabulary; here
-    they are rewritten first, and spellings of one answer count together.
-
-    Args:
-        answers: one of each annotator, as written.
-    """
-    counts = Counter(normalise_label(answer) for answer in answers)
-    return {answer: _SOFT_SCORES[count] if count < len(_SOFT_SCORES) else 1.0 for answer, count in counts.items()}
 
 
 @dataclass

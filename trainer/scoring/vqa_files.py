@@ -2,38 +2,15 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated
 
 import msgspec
 
 from shards.annotations.json_blocks import iterate_array
+from shards.annotations.json_files import read_list
+from shards.annotations.seam import Advance
+from shards.annotations.vqa import ANNOTATIONS_FORM, QUESTIONS_FORM, AnnotationRecord, AskedRecord
 from shards.errors import DataError
-from trainer.scoring.json_files import Advance, read_list
 from trainer.scoring.vqa import QuestionId, VqaAnnotation
-
-QUESTIONS_FORM = 'VQA\'s {"questions": [{"question_id", "image_id", "question"}, ...]}'
-ANNOTATIONS_FORM = (
-    'VQA\'s {"annotations": [{"question_id", "answers": [{"answer", "answer_id"}, ...], "answer_type", '
-    '"question_type"}, ...]}'
-)
-
-
-class _Question(msgspec.Struct, gc=False):
-    question_id: QuestionId
-    image_id: QuestionId
-    question: str
-
-
-class _Answer(msgspec.Struct, gc=False):
-    answer: str
-    answer_id: int
-
-
-class _Annotation(msgspec.Struct, gc=False):
-    question_id: QuestionId
-    answers: Annotated[list[_Answer], msgspec.Meta(min_length=1)]
-    answer_type: str
-    question_type: str
 
 
 class _Result(msgspec.Struct, gc=False):
@@ -50,7 +27,7 @@ def read_annotations(questions: Path, annotations: Path, advance: Advance) -> di
             would leave out equal ones together).
     """
     asked: set[QuestionId] = set()
-    for number, question in enumerate(read_list(questions, "questions", _Question, QUESTIONS_FORM, advance), start=1):
+    for number, question in enumerate(read_list(questions, "questions", AskedRecord, QUESTIONS_FORM, advance), start=1):
         if question.question_id in asked:
             raise DataError(
                 f"{questions}: entry {number} of questions: question {question.question_id!r} is there twice; "
@@ -58,7 +35,7 @@ def read_annotations(questions: Path, annotations: Path, advance: Advance) -> di
             )
         asked.add(question.question_id)
     known: dict[QuestionId, VqaAnnotation] = {}
-    records = read_list(annotations, "annotations", _Annotation, ANNOTATIONS_FORM, advance)
+    records = read_list(annotations, "annotations", AnnotationRecord, ANNOTATIONS_FORM, advance)
     for number, record in enumerate(records, start=1):
         fault = _annotation_fault(record, questions, asked, known)
         if fault is not None:
@@ -113,7 +90,7 @@ def read_results(path: Path, questions: Collection[QuestionId], advance: Advance
 
 
 def _annotation_fault(
-    record: _Annotation, questions: Path, asked: Collection[QuestionId], known: Collection[QuestionId]
+    record: AnnotationRecord, questions: Path, asked: Collection[QuestionId], known: Collection[QuestionId]
 ) -> str | None:
     if record.question_id not in asked:
         return f"is not in {questions}; give the questions and the annotations of one split"

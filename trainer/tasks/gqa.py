@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from model.config import LossConfig
 from shards.format.index import SplitIndex
 from shards.format.records import Question
+from trainer.scoring.gqa import command
 from trainer.scoring.metrics import CLASSIFICATIONS, TRAINING_CELLS, AnswerScores, Scores
+from trainer.scoring.task import ScoreTask
 from trainer.tasks.seam import Json, Outputs, Submission, Task
 
 
@@ -63,4 +65,6 @@ TASK = Task(
     metrics=metrics,
     measured=measured,
     headline=(("accuracy", "accuracy"), ("binary", "binary"), ("open", "open"), ("ITM", "itm_accuracy")),
+    official=ScoreTask(command.add_options, command.score),
+    recipe="recipes/gqa_blip_base.yaml",
 )

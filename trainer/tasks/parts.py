@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from model.config import LossConfig
 from model.parts import PARTS
-from trainer.scoring.metrics import LossSums, PartScores, Scores
+from trainer.scoring.metrics import LossSums, Scores, Share
 
 
 def summed_parts(sums: Mapping[str, float]) -> list[str]:
@@ -25,7 +25,7 @@ def loss_sums(sums: Mapping[str, float]) -> LossSums:
 def part_scores(sums: Mapping[str, float]) -> list[Scores]:
     """How often each part was right, for those that can be."""
     return [
-        PartScores(part, round(sums[f"{part}_correct"]), round(sum(sums[name] for name in PARTS[part].seen)))
+        Share(f"{part}_accuracy", round(sums[f"{part}_correct"]), round(sum(sums[name] for name in PARTS[part].seen)))
         for part in summed_parts(sums)
         if PARTS[part].seen
     ]

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from model.config import LossConfig
 from shards.format.index import SplitIndex
 from shards.tasks.seam import Item
-from trainer.scoring.metrics import Scores
+from trainer.scoring.metrics import Scores, Share
+from trainer.scoring.task import ScoreTask
 
 Json = Any
 """A value that JSON can hold."""
@@ -47,3 +48,9 @@ class Task:
     """Those of them that the items of a split lead to: a type without questions has no accuracy."""
     headline: tuple[tuple[str, str], ...]
     """(label, metric without its split) of what a validation's line shows in percent."""
+    conclude: Callable[[Mapping[str, Json]], list[Share]] | None = None
+    """Predictions of a whole split by item id -> what no part of it could tell. Called on one rank."""
+    official: ScoreTask | None = None
+    """The official scores of any system's file, for `duoflow score`."""
+    recipe: str = ""
+    """One to begin with."""

@@ -81,5 +81,5 @@ def _chosen(split: Split, wanted: int, size: int):
     for number, image in enumerate(images[places].tolist()):
         questions, where = split.reader.sample(image).questions, split.reader.describe(image)
         question = questions[number % len(questions)]
-        decoded = decode_image(split.reader.image_bytes(image), where).image
+        decoded = decode_image(split.reader.images(image)[0], where).image
         yield Shown(as_rgb(decoded), square_image(decoded, size)[None], question.question, question.answer)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from launch.local import count_gpus
-from model.config import ModelConfig, local_directory
+from model.config import ModelConfig, local_directory, text_towers
 from shards.errors import ConfigError, DataError, UserError
 from shards.format.index import SplitIndex, index_digest, read_index
+from shards.tasks import TASKS
 from trainer.config import RunConfig
 from trainer.config.schema import check_world_size, policy_path
 from trainer.run_directory import RunDirectory
@@ -95,10 +96,27 @@ def _check_data(config: RunConfig) -> None:
         if directory is None:
             continue
         index = _read_index(key, directory)
+        check_format(config.task, index, key, directory)
         if index.counts.get("answered", 0) == 0:
             raise ConfigError(f"{key}: {directory}: no question has an answer; training and validation need answers")
         if key == "data.val":
             _check_metric(config, index, directory)
+
+
+def check_format(task: str, index: SplitIndex, key: str, directory: str) -> None:
+    """Whether a task reads what the shards were built from.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    formats = TASKS[task].formats
+    if index.reader not in formats:
+        fitting = [name for name, data in TASKS.items() if index.reader in data.formats]
+        remedy = f"; set task: {fitting[0]}, or name other shards" if fitting else "; name other shards"
+        raise ConfigError(
+            f"{key}: {directory} was built from format {index.reader}, and task {task} reads "
+            f"{', '.join(formats)}{remedy}"
+        )
 
 
 def _check_metric(config: RunConfig, index: SplitIndex, directory: str) -> None:
@@ -149,7 +167,7 @@ def _check_initial_weights(path: str) -> None:
 def _check_weights(config: RunConfig) -> None:
     _check_efficient_sam(config.model)
     second = {"second_vision"} if config.model.second_stream == "blip" else set()
-    _check_references(config.model, used={"vision"} | second | _towers_of_losses(config))
+    _check_references(config.model, used={"vision"} | second | text_towers(TASKS[config.task], config.losses))
 
 
 def _check_efficient_sam(model: ModelConfig) -> None:
@@ -162,10 +180,6 @@ def _check_efficient_sam(model: ModelConfig) -> None:
 
     message = how_to_get(Path(checkpoint).expanduser(), EFFICIENT_SAM_CONFIGS.get(model.efficient_sam.variant))
     raise ConfigError(f"model.efficient_sam.checkpoint: {message}")
-
-
-def _towers_of_losses(config: RunConfig) -> set[str]:
-    return {tower for tower, weight in (("match", config.losses.itm), ("answer", config.losses.answer)) if weight > 0}
 
 
 def _check_references(model: ModelConfig, used: set[str]) -> None:

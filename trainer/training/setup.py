@@ -1,11 +1,14 @@
 """What a rank has before its first step: model, engine, loaders, what was saved, and where to report to."""
 
+import hashlib
 import logging
 import os
+from collections.abc import Mapping
 
 from model.objective import Objective
+from shards.errors import DataError
 from shards.format.index import index_digest
-from trainer.build import assemble_model, evaluation_loader, open_split, shared_tokenizer, training_loader
+from trainer.build import assemble_model, classes_of, evaluation_loader, open_split, shared_tokenizer, training_loader
 from trainer.config import RunConfig, dump_config
 from trainer.config.schema import check_world_size, policy_path
 from trainer.engine.deepspeed_config import read_policy, resolve, resolve_precision
@@ -35,7 +38,11 @@ def set_up(config: RunConfig, directory: RunDirectory, world: World, stop: StopR
     """
     train = open_split(config, "train")
     built = world.agree_on(
-        lambda: assemble_model(config, scratch_tokenizer=shared_tokenizer(config, train, directory, world))
+        lambda: assemble_model(
+            config,
+            scratch_tokenizer=shared_tokenizer(config, train, directory, world),
+            classes=classes_of(config, train.index),
+        )
     )
     checkpoints = Checkpoints(directory.checkpoints, world)
     newest = checkpoints.newest()
@@ -57,8 +64,10 @@ def set_up(config: RunConfig, directory: RunDirectory, world: World, stop: StopR
         sum_names=(*built.objective.sum_names, *HOST_SUMS),
     )
     identity = {name: index_digest(path) for name in ("train", "val") if (path := getattr(config.data, name))}
+    if config.answers.list is not None:
+        identity["answers"] = hashlib.sha256("\n".join(built.classes).encode()).hexdigest()
     if newest is not None:
-        _resume(checkpoints, newest, engine, state)
+        _resume(checkpoints, newest, engine, state, identity)
     questions = int(validation[0].order.visits.sizes.sum()) if validation is not None else 0
     run = Run(
         config=config,
@@ -113,9 +122,16 @@ def _engine(config: RunConfig, objective: Objective, world: World) -> Engine:
     )
 
 
-def _resume(checkpoints: Checkpoints, name: str, engine: Engine, state: TrainState) -> None:
+def _resume(
+    checkpoints: Checkpoints, name: str, engine: Engine, state: TrainState, identity: Mapping[str, str]
+) -> None:
     """Continue from a checkpoint; collective."""
     saved, progress = checkpoints.load(name)
+    if progress["identity"].get("answers") != identity.get("answers"):
+        raise DataError(
+            "answers.list: the answers are not those that this run was trained on; put the file back, or start over "
+            "with --fresh"
+        )
     engine.import_state(saved)
     state.load({key: value for key, value in progress.items() if key not in ("identity", "world_size")})
     logger.info("resumed from %s at step %d", checkpoints.path(name), state.global_step)

@@ -17,7 +17,7 @@ from model.objective import Objective
 from model.pnp.pipeline import PnpPipeline
 from shards.read.loader import EvaluationBatches, Loader
 from trainer.engine.distributed import World
-from trainer.scoring.metrics import Scores, merge_over_ranks
+from trainer.scoring.metrics import Scores, Share, merge_over_ranks
 from trainer.tasks import Outputs, Submission, Task
 from trainer.tasks.parts import loss_sums, part_scores, total_loss
 from trainer.tasks.seam import Json
@@ -72,19 +72,30 @@ def evaluate(
         if world.any_rank(stop_requested()):
             return None
     named = dict(zip(objective.sum_names, sums.tolist(), strict=True))
-    merged = _merged([loss_sums(named), *scores, *part_scores(named)], world, prefix, predictions)
+    merged = _merged([loss_sums(named), *scores, *part_scores(named)], task, world, prefix, predictions)
     return merged._replace(metrics={**total_loss(merged.metrics, losses, prefix), **merged.metrics})
 
 
 def _said(built: BuiltModel, predictions: Mapping[str, Tensor]) -> Outputs:
-    """What the parts predict, in words."""
-    ids = predictions.get("answer")
-    return Outputs(answers=None if ids is None else built.answer_codec.decode(ids.tolist()))
+    """What the parts predict, in words: of the two that may answer, the one that the recipe asks for."""
+    answers = classes = None
+    if "answer" in predictions and built.answers_by != "classify":
+        found = predictions["answer"].tolist()
+        answers = [built.classes[n] for n in found] if built.answers_by == "rank" else built.answer_codec.decode(found)
+    if "classify" in predictions:
+        classes = [built.classes[number] for number in predictions["classify"].argmax(dim=-1).tolist()]
+    return Outputs(answers, classes)
 
 
-def _merged(scores: Sequence[Scores], world: World, prefix: str, predictions: dict[str, Json]) -> Evaluation:
-    """The scores of all ranks; collective."""
+def _merged(
+    scores: Sequence[Scores], task: Task, world: World, prefix: str, predictions: dict[str, Json]
+) -> Evaluation:
+    """The scores of all ranks, and what can only be measured over a whole split; collective."""
     merged = merge_over_ranks(scores, lambda vector: world.sum_across_ranks(vector).tolist())
+    if task.conclude is not None:
+        everything = _gathered(predictions, world)
+        concluded = None if everything is None else json.dumps([list(share) for share in task.conclude(everything)])
+        merged += [Share(*share) for share in json.loads(world.broadcast_text(concluded))]
     return Evaluation(
         {name: value for part in merged for name, value in part.as_metrics(prefix).items()},
         {name: value for part in merged for name, value in part.as_counts(prefix).items()},
@@ -112,12 +123,18 @@ def evaluate_pnp(
             found = pipeline.answer(item.batch.pixels.to(world.device), texts, images, keys)
             predictions |= task.observe(scores, item.items, Outputs([answer.text for answer in found]), detailed)
         progress(item.num_visits)
-    return _merged(scores, world, prefix, predictions)
+    return _merged(scores, task, world, prefix, predictions)
 
 
 def gather_predictions(predictions: dict[str, Json], task: Task, world: World) -> Submission | None:
     """All ranks' predictions as the task's file; None on ranks other than 0. Collective."""
+    everything = _gathered(predictions, world)
+    return None if everything is None else task.dump(everything)
+
+
+def _gathered(predictions: dict[str, Json], world: World) -> dict[str, Json] | None:
+    """All ranks' predictions on rank 0, elsewhere None; collective."""
     parts = world.gather_text(json.dumps(predictions))
     if parts is None:
         return None
-    return task.dump({item: said for part in parts for item, said in json.loads(part).items()})
+    return {item: said for part in parts for item, said in json.loads(part).items()}

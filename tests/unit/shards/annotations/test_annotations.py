@@ -113,7 +113,7 @@ class TestGqa:
     def test_records_of_test_files_hold_only_three_fields(self, tmp_path):
         path = write(tmp_path / "q.json", {"0499855": {"imageId": "n12", "question": "Why?", "isBalanced": False}})
         [(image_id, ref, question)] = read("gqa", path)
-        assert (image_id, ref) == ("n12", "n12")
+        assert (image_id, ref) == ("n12", ("n12",))
         assert (question.question_id, question.question, question.is_balanced) == ("0499855", "Why?", False)
         assert (question.answer, question.steps, question.options) == (None, None, ())
 
@@ -159,7 +159,7 @@ class TestGqa:
         ]
         semantic = [{"operation": name, "argument": argument, "dependencies": []} for name, argument in names]
         path = write(tmp_path / "q.json", {"1": {"imageId": "1", "question": "?", "semantic": semantic}})
-        assert read("gqa", path)[0].question.steps == 3
+        assert read("gqa", path)[0].item.steps == 3
 
     def test_boxes_come_from_the_scene_graph_of_the_image(self, tmp_path):
         record = {
@@ -171,7 +171,7 @@ class TestGqa:
         scene["objects"]["12"] = {"name": "b", "x": 5, "y": 6, "w": 7.5, "h": 8}
         questions = write(tmp_path / "q.json", {"1": record, "2": {**record, "imageId": "8"}})
         scenes = write(tmp_path / "s.json", {"7": scene})
-        with_scene, without = (annotation.question.boxes for annotation in read("gqa", questions, scenes))
+        with_scene, without = (annotation.item.boxes for annotation in read("gqa", questions, scenes))
         assert (with_scene.question, with_scene.answer) == ({"2:4": (1, 2, 3, 4)}, {"0": (5, 6, 7.5, 8)})
         assert with_scene.full_answer == {"1": (1, 2, 3, 4)}
         assert (without.question, without.answer, without.full_answer) == ({}, {}, {})
@@ -198,7 +198,7 @@ class TestGqa:
         copy.write_bytes(SAMPLE.read_bytes())
         records = json.loads(copy.read_text())
         annotations = read("gqa", copy)
-        assert [annotation.question.question_id for annotation in annotations] == list(records)
+        assert [annotation.item.question_id for annotation in annotations] == list(records)
         for image_id, _, question in annotations:
             record = records[question.question_id]
             assert image_id == record["imageId"]
@@ -240,8 +240,8 @@ class TestTables:
         jsonl, table = self.write_both(tmp_path)
         first, second = read("jsonl", jsonl)
         assert read("csv", table) == [first, second]
-        assert (first.image_id, first.image_ref, first.question.question_id) == ("a/1.jpg", "a/1.jpg", "01")
-        assert (first.question.answer, second.question.answer) == ("yes", None)
+        assert (first.sample_id, first.refs, first.item.question_id) == ("a/1.jpg", ("a/1.jpg",), "01")
+        assert (first.item.answer, second.item.answer) == ("yes", None)
 
     def test_an_id_made_from_the_row_depends_on_the_row_alone(self, tmp_path):
         rows = [
@@ -252,8 +252,8 @@ class TestTables:
         ids = []
         for order in (rows, rows[::-1]):
             path.write_text("\n".join(json.dumps(row) for row in order))
-            ids.append({annotation.question.question for annotation in read("jsonl", path)})
-            ids.append({annotation.question.question_id for annotation in read("jsonl", path)})
+            ids.append({annotation.item.question for annotation in read("jsonl", path)})
+            ids.append({annotation.item.question_id for annotation in read("jsonl", path)})
         assert ids[0] == ids[2]
         assert ids[1] == ids[3]
         assert len(ids[1]) == 2
@@ -261,7 +261,7 @@ class TestTables:
     def test_image_and_question_ids_become_strings(self, tmp_path):
         row = {"image": "1.jpg", "question": "a?", "answer": "b", "image_id": 7, "question_id": 12}
         [annotation] = read("jsonl", write(tmp_path / "rows.jsonl", row))
-        assert (annotation.image_id, annotation.image_ref, annotation.question.question_id) == ("7", "1.jpg", "12")
+        assert (annotation.sample_id, annotation.refs, annotation.item.question_id) == ("7", ("1.jpg",), "12")
 
     @pytest.mark.parametrize(
         ("line", "what"),

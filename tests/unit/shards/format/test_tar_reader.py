@@ -54,7 +54,7 @@ def test_text_that_is_no_utf_8_is_named_with_shard_image_and_way_out(
 
 
 @pytest.mark.parametrize("call", ["open", "pread"])
-@pytest.mark.parametrize("method", ["sample", "image_bytes"])
+@pytest.mark.parametrize("method", ["sample", "images"])
 def test_a_disk_or_mount_that_fails_is_one_line(
     built: tuple[Path, SplitIndex], monkeypatch: pytest.MonkeyPatch, call: str, method: str
 ) -> None:
@@ -73,13 +73,13 @@ def test_few_shards_are_open_whatever_the_order_and_the_bytes_are_right(
     built: tuple[Path, SplitIndex], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory, index = built
-    expected = [ShardReader(directory, index).image_bytes(image) for image in range(12)]
+    expected = [ShardReader(directory, index).images(image)[0] for image in range(12)]
     monkeypatch.setattr(tar_reader, "OPEN_SHARDS", BOUND)
     gc.collect()
     assert open_inside(directory) == 0, "a reader closes its files when it is gone"
     reader, most = ShardReader(directory, index), 0
     for image in [*range(12), *reversed(range(12)), *random.Random(0).choices(range(12), k=60)]:
-        assert reader.image_bytes(image) == expected[image]
+        assert reader.images(image)[0] == expected[image]
         most = max(most, open_inside(directory))
     assert most == BOUND
 
@@ -96,5 +96,5 @@ def test_the_shards_used_last_stay_open(built: tuple[Path, SplitIndex], monkeypa
     reader = ShardReader(*built)
     monkeypatch.setattr(os, "open", counting)
     for image in (0, 1, 2, 0, 3, 0, 1):
-        reader.image_bytes(image)
+        reader.images(image)[0]
     assert opened == ["000000.tar", "000001.tar", "000002.tar", "000003.tar", "000001.tar"]

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shards.vqa_text import normalise_label, normalise_prediction, simplify_words, soft_scores, strip_punctuation
 from trainer.scoring.metrics import merge_over_ranks
-from trainer.scoring.vqa import VqaAnnotation, VqaResult, VqaScores, answer_accuracy, score_vqa, soft_scores
-from trainer.scoring.vqa_text import normalise_label, normalise_prediction, simplify_words, strip_punctuation
+from trainer.scoring.vqa import VqaAnnotation, VqaResult, VqaScores, answer_accuracy, score_vqa
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "tasks"
 """Hand-made (vqa.json) and random (vqa_quirks.json) cases, and what the official script makes of them."""

@@ -1,7 +1,7 @@
-"""The records of an evaluation's files: a list inside a JSON object, a JSON array, or a JSON object per line."""
+"""Files of records: a list inside a JSON object, a JSON array, or a JSON object per line."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,10 +9,8 @@ import msgspec
 
 from shards.annotations.json_blocks import iterate_array
 from shards.annotations.json_stream import open_annotations
+from shards.annotations.seam import Advance
 from shards.errors import DataError
-
-Advance = Callable[[int], object]
-"""Called with the number of bytes read since the last call."""
 
 T = TypeVar("T")
 
@@ -22,10 +20,16 @@ _offset = re.compile(r" \(byte (\d+)\)")
 
 
 def read_list(path: Path, name: str, record: type[T], form: str, advance: Advance) -> list[T]:
-    """The records of {name: [record, ...], ...}. Memory: the whole file and its records.
+    """The records of {name: [record, ...], ...}: see `read_holder`."""
+    return getattr(read_holder(path, name, record, form, advance, kind=_holder(name, record)), name)
+
+
+def read_holder(path: Path, name: str, record: type, form: str, advance: Advance, *, kind: type[T]) -> T:
+    """An object that holds {name: [record, ...], ...}. Memory: the whole file and its records.
 
     Args:
         form: what the file should look like, for messages.
+        kind: the type of the object.
 
     Raises:
         DataError: the file cannot be read, is broken (byte offset), has no such list, or an entry of it is not of its
@@ -33,7 +37,7 @@ def read_list(path: Path, name: str, record: type[T], form: str, advance: Advanc
     """
     text = _read(path, advance)
     try:
-        return getattr(msgspec.json.decode(text, type=_holder(name, record)), name)
+        return msgspec.json.decode(text, type=kind)
     except _FAULTS:
         raise _fault(path, text, name, record, form) from None
 
@@ -48,7 +52,7 @@ def iterate_records(path: Path, record: type[T], form: str, advance: Advance) ->
     Raises:
         DataError: the file cannot be read or is broken, or an entry or a line is not such a record.
     """
-    if _is_array(path):
+    if is_array(path):
         number = 0
         for block in iterate_array(path, record, advance):
             for found in block:
@@ -117,7 +121,12 @@ def _fault(path: Path, text: bytes, name: str, record: type, form: str) -> DataE
     raise AssertionError(f"{path}: records decode one by one, but not together")
 
 
-def _is_array(path: Path) -> bool:
+def is_array(path: Path) -> bool:
+    """Whether a file holds a JSON array.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     with open_annotations(path) as file:
         try:
             start = file.read(1 << 10)

@@ -4,6 +4,8 @@ Source: `processPunctuation` and `processDigitArticle` of vqaEval.py (GT-Vision-
 """
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 
 PUNCTUATION = (*';/[]"{}()=+\\_-><@`,?!',)
@@ -23,6 +25,7 @@ NUMBER_WORDS = {
     "nine": "9",
     "ten": "10",
 }
+_SOFT_SCORES = (0.0, 0.3, 0.6, 0.9)
 ARTICLES = ("a", "an", "the")
 
 _CONTRACTIONS = """
@@ -91,3 +94,18 @@ def normalise_label(text: str) -> str:
     """An answer as a class of a classifier: `preprocess_answer` of compute_softscore.py
     (hengyuan-hu/bottom-up-attention-vqa), which is the official rewriting without commas."""
     return simplify_words(strip_punctuation(text)).replace(",", "")
+
+
+def soft_scores(answers: Sequence[str]) -> dict[str, float]:
+    """What a classifier over answers is taught: each distinct answer with a part of 1, by how many annotators gave it:
+    .3, .6, .9, and 1 for four and more.
+
+    Source: compute_softscore.py (hengyuan-hu/bottom-up-attention-vqa); LXMERT's labels have these scores. The script
+    counts answers as they are written, and so drops those that only the rewriting brings into its vocabulary; here
+    they are rewritten first, and spellings of one answer count together.
+
+    Args:
+        answers: one of each annotator, as written.
+    """
+    counts = Counter(normalise_label(answer) for answer in answers)
+    return {answer: _SOFT_SCORES[count] if count < len(_SOFT_SCORES) else 1.0 for answer, count in counts.items()}
