@@ -4,64 +4,94 @@ import argparse
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from shards.errors import UserError
+from shards.scenes import nlvr2, snli_ve, vqa
 from shards.scenes.gqa_format import choice_records, question_records, questions, scene_graph
+from shards.scenes.nlvr2 import nlvr2_files
 from shards.scenes.raster import encode_png, paint
+from shards.scenes.snli_ve import snli_ve_files
+from shards.scenes.vqa import vqa_files
 from shards.scenes.world import MIN_IMAGES, SPLITS, Dice, scene, split_of
+
+
+class SceneTask(NamedTuple):
+    """What is rendered for a task."""
+
+    min_images: int
+    """Fewer would leave a split empty."""
+    image_counts: Callable[[int], Counter[str]]
+    """Of a number of images, how many each split gets."""
+
+
+TASKS = {
+    "gqa": SceneTask(MIN_IMAGES, lambda num_images: Counter(map(split_of, range(num_images)))),
+    "vqa": SceneTask(vqa.MIN_IMAGES, vqa.image_counts),
+    "nlvr2": SceneTask(nlvr2.MIN_IMAGES, nlvr2.image_counts),
+    "snli_ve": SceneTask(snli_ve.MIN_IMAGES, snli_ve.image_counts),
+}
 
 
 def add_scenes_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the `scenes` verb; its namespace carries `handler`: namespace -> exit code."""
     parser = subparsers.add_parser(
         "scenes",
-        help="render a small GQA-format set: images, questions, scene graphs, choices",
-        description="Render coloured shapes with questions, scene graphs and choices as GQA writes them. The splits "
-        f"share no image: {', '.join(SPLITS)}; `backbone` is there to train vision encoders on before `train`.",
+        help="render a small set in the format of GQA, VQA v2, NLVR2 or SNLI-VE",
+        description="Render coloured shapes with questions, scene graphs and choices as GQA writes them, or with what "
+        "another task's files hold. The splits share no image; GQA's are "
+        f"{', '.join(SPLITS)}, where `backbone` is there to train vision encoders on before `train`.",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="directory to write; it appears when it is complete")
     parser.add_argument("--images", metavar="N", type=int, default=2000, help="how many images (default: %(default)s)")
     parser.add_argument("--seed", metavar="S", type=int, default=0, help="same seed, same bytes (default: %(default)s)")
+    parser.add_argument("--task", choices=TASKS, default="gqa", help="whose files to write (default: %(default)s)")
     parser.set_defaults(handler=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    written = write_scenes(arguments.out, num_images=arguments.images, seed=arguments.seed)
-    counts = Counter(map(split_of, range(arguments.images)))
-    splits = ", ".join(f"{split} {counts[split]}" for split in SPLITS)
+    written = write_scenes(arguments.out, num_images=arguments.images, seed=arguments.seed, task=arguments.task)
+    counts = TASKS[arguments.task].image_counts(arguments.images)
+    splits = ", ".join(f"{split} {count}" for split, count in counts.items())
     state = "rendered" if written else "already there, nothing to do"
-    print(f"{arguments.out}: {arguments.images} images ({splits}), seed {arguments.seed}: {state}")
+    print(f"{arguments.out}: {counts.total()} images ({splits}), seed {arguments.seed}: {state}")
     return 0
 
 
-def write_scenes(out: Path, *, num_images: int, seed: int) -> bool:
-    """Write the set, unless all of it is there; returns whether it was written.
+def write_scenes(out: Path, *, num_images: int, seed: int, task: str = "gqa") -> bool:
+    """Write a task's set, unless all of it is there; returns whether it was written.
 
     Raises:
         UserError: too few images, `out` holds something else, or it cannot be written.
     """
-    if num_images < MIN_IMAGES:
-        raise UserError(f"--images {num_images}: expected at least {MIN_IMAGES}, one for each split")
+    fewest = TASKS[task].min_images
+    if num_images < fewest:
+        raise UserError(f"--images {num_images}: expected at least {fewest}, so that no split is empty")
     out = Path(os.path.abspath(out))
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; expected a directory, or a path where there is nothing yet")
     try:
         if out.is_dir() and any(out.iterdir()):
-            _require_same(out, scene_files(num_images=num_images, seed=seed))
+            _require_same(out, task_files(task, num_images=num_images, seed=seed))
             return False
-        _write_new(out, scene_files(num_images=num_images, seed=seed))
+        _write_new(out, task_files(task, num_images=num_images, seed=seed))
     except OSError as error:
         raise UserError(f"{error.filename or out}: cannot be read or written: {error.strerror}") from None
     return True
 
 
+def task_files(task: str, *, num_images: int, seed: int) -> Iterator[tuple[str, bytes]]:
+    """(path, content) of every file of a task's set, images first: a pure function of its arguments."""
+    makers = {"gqa": scene_files, "vqa": vqa_files, "nlvr2": nlvr2_files, "snli_ve": snli_ve_files}
+    return makers[task](num_images=num_images, seed=seed)
+
+
 def scene_files(*, num_images: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """(path, content) of every file of the set, images first: a pure function of its arguments."""
+    """(path, content) of every file of GQA's set, images first: a pure function of its arguments."""
     entries: dict[str, list[bytes]] = {}
     for number in range(num_images):
         dice, shown, split = Dice(seed, number), scene(seed, number), split_of(number)
@@ -94,7 +124,7 @@ def _require_same(out: Path, files: Iterator[tuple[str, bytes]]) -> None:
         if not same:
             raise UserError(
                 f"{out}: exists and holds something else ({path} is missing or differs); "
-                "give another OUT, or the --images and --seed that it was rendered with"
+                "give another OUT, or the --task, --images and --seed that it was rendered with"
             )
 
 

@@ -37,6 +37,8 @@ _SPLIT_CYCLE = tuple(
 MIN_IMAGES = len(SPLITS)
 """The first images of the cycle are one of each split: fewer would leave a split empty."""
 
+_PART_CYCLE = "0120000200010000200000200"
+
 Option = TypeVar("Option")
 
 
@@ -104,6 +106,11 @@ def split_of(image: int) -> str:
     return _SPLIT_CYCLE[image % len(_SPLIT_CYCLE)]
 
 
+def part_of(number: int) -> int:
+    """Training, validation or test part, 0 to 2, of what is numbered otherwise: 76 %, 8 % and 16 %."""
+    return int(_PART_CYCLE[number % len(_PART_CYCLE)])
+
+
 def scene(seed: int, image: int) -> Scene:
     """The scene of an image number; of two things, half have the same color.
 
@@ -115,11 +122,11 @@ def scene(seed: int, image: int) -> Scene:
     shapes = dice.shuffle_by_rank(SHAPES, "shapes")
     cells = dice.shuffle(((0, 0), (1, 0), (0, 1), (1, 1)), "cells")
     things = tuple(
-        _thing(dice, number, f"{image_id}{number}", shapes[number], color, cells[number])
+        put(dice, number, f"{image_id}{number}", shapes[number], color, cells[number])
         for number, color in enumerate(_colors(dice))
     )
     weather = dice.pick(tuple(SKIES), "weather")
-    return Scene(image_id, weather, _varied(dice, SKIES[weather], "sky"), things)
+    return Scene(image_id, weather, varied(dice, SKIES[weather], "sky"), things)
 
 
 def _colors(dice: Dice) -> list[str]:
@@ -130,7 +137,8 @@ def _colors(dice: Dice) -> list[str]:
     return [first, dice.pick((first, second), "same color")]
 
 
-def _thing(dice: Dice, number: int, object_id: str, shape: str, color: str, cell: tuple[int, int]) -> Thing:
+def put(dice: Dice, number: int, object_id: str, shape: str, color: str, cell: tuple[int, int]) -> Thing:
+    """A thing of a scene; its size, the shade of its color and where it stands in its cell are its own."""
     shifts = range(-MAX_SHIFT, MAX_SHIFT + 1)
     column, row = cell
     center = (
@@ -138,10 +146,11 @@ def _thing(dice: Dice, number: int, object_id: str, shape: str, color: str, cell
         row * CELL_SIZE + CELL_SIZE // 2 + dice.pick(shifts, "y", number),
     )
     size = dice.pick(tuple(SIZES), "size", number)
-    return Thing(object_id, shape, color, size, column, row, center, _varied(dice, COLORS[color], f"color {number}"))
+    return Thing(object_id, shape, color, size, column, row, center, varied(dice, COLORS[color], f"color {number}"))
 
 
-def _varied(dice: Dice, rgb: Rgb, purpose: str) -> Rgb:
+def varied(dice: Dice, rgb: Rgb, purpose: str) -> Rgb:
+    """A shade of a color that belongs to this purpose."""
     spread = range(-RGB_SPREAD, RGB_SPREAD + 1)
     red, green, blue = (min(255, max(0, value + dice.pick(spread, purpose, i))) for i, value in enumerate(rgb))
     return red, green, blue
