@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
 from typing import NamedTuple
 
 import torch
@@ -15,13 +16,8 @@ from model.looking.guidance import block_of, check_plain_width
 from model.looking.second_stream import GridTokens
 from model.objective import Objective, Towers, WeightedPart
 from model.parts import PARTS, sum_names
-from model.parts.answer import AnswerPart
-from model.parts.classify import ClassHead, ClassPart
-from model.parts.itm import MatchingPart
-from model.parts.seam import Part
+from model.parts.seam import PartContext
 from model.source import TowerSource
-from model.towers.answer_towers import T5AnswerTower
-from model.towers.ranking import Candidates
 from model.towers.tokenizer import BlipCodec, T5Codec
 from shards.errors import ConfigError
 from shards.read.collate import Layout, TextCodec
@@ -139,36 +135,23 @@ def build_parts(
     head: HeadKind = "lxmert",
 ) -> dict[str, WeightedPart]:
     """The parts of the loss that have a weight, each with the block that it reads."""
-
-    def answer() -> Part:
-        candidates = None
-        if answers.by == "rank":
-            most, double = answers.candidates, answers.double_first_token
-            candidates = Candidates.of(classes, answer_codec, most=most, double_first_token=double)
-        return AnswerPart(
-            towers.answer, answer_codec, max_answer_tokens, tokens=losses.answer_tokens, candidates=candidates
+    parts = {}
+    for name, weight in weights_of(task, losses).items():
+        block = task.blocks[task.reads[name]]
+        context = PartContext(
+            losses=losses,
+            tower=getattr(towers, block.tower),
+            block=block,
+            codec=answer_codec,
+            max_answer_tokens=max_answer_tokens,
+            answers=answers,
+            classes=classes,
+            soft_labels=task.soft_labels,
+            head=head,
         )
-
-    def classify() -> Part:
-        block = task.blocks[task.reads["classify"]]
-        tower = getattr(towers, block.tower)
-        if isinstance(tower, T5AnswerTower):
-            raise ConfigError(
-                "losses.classify: T5 has no state that stands for a whole text; name a BLIP checkpoint in model.answer"
-            )
-        width = tower.text_encoder.config.hidden_size
-        sizes = {"width": width, "rows_per_item": block.rows_per_item, "num_classes": len(classes)}
-        return ClassPart(ClassHead(head, **sizes), soft=task.soft_labels)
-
-    makers: dict[str, Callable[[], Part]] = {
-        "answer": answer,
-        "itm": lambda: MatchingPart(towers.match),
-        "classify": classify,
-    }
-    return {
-        name: WeightedPart(makers[name](), weight, task.reads[name], task.blocks[task.reads[name]].tower)
-        for name, weight in weights_of(task, losses).items()
-    }
+        part = import_module(f"model.parts.{name}").make(context)
+        parts[name] = WeightedPart(part, weight, task.reads[name], block.tower)
+    return parts
 
 
 def weights_of(task: TaskData, losses: LossConfig) -> dict[str, float]:

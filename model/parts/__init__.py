@@ -1,4 +1,7 @@
-"""The parts that a loss can have: PARTS is the only list of them, in the order in which they are added up."""
+"""The parts that a loss can have: PARTS is the only list of them, in the order in which they are added up.
+
+The file of its name here makes a part; `losses` in a recipe weighs it.
+"""
 
 from collections.abc import Collection
 from typing import NamedTuple

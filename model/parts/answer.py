@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from model.parts.seam import Part, PartOutput, Read
+from model.parts.seam import Part, PartContext, PartOutput, Read
 from model.towers.answer_towers import AnswerTower
 from model.towers.ranking import Candidates
 from shards.read.collate import IGNORED_LABEL, Targets, TextCodec
@@ -60,3 +60,19 @@ class AnswerPart(Part):
         rows = torch.arange(len(ids), device=ids.device)
         mean = self.tower.losses(states, mask, Targets(inputs, labels, rows, rows.float(), one_per_row=True))
         return ids, (-mean * (labels != IGNORED_LABEL).sum(dim=1)).exp()
+
+
+def make(context: PartContext) -> AnswerPart:
+    """The part of a recipe."""
+    answers, candidates = context.answers, None
+    if answers.by == "rank":
+        candidates = Candidates.of(
+            context.classes, context.codec, most=answers.candidates, double_first_token=answers.double_first_token
+        )
+    return AnswerPart(
+        context.tower,
+        context.codec,
+        context.max_answer_tokens,
+        tokens=context.losses.answer_tokens,
+        candidates=candidates,
+    )

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import HeadKind
-from model.parts.seam import Part, PartOutput, Read
+from model.parts.seam import Part, PartContext, PartOutput, Read
+from model.towers.answer_towers import T5AnswerTower
+from shards.errors import ConfigError
 from shards.read.collate import Block
 
 
@@ -66,3 +68,22 @@ def joined_rows(pooled: Tensor, block: Block) -> Tensor:
     # Rows are sorted by image, and the images of a sample stand in their order.
     order = block.item.argsort(stable=True)
     return pooled[order].view(-1, block.rows_per_item * pooled.shape[-1])
+
+
+def make(context: PartContext) -> ClassPart:
+    """The part of a recipe.
+
+    Raises:
+        ConfigError: the tower has no state that stands for a whole text.
+    """
+    if isinstance(context.tower, T5AnswerTower):
+        raise ConfigError(
+            "losses.classify: T5 has no state that stands for a whole text; name a BLIP checkpoint in model.answer"
+        )
+    head = ClassHead(
+        context.head,
+        width=context.tower.text_encoder.config.hidden_size,
+        rows_per_item=context.block.rows_per_item,
+        num_classes=len(context.classes),
+    )
+    return ClassPart(head, soft=context.soft_labels)

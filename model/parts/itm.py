@@ -1,7 +1,7 @@
 """Image-text matching: does a text belong to the image (Li et al. 2021, ALBEF, section 3.2)?"""
 
 from model.losses import matching_loss
-from model.parts.seam import Part, PartOutput, Read
+from model.parts.seam import Part, PartContext, PartOutput, Read
 from model.towers.match_tower import MatchTower
 
 
@@ -20,3 +20,8 @@ class MatchingPart(Part):
         negatives = (counted & ~own).sum().float()
         correct = (counted & (logits.argmax(dim=-1) == labels)).sum().float()
         return PartOutput(summed, (summed.detach(), positives, positives, negatives, correct))
+
+
+def make(context: PartContext) -> MatchingPart:
+    """The part of a recipe."""
+    return MatchingPart(context.tower)

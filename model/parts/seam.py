@@ -4,13 +4,35 @@ Shapes: B images, N image tokens, R rows of text, L tokens of a row, I items, D 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from model.config import AnswersConfig, HeadKind, LossConfig
 from model.towers.reading import Reading
-from shards.read.collate import Block
+from shards.read.collate import Block, TextCodec
+from shards.tasks.seam import Block as BlockOfTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartContext:
+    """What a part may be made of."""
+
+    losses: LossConfig
+    tower: nn.Module
+    """The text tower that reads its block."""
+    block: BlockOfTask
+    codec: TextCodec | None
+    """Of the answer tower; None without one."""
+    max_answer_tokens: int
+    answers: AnswersConfig
+    classes: Sequence[str]
+    """What a class head names, and the list that a ranking chooses from."""
+    soft_labels: bool
+    """Whether several classes may be right in part."""
+    head: HeadKind
 
 
 class Read(NamedTuple):
