@@ -37,6 +37,11 @@ def test_the_first_line_is_a_command_that_runs_this_very_file(recipe: Path):
         rule = re.search(rf"^{command[1]}:.*\n\t.*python -m (\S+)", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
         script = REPOSITORY / f"{rule[1].replace('.', '/')}.py"
         assert f"recipes/{recipe.name}" in script.read_text()
+    elif command[:2] == ["python", "-m"]:
+        script = (REPOSITORY / f"{command[2].replace('.', '/')}.py").read_text()
+        assert recipe.stem.startswith("scenes_")
+        assert 'f"recipes/scenes_{' in script
+        assert f'"{recipe.stem.removeprefix("scenes_")}"' in script
     else:
         assert command[:2] == ["duoflow", "train"]
         assert (REPOSITORY / command[2]).samefile(recipe)

@@ -9,6 +9,7 @@ from shards.errors import UserError
 from shards.format.index import read_index
 from shards.progress import Progress
 from shards.read.loader import Split
+from shards.tasks import TASKS
 from trainer.build import build_pnp, evaluation_loader, open_split
 from trainer.config import RunConfig
 from trainer.engine.distributed import World
@@ -70,7 +71,12 @@ def evaluate_run(
 def _answer_ceiling(config: RunConfig, opened: Split, split: str) -> dict[str, float]:
     """`SPLIT/answer_ceiling`: the part of its questions whose answer occurs in training at all, from the indexes."""
     total = sum(opened.index.answers.values())
-    if config.data.train is None or config.data.limit is not None or not total:
+    if (
+        TASKS[config.task].classes is not None
+        or config.data.train is None
+        or config.data.limit is not None
+        or not total
+    ):
         return {}
     try:
         known = read_index(config.data.train).answers

@@ -91,7 +91,7 @@ def test_a_photo_gets_the_answer_that_the_split_gets(run: Path, project: Project
     }
     reader = open_split(project.config(), "val").reader
     for image in range(3):
-        (tmp_path / "photo.jpg").write_bytes(reader.image_bytes(image))
+        (tmp_path / "photo.jpg").write_bytes(reader.images(image)[0])
         for question in reader.sample(image).questions:
             found = answer_photo(run, tmp_path / "photo.jpg", question.question)
             assert found.text == predicted[question.question_id]

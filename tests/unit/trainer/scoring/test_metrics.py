@@ -11,7 +11,7 @@ from trainer.scoring.metrics import (
     ANSWER_CELLS,
     AnswerScores,
     LossSums,
-    PartScores,
+    Share,
     is_exact_match,
     merge_over_ranks,
 )
@@ -123,7 +123,7 @@ def test_steps_and_words_have_cells_up_to_a_last_one_that_many_share():
 
 
 def test_nothing_seen_gives_no_metric_instead_of_a_division_by_zero():
-    for scores in (AnswerScores.empty(), PartScores("itm"), LossSums.empty(["answer"])):
+    for scores in (AnswerScores.empty(), Share("itm_accuracy"), LossSums.empty(["answer"])):
         assert scores.as_metrics() == {}
 
 
@@ -197,11 +197,11 @@ def test_three_kinds_of_scores_merge_in_a_single_collective():
     losses = LossSums.empty(["itm"])
     losses.add("itm", 3.0, 2.0)
     answers = scored([("red", "red", "query", "attr"), ("no", "yes", "verify", "obj")])
-    mine = [answers, PartScores("itm", 3, 4), losses]
+    mine = [answers, Share("itm_accuracy", 3, 4), losses]
     merged = merge_over_ranks(mine, doubled)
     assert len(calls) == 1
     assert merged[0] == answers + answers
-    assert merged[1] == PartScores("itm", 6, 8)
+    assert merged[1] == Share("itm_accuracy", 6, 8)
     assert merged[1].as_metrics() == {"val/itm_accuracy": 0.75}
     assert merged[1].as_counts() == {"val/itm_accuracy/count": 8}
     assert merged[2] == losses + losses

@@ -10,7 +10,7 @@ from model.parts import PARTS, sum_names
 from shards.format.records import Question, Types
 from shards.tasks import TASKS
 from shards.tasks.seam import Labels, TaskData, Tower
-from trainer.scoring.metrics import PartScores
+from trainer.scoring.metrics import Share
 from trainer.tasks import Outputs, Task, task_named
 from trainer.tasks.parts import loss_sums, part_metrics, part_scores
 
@@ -56,14 +56,14 @@ def test_every_part_has_a_weight_and_sums_of_its_own() -> None:
         assert len(sums.names) >= 2
         assert set(sums.seen) <= set(sums.names)
         assert not sums.seen or f"{part}_correct" in sums.names
-    assert sum_names(["itm", "answer"]) == names, "the order is that of PARTS"
+    assert sum_names(list(PARTS)[::-1]) == names, "the order is that of PARTS"
 
 
 def test_sums_of_parts_become_losses_and_accuracies() -> None:
     sums = dict.fromkeys(sum_names(PARTS), 0.0) | {"itm_loss": 6.0, "matched": 4.0, "itm_positives": 4.0}
     sums |= {"itm_negatives": 8.0, "itm_correct": 9.0, "stop_requests": 1.0}
     assert loss_sums(sums).as_metrics() == {"val/itm_loss": 1.5}
-    assert part_scores(sums) == [PartScores("itm", 9, 12)]
+    assert part_scores(sums) == [Share("itm_accuracy", 9, 12)]
     only_answers = {name: sums[name] for name in PARTS["answer"].names}
     assert list(loss_sums(only_answers).sums) == ["answer"]
     assert part_scores(only_answers) == []
@@ -71,7 +71,7 @@ def test_sums_of_parts_become_losses_and_accuracies() -> None:
 
 def test_scores_of_different_parts_do_not_add_up() -> None:
     with pytest.raises(AssertionError):
-        PartScores("itm", 1, 2) + PartScores("other", 1, 2)
+        Share("itm_accuracy", 1, 2) + Share("other", 1, 2)
 
 
 class TestGqa:

@@ -1,0 +1,219 @@
+"""Whether tasks are learnt: rendered scenes in each task's own format, from files to official scores.
+
+`python -m benchmarks.learning [--tasks vqa,snli_ve,nlvr2] [--seeds 1,2] [--json O]` renders scenes, packs shards,
+trains the task's recipe from scratch and scores it on unseen scenes; at most 10 minutes a task and seed on two cores.
+Beside it stands what shows that it looked: the text alone, other images, and the same model before it was trained.
+Every stage is a command that a user would type. The JSON is {task: {seed: {row: percent}}}.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.annotations import reader_of
+from shards.format.index import read_index
+from shards.format.records import Item
+from shards.format.tar_reader import ShardReader
+from shards.vqa_text import soft_scores
+from trainer.run_directory import write_json
+from trainer.scoring.vqa import answer_accuracy
+
+HOME = Path("learning")
+UNTRAINED = ("limits.max_steps=1", "optim.lr=1.0e-12", "optim.warmup_steps=0", "early_stopping.patience=null")
+Scores = dict[str, float]
+"""Row of the table -> percent."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How a task is learnt here."""
+
+    images: int
+    """Scenes to render."""
+    splits: Mapping[str, tuple[str, ...]]
+    """Split of the recipe -> arguments of `shards build` that name its files, below the directory of scenes."""
+    first: str | None = None
+    """A recipe whose weights the task's own begins with."""
+
+
+PROOFS = {
+    "vqa": Proof(
+        2500,
+        {
+            split: (
+                "--questions",
+                f"v2_OpenEnded_mscoco_{name}_questions.json",
+                "--annotations",
+                f"v2_mscoco_{name}_annotations.json",
+            )
+            for split, name in (("train", "train2014"), ("val", "val2014"), ("testdev", "test2015"))
+        },
+    ),
+    "snli_ve": Proof(
+        6000,
+        {
+            split: ("--questions", f"snli_ve_{name}.jsonl")
+            for split, name in (("train", "train"), ("val", "dev"), ("testdev", "test"))
+        },
+    ),
+    "nlvr2": Proof(
+        16000,
+        {
+            split: ("--questions", f"{name}.json")
+            for split, name in (("train", "train"), ("val", "dev"), ("testdev", "test1"))
+        },
+    ),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", type=_names, default=list(PROOFS), help="of vqa,snli_ve,nlvr2 (default: all)")
+    parser.add_argument("--seeds", type=_numbers, default=[1], help="of scenes and training (default: 1)")
+    parser.add_argument("--json", type=Path, metavar="O", help="write the table to this file as well")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values in place of the recipes'")
+    options = parser.parse_args()
+    table: dict[str, dict[str, Scores]] = {task: {} for task in options.tasks}
+    for task in options.tasks:
+        for seed in options.seeds:
+            table[task][str(seed)] = Lesson(task, seed, options.overrides).learn()
+            _show(table)
+            if options.json is not None:
+                write_json(options.json, table)
+    return 0
+
+
+class Lesson:
+    """One task with one seed, from scenes to scores."""
+
+    def __init__(self, task: str, seed: int, overrides: Iterable[str] = ()) -> None:
+        self.task, self.seed, self.proof, self.overrides = task, seed, PROOFS[task], tuple(overrides)
+        self.home = HOME / task / f"seed{seed}"
+        self.started = time.monotonic()
+
+    def learn(self) -> Scores:
+        """Render, pack, train, evaluate."""
+        self._prepare()
+        name = f"scenes_{self.task}"
+        self._train(name, *self.overrides)
+        self._train(name, *self.overrides, *UNTRAINED, f"run.name={name}_untrained")
+        rows = {"text only": self._text_only()}
+        rows["untrained"] = self._evaluate(f"{name}_untrained")["accuracy"]
+        rows["images shuffled"] = self._evaluate(name, "--images", "shuffled")["accuracy"]
+        if self.task == "vqa":
+            rows["label head"] = self._evaluate(name, "answers.by=classify")["accuracy"]
+            rows["ranked"] = self._evaluate(name, "answers.by=rank")["accuracy"]
+            rows["decoder"] = self._evaluate(name, "answers.by=generate")["accuracy"]
+            rows["oracle of the label head"] = self._oracle(name)
+        else:
+            rows |= self._evaluate(name)
+        rows["minutes"] = (time.monotonic() - self.started) / 60
+        return rows
+
+    def _prepare(self) -> None:
+        scenes = self.home / "scenes"
+        self._run(
+            "scenes", str(scenes), "--task", self.task, "--images", str(self.proof.images), "--seed", str(self.seed)
+        )
+        for split, named in self.proof.splits.items():
+            files = [word if word.startswith("--") else str(scenes / word) for word in named]
+            images, out = str(scenes / "images"), str(self.home / "shards" / split)
+            self._run("shards", "build", "--format", self.task, *files, "--images", images, "--out", out)
+
+    def _train(self, name: str, *overrides: str) -> None:
+        shards = self.home / "shards"
+        places = [f"data.{split}={shards / split}" for split in self.proof.splits]
+        self._run(
+            "train",
+            f"recipes/scenes_{self.task}.yaml",
+            *places,
+            f"run.directory={self.home / 'runs'}",
+            f"run.seed={self.seed}",
+            f"run.name={name}",
+            *overrides,
+        )
+
+    def _evaluate(self, run: str, *options: str) -> Scores:
+        """Accuracies on the unseen split in percent, from the exported files in a process of its own."""
+        scores = self.home / "scores.json"
+        self._run("evaluate", str(self.home / "runs" / run), "--split", "testdev", "--json", str(scores), *options)
+        metrics = json.loads(scores.read_text(encoding="utf-8"))["metrics"]
+        names = ("accuracy", "consistency")
+        return {name: 100 * metrics[f"testdev/{name}"] for name in names if f"testdev/{name}" in metrics}
+
+    def _text_only(self) -> float:
+        """What a text is worth without its images, in percent: the best single answer to each text of the very split
+        that is scored. No model that does not look can have more."""
+        items = self._items("testdev")
+        if self.task != "vqa":
+            labels: dict[str, Counter[str]] = defaultdict(Counter)
+            for item in items:
+                labels[item.statement][item.label] += 1
+            return 100 * sum(max(counts.values()) for counts in labels.values()) / len(items)
+        asked: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+        for item in items:
+            asked[item.question].append(item.answers)
+        best = 0.0
+        for said in asked.values():
+            tried = {answer for answers in said for answer in answers}
+            best += max(sum(answer_accuracy(answer, answers) for answers in said) for answer in tried)
+        return 100 * best / len(items)
+
+    def _oracle(self, run: str) -> float:
+        """What the best class for each question would score, in percent."""
+        export = json.loads((self.home / "runs" / run / "export" / "export.json").read_text(encoding="utf-8"))
+        classes, items = set(export["classes"]), self._items("testdev")
+        best = (
+            max(
+                (answer_accuracy(name, item.answers) for name in soft_scores(item.answers) if name in classes),
+                default=0.0,
+            )
+            for item in items
+        )
+        return 100 * sum(best) / len(items)
+
+    def _items(self, split: str) -> list[Item]:
+        shards = self.home / "shards" / split
+        index = read_index(shards)
+        reader = ShardReader(shards, index, reader_of(index, shards).sample)
+        return [item for sample in range(index.num_images) for item in reader.sample(sample).items]
+
+    def _run(self, *arguments: str) -> None:
+        """Run a `duoflow` command; the benchmark ends with its exit code if it fails."""
+        print(f"\n$ duoflow {shlex.join(arguments)}", flush=True)
+        code = subprocess.run([sys.executable, "-m", "trainer.cli", *arguments], check=False).returncode
+        print(f"[{self.task}, seed {self.seed}: {time.monotonic() - self.started:.0f} s]", flush=True)
+        if code:
+            raise SystemExit(code)
+
+
+def _show(table: Mapping[str, Mapping[str, Scores]]) -> None:
+    for task, seeds in table.items():
+        names = dict.fromkeys(name for rows in seeds.values() for name in rows)
+        print(f"\n{task:<28}" + "".join(f"{f'seed {seed}':>12}" for seed in seeds))
+        for name in names:
+            cells = (rows.get(name) for rows in seeds.values())
+            print(f"{name:<28}" + "".join(f"{'-' if cell is None else f'{cell:.1f}':>12}" for cell in cells))
+
+
+def _names(text: str) -> list[str]:
+    names = text.split(",")
+    unknown = [name for name in names if name not in PROOFS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]}: expected some of {','.join(PROOFS)}")
+    return names
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
