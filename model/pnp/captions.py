@@ -24,6 +24,8 @@ from model.config import CaptionConfig
 from model.pixels import blip_pixels
 from model.towers.blip import KeysValues, decode_next, encode_image, keys_values_read
 from model.towers.hub import load_pretrained
+from model.towers.spelling import clean_up
+from model.towers.tokenizer import decode_plain
 from shards.errors import ConfigError
 from shards.plan import mix64
 
@@ -150,7 +152,7 @@ class Captioner:
 
     def _text(self, tokens: list[int]) -> str:
         tokens = tokens[: tokens.index(self._end_id)] if self._end_id in tokens else tokens
-        text = self._tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        text = clean_up(decode_plain(self._tokenizer, tokens)).strip()
         return text.removeprefix("##")  # WordPiece writes it where a text starts within a word
 
 

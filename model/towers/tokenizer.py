@@ -10,6 +10,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, T5Config
 
 from model.towers.checkpoint_files import short_reason
+from model.towers.spelling import join_punctuation
 from shards.errors import DataError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]")
@@ -58,6 +59,11 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         raise DataError(f"{directory}: no readable tokenizer ({short_reason(error)}); bring its files back") from None
 
 
+def decode_plain(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of ids without special tokens, spelled as the tokenizer leaves it, whatever its files ask for."""
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Codec:
     """What the codecs of all towers have in common."""
@@ -81,8 +87,12 @@ class _Codec:
         for ids in answers:
             ids = list(ids)
             ids = ids[: ids.index(self.end_id)] if self.end_id in ids else ids
-            texts.append(self.tokenizer.decode(ids, skip_special_tokens=True).strip())
+            texts.append(self._spell(decode_plain(self.tokenizer, ids).strip()))
         return texts
+
+    def _spell(self, text: str) -> str:
+        """The usual spelling of a decoded text."""
+        return text
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
@@ -106,6 +116,9 @@ class BlipCodec(_Codec):
     def pairs(self, questions: Sequence[str], answers: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
         asked, cut = self.questions(questions)
         return [[*ids, *answer, self.end_id] for ids, answer in zip(asked, self.answers(answers), strict=True)], cut
+
+    def _spell(self, text: str) -> str:
+        return join_punctuation(text)  # BERT's splitter sets all punctuation apart; T5's pieces know their blanks
 
 
 class T5Codec(_Codec):

@@ -9,6 +9,7 @@ from trainer.commands.start import check_previous, check_unoccupied
 from trainer.config import RunConfig
 from trainer.config.schema import check_world_size
 from trainer.run_directory import RunDirectory
+from trainer.training.lost_answers import lost_answers
 from trainer.training.milestones import Milestones
 from trainer.training.preflight import preflight
 
@@ -59,6 +60,8 @@ def dry_run(config: RunConfig, *, fresh: bool = False) -> str:
             f"{_megabytes(checkpoint)} per checkpoint, at most {_megabytes(_KEPT_CHECKPOINTS * checkpoint)} at once",
         ),
     ]
+    if built.answer_codec is not None and (lost := lost_answers(built.answer_codec, train.index.answers)):
+        rows.append(("answers lost", lost))
     rows += [("goes on with", str(difference)) for difference in logged]
     if finished is not None:
         rows.append(("finished", finished))

@@ -23,6 +23,7 @@ from trainer.run_directory import RunDirectory, write_json
 from trainer.tasks import task_named
 from trainer.training.checkpoints import Checkpoints
 from trainer.training.early_stopping import EarlyStopping
+from trainer.training.lost_answers import lost_answers
 from trainer.training.milestones import Milestones
 from trainer.training.pictures import build_pictures
 from trainer.training.state import HOST_SUMS, Run, TrainState
@@ -174,6 +175,9 @@ def _introduce(run: Run, state: TrainState, *, num_questions: int, num_trained: 
     )
     if run.built.objective.is_guided:
         logger.info("%s", _cost_of_guidance(run))
+    codec = run.built.answer_codec
+    if codec is not None and (lost := lost_answers(codec, run.train_batches.split.index.answers)):
+        logger.warning("%s: %s", run.config.data.train, lost)
     logger.info(
         "%s questions in %s visits: %d steps per epoch, %d in all, from step %d; %d rank(s) on %s, ZeRO-%d, %s",
         f"{num_questions:,}",
