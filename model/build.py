@@ -234,6 +234,13 @@ def _check_guide(config: ModelConfig, source: TowerSource, towers: Towers) -> No
             f"model.second_stream: efficient_sam_masks needs one vocabulary for questions, and {config.match} and "
             f"{config.answer} have different ones; name a BLIP checkpoint in model.answer"
         )
+    starts = {reference: source.text_start(reference) for reference in (config.match, config.answer)}
+    if len(set(starts.values())) > 1:
+        said = " and ".join(f"{reference} with {start}" for reference, start in starts.items())
+        raise ConfigError(
+            f"model.second_stream: efficient_sam_masks needs questions that begin alike, and {said} was trained; "
+            "set model.text_start"
+        )
 
 
 def _check_trains(config: ModelConfig, objective: Objective) -> None:

@@ -18,6 +18,9 @@ Tower = Literal["vision", "second_stream", "match", "answer"]
 HeadKind = Literal["lxmert", "albef"]
 """The form of a head that names classes."""
 
+TextStart = Literal["cls", "enc"]
+"""What stands first in the text that BLIP's encoders read: BERT's [CLS], or [ENC], as BLIP was trained."""
+
 ImageTokens = Literal["fused", "plain"]
 """What the matching tower reads to look: the trained fusion's tokens, or those of the first vision tower alone."""
 
@@ -140,6 +143,9 @@ class ModelConfig(Section):
     """Reference of the matching text encoder and its head (BLIP ITM)."""
     answer: str = SCRATCH
     """Reference of the question encoder and answer decoder (BLIP VQA), or of T5."""
+    text_start: TextStart | None = None
+    """What stands first in the text that BLIP's encoders read, [CLS] or [ENC]; null is what each checkpoint was trained
+    with: [ENC] for BLIP's own, what an exported checkpoint says of itself, [CLS] for `scratch`."""
     second_stream: Literal["efficient_sam", "efficient_sam_masks", "blip", "none"] = "efficient_sam"
     """The second vision tower. `efficient_sam_masks` weighs its map by the mask of each question, so that the fusion
     runs once per question instead of once per image; `blip` is a second BLIP encoder; `none` is a single stream."""
@@ -156,6 +162,11 @@ class ModelConfig(Section):
     """Of `losses.classify`: Linear to twice the width, GELU, LayerNorm, Linear; or Linear, ReLU, Linear."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
+
+    @property
+    def resolved_text_start(self) -> TextStart | None:
+        """Null only where a checkpoint has a say."""
+        return "cls" if self.text_start is None and self.match == self.answer == SCRATCH else self.text_start
 
 
 class CaptionConfig(Section):

@@ -5,6 +5,7 @@ Each checkpoint is read once; equal references share their modules.
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from typing import get_args
 
 from torch import nn
 from transformers import (
@@ -16,7 +17,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from model.config import SCRATCH, EfficientSamConfig, ModelConfig, ScratchConfig
+from model.config import SCRATCH, EfficientSamConfig, ModelConfig, ScratchConfig, TextStart
 from model.efficient_sam.encoder import EFFICIENT_SAM_CONFIGS, EfficientSamEncoder, EfficientSamEncoderConfig
 from model.efficient_sam.weights import load_efficient_sam_encoder, load_segmenter
 from model.looking.second_stream import BlipStream, EfficientSamMaskStream, EfficientSamStream
@@ -113,12 +114,21 @@ class TowerSource:
             start_id=text.bos_token_id,
             end_id=text.sep_token_id,
             pad_id=text.pad_token_id,
+            first_id=self._first_id(reference, checkpoint),
             **limits,
         )
 
     def named_parts(self, reference: str) -> Iterator[tuple[str, nn.Module]]:
         """The parts of the model behind a reference to BLIP, used or not."""
         yield from self._load(reference).model.named_children()
+
+    def text_start(self, reference: str) -> TextStart:
+        """What the text begins with that BLIP's encoders behind a reference read.
+
+        Raises:
+            ConfigError: the checkpoint says something else of itself.
+        """
+        return text_start_of(self.config, reference, self.blip_config(reference))
 
     def vision_of(self, reference: str) -> nn.Module:
         """The vision tower that lies in a reference to BLIP, used or not."""
@@ -131,6 +141,19 @@ class TowerSource:
     def tokenizer(self, reference: str) -> PreTrainedTokenizerBase:
         """The tokenizer of a reference."""
         return self._load(reference).tokenizer
+
+    def _first_id(self, reference: str, checkpoint: Checkpoint) -> int:
+        tokenizer, text = checkpoint.tokenizer, checkpoint.model.config.text_config
+        if self.text_start(reference) == "cls":
+            return tokenizer.cls_token_id
+        # The published tokenizers are BERT's own: they know neither [DEC] nor [ENC], which follows it.
+        first_id = tokenizer.get_vocab().get("[ENC]", text.bos_token_id + 1)
+        if first_id >= text.vocab_size:
+            raise ConfigError(
+                f"model.text_start: enc: {reference} has embeddings for {text.vocab_size:,} tokens and none for [ENC], "
+                f"which would be {first_id}; set model.text_start=cls"
+            )
+        return first_id
 
     def _part(self, key: str, reference: str, name: str) -> nn.Module:
         model = self._load(reference).model
@@ -152,6 +175,28 @@ class TowerSource:
             initialize_untrained(model, model.vision_model.embeddings.position_embedding)
             return Checkpoint(model, tokenizer)
         return load_pretrained(reference, (*BLIP_ARCHITECTURES, *T5_ARCHITECTURES))
+
+
+def text_start_of(config: ModelConfig, reference: str, checkpoint: BlipConfig) -> TextStart:
+    """What the text begins with that BLIP's encoders behind a reference read: the recipe's, or the checkpoint's own.
+
+    Args:
+        checkpoint: its configuration; an export says of itself how it was trained, BLIP's own do not.
+
+    Raises:
+        ConfigError: it says something else.
+    """
+    if config.text_start is not None:
+        return config.text_start
+    if reference == SCRATCH:
+        return "cls"
+    recorded = getattr(checkpoint, "text_start", "enc")
+    if recorded not in get_args(TextStart):
+        raise ConfigError(
+            f"{reference}: config.json: text_start: {recorded!r}, expected {' or '.join(get_args(TextStart))}; "
+            "set model.text_start"
+        )
+    return recorded
 
 
 def scratch_blip_config(sizes: ScratchConfig, tokenizer: PreTrainedTokenizerBase) -> BlipConfig:

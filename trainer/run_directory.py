@@ -15,7 +15,7 @@ from typing import Any, Literal
 from launch.ranks import live_ranks
 from shards.atomic import sync_directory, write_atomically
 from shards.errors import UserError
-from trainer.config import RunConfig, dump_config, load_config
+from trainer.config import RunConfig, dump_config, load_run_config
 
 State = Literal["running", "done", "stopped", "failed"]
 
@@ -163,7 +163,7 @@ class RunDirectory:
 
     def read_config(self) -> RunConfig | None:
         """The configuration that the run was last started with; None if it never was."""
-        return load_config(self.config) if self.config.exists() else None
+        return load_run_config(self.config) if self.config.exists() else None
 
     def write_status(self, status: Status) -> None:
         write_json(self.status, dataclasses.asdict(status))

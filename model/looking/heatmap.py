@@ -44,7 +44,7 @@ def text_heatmaps(
 
     With A the cross-attention probabilities of a layer, (H, L, N), and dA the gradient of the row's match logit with
     respect to them, a cell's heat is the sum over the question's tokens of mean_h(A * max(dA, 0)), divided by their
-    number. [CLS] and the last [SEP] are no tokens of the question, and the image's class token is no cell.
+    number. The first token and the last [SEP] are no tokens of the question, and the image's class token is no cell.
 
     Layers below `block` run without a graph, and no parameter gets a gradient. It makes no difference whether the
     caller has switched gradients off, or is in inference mode. The layers that have a graph run in float32 also if the
@@ -53,7 +53,7 @@ def text_heatmaps(
 
     Args:
         tower: frozen or trained, in evaluation mode if the heat is to be without dropout; it is left as it was.
-        ids: (R, L) token ids, [CLS] first and [SEP] last, as `BlipCodec.questions` gives them.
+        ids: (R, L) token ids, [ENC] or [CLS] first and [SEP] last, as `BlipCodec.questions` gives them.
         mask: (R, L) bool, True at tokens; the heatmap of a row with no more than the two special tokens is 0.
         image_tokens: (B, N, D), fused.
         grouping: which rows read which image.

@@ -14,7 +14,7 @@ from model.towers.spelling import join_punctuation
 from shards.errors import DataError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]")
-"""BLIP's special tokens; [DEC] starts an answer and [SEP] ends it."""
+"""BLIP's special tokens; [DEC] starts an answer and [SEP] ends it, [ENC] starts what is read with an image."""
 
 
 def build_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerBase:
@@ -98,20 +98,20 @@ class _Codec:
         return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
 
 
+@dataclass(frozen=True, kw_only=True)
 class BlipCodec(_Codec):
-    """Texts as BLIP reads them: `[CLS] question [SEP]`, and `[CLS] question [SEP] answer [SEP]` for matching.
+    """Texts as BLIP reads them: `[ENC] question [SEP]`, and `[ENC] question [SEP] answer [SEP]` for matching.
 
     Answers start with [DEC] and end with [SEP].
     """
 
-    @property
-    def _class_id(self) -> int:
-        return self.tokenizer.cls_token_id
+    first_id: int
+    """What the encoders read first: [ENC], or [CLS] in its place."""
 
     def questions(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
         room = self.max_question_tokens - 2
         plain = self._encode(texts)
-        return [[self._class_id, *ids[:room], self.end_id] for ids in plain], [len(ids) > room for ids in plain]
+        return [[self.first_id, *ids[:room], self.end_id] for ids in plain], [len(ids) > room for ids in plain]
 
     def pairs(self, questions: Sequence[str], answers: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
         asked, cut = self.questions(questions)

@@ -47,7 +47,7 @@ FEW_CAPTIONS = 10
 
 _WORD_LENGTH = 4
 _MARKS_OF_A_QUESTION = 3
-"""[CLS], the question mark and [SEP]: tokens of a question that are no words."""
+"""The first token, the question mark and [SEP]: tokens of a question that are no words."""
 
 
 @dataclass(frozen=True, kw_only=True)

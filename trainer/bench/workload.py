@@ -44,8 +44,8 @@ GQA_QUESTION_TOKENS: Mapping[int, int] = {
     21: 1,
     22: 1,
 }
-"""Tokens of a question, [CLS] and [SEP] included, and how many of 122 questions of GQA's train_all_questions_0.json
-have so many, a word or a mark being a token."""
+"""Tokens of a question, the first one and [SEP] included, and how many of 122 questions of GQA's
+train_all_questions_0.json have so many, a word or a mark being a token."""
 
 ANSWER_TOKENS: Mapping[int, int] = {1: 9, 2: 1}
 """The same for answers, without special tokens. GQA's answers are words; now and then WordPiece splits one."""

@@ -23,9 +23,30 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: one line per fault, each with its file or override, the dotted key and the way out.
     """
+    return _checked(Path(recipe), _read_recipe(Path(recipe)), overrides)
+
+
+def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration that a run was started with, from its `config.yaml`, with overrides.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    tree = _read_recipe(path)
+    if isinstance(tree.get("model"), dict):
+        tree["model"].setdefault("text_start", "cls")  # what every run did before there was the key
+    return _checked(path, tree, overrides)
+
+
+def dump_config(config: RunConfig) -> str:
+    """YAML of the whole tree, defaults included, that loads to the same configuration."""
+    return format_yaml(config.model_dump(mode="json"))
+
+
+def _checked(recipe: Path, tree: dict[str, Any], overrides: Sequence[str]) -> RunConfig:
     parsed = [parse_override(text) for text in overrides]
-    tree = apply_overrides(_read_recipe(Path(recipe)), parsed)
-    _name_after(Path(recipe), tree)
+    tree = apply_overrides(tree, parsed)
+    _name_after(recipe, tree)
     _weigh_as_task(tree)
     source_of = _source_of(str(recipe), parsed)
     try:
@@ -37,11 +58,6 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     if faults:
         raise ConfigError("\n".join(fault_line(fault, source_of) for fault in faults))
     return config
-
-
-def dump_config(config: RunConfig) -> str:
-    """YAML of the whole tree, defaults included, that loads to the same configuration."""
-    return format_yaml(config.model_dump(mode="json"))
 
 
 def _read_recipe(recipe: Path) -> dict[str, Any]:

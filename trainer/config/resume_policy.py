@@ -57,7 +57,7 @@ def resume_policy(key: str) -> Policy:
 
 
 def config_diff(old: RunConfig, new: RunConfig) -> list[Difference]:
-    """The keys whose values differ, in the order of their declaration; lanes count with their default filled in."""
+    """The keys whose values differ, in the order of their declaration; defaults that depend on others are filled in."""
     pairs = [(key, _value(old, key), _value(new, key)) for key in leaf_keys(RunConfig)]
     return [Difference(*pair) for pair in pairs if pair[1] != pair[2]]
 
@@ -83,6 +83,8 @@ def check_resumable(old: RunConfig, new: RunConfig, run: str) -> list[Difference
 def _value(config: RunConfig, key: str) -> Any:
     if key == "batch.lanes":
         return config.batch.resolved_lanes
+    if key == "model.text_start":
+        return config.model.resolved_text_start
     value: Any = config
     for name in key.split("."):
         value = getattr(value, name)

@@ -10,9 +10,10 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import BlipConfig, PreTrainedModel
 
 from model.config import ModelConfig
+from model.source import text_start_of
 from model.towers.checkpoint_files import BLIP_ARCHITECTURES, T5_ARCHITECTURES, short_reason
 from model.towers.hub import load_pretrained
 from shards.atomic import check_writable
@@ -87,7 +88,10 @@ def _merge(model: ModelConfig, content: dict[str, Any], aside: Path) -> dict[str
         if directory.exists():  # it has the trained vision tower, and the rest as the adapters found it
             checkpoint = load_pretrained(str(directory.absolute()), _ARCHITECTURES)
             shutil.rmtree(directory)
-        _merged(checkpoint.model, aside / name, getattr(model, part)).save_pretrained(directory)
+        merged = _merged(checkpoint.model, aside / name, getattr(model, part))
+        if isinstance(merged.config, BlipConfig):
+            merged.config.text_start = text_start_of(model, getattr(model, part), merged.config)
+        merged.save_pretrained(directory)
         checkpoint.tokenizer.save_pretrained(directory)
         shutil.rmtree(aside / name)
         parts[part] = directory.name

@@ -10,7 +10,7 @@ from transformers.utils import logging as transformers_logging
 from model.build import BuiltModel
 from shards.errors import ConfigError, DataError
 from trainer.build import assemble_model
-from trainer.config import RunConfig, load_config
+from trainer.config import RunConfig, load_run_config
 from trainer.engine.deepspeed_config import resolve_precision
 from trainer.engine.distributed import device_type
 from trainer.export.initial_weights import initialize_from
@@ -64,7 +64,7 @@ def read_run(path: Path, overrides: Sequence[str] = (), *, open_keys: Sequence[s
         if not override.startswith(tuple(open_keys)):
             fate = "has no effect here" if override.startswith((*LOOKS, *PNP)) else "is settled by the run"
             raise ConfigError(f"{override}: {fate}; what can be given begins with {', '.join(open_keys)}")
-    config = load_config(RunDirectory(path).config, overrides)
+    config = load_run_config(RunDirectory(path).config, overrides)
     guided = config.model.second_stream == "efficient_sam_masks"
     for override in overrides:
         if guided and override.startswith(LOOKS):

@@ -266,6 +266,7 @@ def _save_blip(
 ) -> None:
     """A whole BLIP model: trained parts from `vision` and `weights`, frozen ones as they are, the rest random."""
     model = architecture(BlipConfig.from_dict(built.source.blip_config(reference).to_dict()))
+    model.config.text_start = built.source.text_start(reference)
     if _vision_in(built, reference):
         _copy_into(model.vision_model, built.objective.tower("vision"), vision)
     else:

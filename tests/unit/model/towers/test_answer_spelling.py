@@ -49,6 +49,7 @@ LOST = ("café", "new york - paris", '"stop"', "Yes", "one  two")
 def codec(*answers: str, max_answer_tokens: int = 30) -> BlipCodec:
     tokenizer = build_tokenizer(answers, vocab_size=10_000)
     ids = {"start_id": tokenizer.bos_token_id, "end_id": tokenizer.sep_token_id, "pad_id": tokenizer.pad_token_id}
+    ids["first_id"] = tokenizer.cls_token_id
     return BlipCodec(tokenizer=tokenizer, **ids, max_question_tokens=30, max_answer_tokens=max_answer_tokens)
 
 

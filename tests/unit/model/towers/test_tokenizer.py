@@ -15,6 +15,7 @@ TEXTS = ["Is the circle red?", "What color is the circle?", "yes", "no", "Is the
 def codec(**changes: int) -> BlipCodec:
     tokenizer = build_tokenizer(TEXTS, vocab_size=100)
     ids = {"start_id": tokenizer.bos_token_id, "end_id": tokenizer.sep_token_id, "pad_id": tokenizer.pad_token_id}
+    ids["first_id"] = tokenizer.cls_token_id
     return BlipCodec(tokenizer=tokenizer, **ids, **{"max_question_tokens": 12, "max_answer_tokens": 6, **changes})
 
 
