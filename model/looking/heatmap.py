@@ -49,7 +49,7 @@ def text_heatmaps(
     Layers below `block` run without a graph, and no parameter gets a gradient. It makes no difference whether the
     caller has switched gradients off, or is in inference mode. The layers that have a graph run in float32 also if the
     tower is in half precision, in which gradients as small as these underflow; that takes a copy of their weights
-    while it lasts.
+    while it lasts. Autocast is off inside, for the same reason: the heat is that of the tower's own precision.
 
     Args:
         tower: frozen or trained, in evaluation mode if the heat is to be without dropout; it is left as it was.
@@ -71,13 +71,13 @@ def text_heatmaps(
     check_block(block, len(layers))
     if not len(ids):
         return image_tokens.new_zeros(0, grid, grid, dtype=torch.float32)
-    with _outside_inference_mode(), torch.no_grad():
+    with _outside_inference_mode(), torch.no_grad(), torch.autocast(image_tokens.device.type, enabled=False):
         ids, mask, image_tokens, slots = (_ordinary(part) for part in (ids, mask, image_tokens, grouping.slots))
         grouping = grouping._replace(slots=slots)
         words = Words.of(mask, int(mask.sum()) if num_tokens is None else num_tokens)
         seen = mask | ~mask.any(dim=1, keepdim=True)  # attention over nothing is NaN
-        reads = (words, seen[:, None, None, :], image_tokens, grouping)
         hidden = words.pack(tower.text_encoder.embeddings(ids))
+        reads = (words, seen[:, None, None, :], image_tokens.to(hidden.dtype), grouping)  # autocast's may be narrower
         for layer in layers[:block]:
             hidden = encode_text_layer(layer, hidden, *reads)
         attention, gradient = _attention_and_gradient(layers[block:], tower.itm_head, hidden, *reads)
