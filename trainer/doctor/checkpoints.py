@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import constants
 
-from model.config import SCRATCH, ModelConfig, hub_reference, local_directory
+from model.config import SCRATCH, ModelConfig, hub_reference, local_directory, text_towers
 from model.towers.checkpoint_files import (
     BLIP_ARCHITECTURES,
     CONFIG,
@@ -20,10 +20,13 @@ from model.towers.checkpoint_files import (
     in_directory,
     is_hub_id,
 )
+from shards.tasks import TASKS
 from trainer.config import RunConfig
 from trainer.doctor.table import Row
 
 MATCH = ("BlipForImageTextRetrieval",)
+READS_IMAGES = (*MATCH, "BlipForQuestionAnswering")
+"""Those with an image-grounded text encoder."""
 CAPTIONER = ("BlipForConditionalGeneration",)
 ANSWER = ("BlipForQuestionAnswering", *T5_ARCHITECTURES)
 
@@ -66,9 +69,10 @@ def checkpoint_uses(config: RunConfig) -> list[Use]:
     uses = [Use("model.vision", model.vision, BLIP_ARCHITECTURES)]
     if model.second_stream == "blip":
         uses.append(Use("model.second_vision", model.second_vision, BLIP_ARCHITECTURES))
-    if config.losses.itm > 0:
-        uses.append(Use("model.match", model.match, MATCH))
-    if config.losses.answer > 0:
+    used = text_towers(TASKS[config.task], config.losses)
+    if "match" in used:
+        uses.append(Use("model.match", model.match, MATCH if config.losses.itm > 0 else READS_IMAGES))
+    if "answer" in used:
         uses.append(Use("model.answer", model.answer, ANSWER))
     pipeline = (("captioner", CAPTIONER), ("reader", T5_ARCHITECTURES))
     named = [(part, getattr(config.pnp, part), kinds) for part, kinds in pipeline]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from shards.errors import UserError
 from shards.format.index import read_index
+from shards.tasks import TASKS
 from trainer.config import RunConfig
 from trainer.config.schema import check_world_size, policy_path
 from trainer.doctor.checkpoints import (
@@ -21,6 +22,7 @@ from trainer.doctor.efficient_sam_file import efficient_sam_row
 from trainer.doctor.machine import SHARED_MEMORY, shared_memory_free
 from trainer.doctor.table import Row
 from trainer.engine.deepspeed_config import read_policy, resolve_precision, zero_stage
+from trainer.tasks import task_named
 from trainer.training.preflight import Machine, plan_machine, preflight
 
 SPLITS = ("train", "val", "testdev", "test", "challenge")
@@ -67,18 +69,16 @@ def data_rows(config: RunConfig) -> Iterator[Row]:
             yield Row("data.train", "not set", "is not set; name a directory of shards")
 
 
-def build_command(split: str, directory: str, image_size: int | None) -> str:
-    """The command that makes a split's shards of GQA's files."""
+def build_command(task: str, split: str, directory: str, image_size: int | None) -> str:
+    """The command that makes a split's shards of the task's official files."""
     resize = f" --resize {image_size}" if image_size is not None else ""
-    return (
-        f"duoflow shards build --format gqa --questions {split}_balanced_questions.json --images images{resize} "
-        f"--out {directory}"
-    )
+    files = task_named(task).files.format(split=split)
+    return f"duoflow shards build --format {TASKS[task].formats[0]} {files}{resize} --out {directory}"
 
 
 def _split_row(split: str, directory: str, config: RunConfig) -> Row:
     key = f"data.{split}"
-    command = build_command(split, directory, config.data.image_size)
+    command = build_command(config.task, split, directory, config.data.image_size)
     try:
         index = read_index(directory)
     except UserError as error:
@@ -139,7 +139,7 @@ def _loader(config: RunConfig, ranks: int) -> Row:
     side, free = config.data.image_size, shared_memory_free()
     if side is None or free is None or config.data.workers == 0:
         return Row("loader", f"{config.data.workers} workers per rank")
-    pixels = 3 * side**2 * config.batch.micro_visits
+    pixels = 3 * side**2 * config.batch.micro_visits * TASKS[config.task].images
     needed = pixels * config.data.workers * PREFETCHED * ranks
     found = f"{config.data.workers} workers per rank keep {needed / 1e6:,.0f} MB in {SHARED_MEMORY}"
     if needed < free:

@@ -67,4 +67,5 @@ TASK = Task(
     headline=(("accuracy", "accuracy"), ("binary", "binary"), ("open", "open"), ("ITM", "itm_accuracy")),
     official=ScoreTask(command.add_options, command.score),
     recipe="recipes/gqa_blip_base.yaml",
+    files="--questions {split}_balanced_questions.json --images images",
 )

@@ -57,4 +57,5 @@ TASK = Task(
     conclude=conclude,
     official=ScoreTask(add_no_options, score_nlvr2),
     recipe="recipes/nlvr2_blip_base.yaml",
+    files="--questions {split}.json --images images/{split}",
 )

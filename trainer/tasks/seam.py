@@ -52,5 +52,7 @@ class Task:
     """Predictions of a whole split by item id -> what no part of it could tell. Called on one rank."""
     official: ScoreTask | None = None
     """The official scores of any system's file, for `duoflow score`."""
-    recipe: str = ""
+    recipe: str
     """One to begin with."""
+    files: str
+    """What `shards build` takes of its first format, for messages; `{split}` stands for the split."""

@@ -52,4 +52,5 @@ TASK = Task(
     headline=(("accuracy", "accuracy"), *((label, label) for label in LABELS)),
     official=ScoreTask(add_no_options, score_snli_ve),
     recipe="recipes/snli_ve_blip_base.yaml",
+    files="--questions snli_ve_{split}.jsonl --images flickr30k-images",
 )

@@ -60,4 +60,6 @@ TASK = Task(
     headline=(("accuracy", "accuracy"), ("yes/no", "yes_no"), ("number", "number"), ("other", "other")),
     official=ScoreTask(add_vqa_options, score_vqa),
     recipe="recipes/vqa_blip_base.yaml",
+    files="--questions v2_OpenEnded_mscoco_{split}2014_questions.json "
+    "--annotations v2_mscoco_{split}2014_annotations.json --images {split}2014",
 )

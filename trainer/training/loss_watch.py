@@ -14,6 +14,7 @@ RELATIVE_TOLERANCE = 1e-6
 
 _ZERO_CAUSES = {
     "answer": "all answers were cut away, or the questions have no answers (see `duoflow shards info`)",
+    "classify": "no item has a label, or none of its answers is a class (answers.list, answers.min_count)",
     "itm": "no negatives exist for this data (losses.negatives names the kinds that are tried)",
 }
 _ANY_ZERO_CAUSE = "no question has weight in it, or its weight is 0 (losses)"
