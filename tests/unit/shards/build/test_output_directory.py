@@ -133,7 +133,7 @@ def start_slow_build(corpus: Corpus, directory: Path) -> tuple[subprocess.Popen,
     """A build with two workers that is stuck in packing, and the process ids of its children."""
     program = directory / "slow_build.py"
     program.write_text(
-        "import time; from pathlib import Path; from shards import writer\n"
+        "import time; from pathlib import Path; from shards.build import writer\n"
         "def slow(*_): print('packing', flush=True); time.sleep(60)\n"
         "if __name__ == '__main__':\n"
         "    writer.TarShards.add = slow\n"

@@ -47,7 +47,7 @@ class TestContent:
                 members = tar.getmembers()
                 for image, text in zip(members[0::2], members[1::2], strict=True):
                     assert text.name == image.name.rpartition(".")[0] + ".json"
-                    assert tar.extractfile(image).read() == reader.image_bytes(number)
+                    assert tar.extractfile(image).read() == reader.images(number)[0]
                     assert decode_sample(tar.extractfile(text).read()) == reader.sample(number)
                     number += 1
         assert number == index.num_images == 9
@@ -66,7 +66,7 @@ class TestContent:
         ids = [name for shard in index.shards for name in shard.image_ids]
         assert set(formats) == {"jpg", "png", "webp"}
         for number, (image_id, extension) in enumerate(zip(ids, formats, strict=True)):
-            assert reader.image_bytes(number) == (corpus.images / f"{image_id}.{extension}").read_bytes()
+            assert reader.images(number)[0] == (corpus.images / f"{image_id}.{extension}").read_bytes()
 
     def test_the_extension_is_that_of_the_real_format(self, corpus, tmp_path):
         png = some_image(corpus, ".png")
@@ -93,10 +93,10 @@ class TestContent:
         index = build_shards(**arguments(corpus, tmp_path / "out", resize=45))
         reader = ShardReader(tmp_path / "out", index)
         by_id = {reader.sample(number).image_id: number for number in range(index.num_images)}
-        resized = Image.open(io.BytesIO(reader.image_bytes(by_id[large.stem])))
+        resized = Image.open(io.BytesIO(reader.images(by_id[large.stem])[0]))
         assert (resized.format, resized.size) == ("JPEG", (45, 150))
         assert (reader.sample(by_id[large.stem]).width, reader.sample(by_id[large.stem]).height) == (90, 300)
-        assert reader.image_bytes(by_id[small.stem]) == before
+        assert reader.images(by_id[small.stem])[0] == before
 
     def test_scene_graphs_fill_the_boxes(self, tmp_path):
         directory, index = build_corpus(tmp_path, num_images=3, ragged=False)
