@@ -14,6 +14,7 @@ from torch import Tensor
 from model.efficient_sam.decoder import MaskDecoderConfig
 from model.efficient_sam.encoder import EFFICIENT_SAM_CONFIGS, EfficientSamEncoder, EfficientSamEncoderConfig
 from model.efficient_sam.segmenter import Segmenter, SegmenterConfig
+from model.fit import misfits
 from shards.atomic import write_atomically
 from shards.errors import ConfigError, DataError, UserError
 
@@ -242,17 +243,10 @@ def _read_official(path: Path) -> dict[str, Tensor]:
 
 def _check_fit(path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
     """Pass, or raise an error that names what is missing, unexpected or of another shape."""
-    faults = [f"missing {name}" for name in expected if name not in state]
-    faults += [f"unexpected {name}" for name in state if name not in expected]
-    faults += [
-        f"{name} is {tuple(value.shape)}, expected {tuple(expected[name].shape)}"
-        for name, value in state.items()
-        if name in expected and value.shape != expected[name].shape
-    ]
+    faults = misfits(state, expected)
     if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise DataError(
-            f"{path}: does not fit this EfficientSAM {what}: {'; '.join(faults[:3])}{more}; "
+            f"{path}: does not fit this EfficientSAM {what}: {faults}; "
             f"check the file and its sizes ({', '.join(EFFICIENT_SAM_CONFIGS)})"
         )
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from model.fit import misfits
 from shards.errors import ConfigError, DataError
 
 
@@ -99,17 +100,10 @@ class DifnetEncoder(nn.Module):
         own = self.state_dict()
         dead = tuple(name for name in state if name not in own and name in self._dead_names())
         live = {name: value for name, value in state.items() if name not in dead}
-        faults = [f"missing {name}" for name in own if name not in live]
-        faults += [f"unexpected {name}" for name in live if name not in own]
-        faults += [
-            f"{name} is {tuple(value.shape)}, expected {tuple(own[name].shape)}"
-            for name, value in live.items()
-            if name in own and value.shape != own[name].shape
-        ]
+        faults = misfits(live, own)
         if faults:
-            more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
             raise DataError(
-                f"DIFNet weights do not fit this encoder: {'; '.join(faults[:3])}{more}; "
+                f"DIFNet weights do not fit this encoder: {faults}; "
                 "build it with the sizes that the weights were trained with"
             )
         self.load_state_dict(live)

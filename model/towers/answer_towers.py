@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from model.losses import answer_loss
 from model.towers.blip import decode_candidates, decode_next, decode_text, generate_greedily, keys_values_read
 from model.towers.ranking import Candidates, Ranking, log_probability, rank
-from model.towers.reading import Reading, read_with_blip
+from model.towers.reading import BlipReader, Reading
 from model.towers.t5 import forget_generation_settings, greedy
 from shards.read.collate import Block, Targets, TextCodec
 
@@ -44,7 +44,7 @@ class AnswerTower(nn.Module, ABC):
         """The answers of a list, best first."""
 
 
-class BlipAnswerTower(AnswerTower):
+class BlipAnswerTower(BlipReader, AnswerTower):
     """BLIP's VQA side: the questions of an image share the keys and values of its tokens.
 
     Args:
@@ -53,16 +53,8 @@ class BlipAnswerTower(AnswerTower):
     """
 
     def __init__(self, text_encoder: nn.Module, text_decoder: nn.Module | None, *, checkpointing: bool = False) -> None:
-        super().__init__()
-        self.text_encoder, self.text_decoder = text_encoder, text_decoder
-        self._checkpointing = checkpointing
-
-    @property
-    def read_width(self) -> int:
-        return self.text_encoder.config.encoder_hidden_size
-
-    def read(self, fused: Tensor, block: Block) -> Reading:
-        return read_with_blip(self.text_encoder, fused, block, checkpointing=self._checkpointing)
+        super().__init__(text_encoder, checkpointing=checkpointing)
+        self.text_decoder = text_decoder
 
     def losses(self, states: Tensor, mask: Tensor, targets: Targets) -> Tensor:
         states, mask = _behind(states, targets), _behind(mask, targets)

@@ -5,8 +5,7 @@ Shapes: B images, N image tokens, R rows of text, L tokens of a row, D width.
 
 from typing import NamedTuple
 
-from torch import Tensor
-from transformers import BlipTextModel
+from torch import Tensor, nn
 
 from model.rows import Grouping
 from model.towers.blip import encode_text
@@ -22,15 +21,33 @@ class Reading(NamedTuple):
     """(R, D): the state that stands for the whole row; None where a tower has none."""
 
 
-def read_with_blip(encoder: BlipTextModel, fused: Tensor, block: Block, *, checkpointing: bool) -> Reading:
+class BlipReader(nn.Module):
     """BLIP's image-grounded text encoder: the rows of an image share the keys and values of its tokens.
 
     Args:
-        fused: (B, N, D) image tokens.
         checkpointing: recompute each layer in the backward pass.
     """
-    grouping = Grouping.of(block.image, num_images=len(fused), rows_per_image=block.rows_per_image)
-    states = encode_text(
-        encoder, block.ids, block.mask, fused, grouping, num_tokens=block.tokens, checkpointing=checkpointing
-    )
-    return Reading(states, states[:, 0])
+
+    def __init__(self, text_encoder: nn.Module, *, checkpointing: bool) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+        self._checkpointing = checkpointing
+
+    @property
+    def read_width(self) -> int:
+        """Width of the image tokens that it reads."""
+        return self.text_encoder.config.encoder_hidden_size
+
+    def read(self, fused: Tensor, block: Block) -> Reading:
+        """(B, N, D) fused tokens and a block of texts to their states."""
+        grouping = Grouping.of(block.image, num_images=len(fused), rows_per_image=block.rows_per_image)
+        states = encode_text(
+            self.text_encoder,
+            block.ids,
+            block.mask,
+            fused,
+            grouping,
+            num_tokens=block.tokens,
+            checkpointing=self._checkpointing,
+        )
+        return Reading(states, states[:, 0])

@@ -1,6 +1,5 @@
 """Where the objects of an image are: GQA's scene graphs, moved from one large file to a table on disk."""
 
-import sqlite3
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from shards.annotations.json_stream import iterate_members
-from shards.annotations.seam import Beside
+from shards.annotations.on_disk import OnDisk
 from shards.errors import DataError
 from shards.format.records import Box
 
@@ -24,7 +23,7 @@ class _Scene(msgspec.Struct):
     objects: dict[str, _Object] = {}
 
 
-class SceneGraphs(Beside):
+class SceneGraphs(OnDisk):
     """Boxes by image id and object id; holds the scenes of a few hundred images in memory, the rest on disk."""
 
     def __init__(self, path: Path | None, table: Path, advance: Callable[[int], object]) -> None:
@@ -38,9 +37,7 @@ class SceneGraphs(Beside):
         Raises:
             DataError: broken JSON, or a scene without what a box needs; the message names file and image.
         """
-        self._database = sqlite3.connect(table, isolation_level=None)
-        self._database.execute("PRAGMA journal_mode=OFF")
-        self._database.execute("PRAGMA synchronous=OFF")
+        super().__init__(table)
         self._database.execute("CREATE TABLE scene (image TEXT PRIMARY KEY, boxes BLOB) WITHOUT ROWID")
         if path is not None:
             self._database.execute("BEGIN")
@@ -62,10 +59,6 @@ class SceneGraphs(Beside):
             return {}
         scene = self._scene(image_id)
         return {words: scene[name] for words, name in objects.items() if name in scene}
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self._database.close()
 
     def _load(self, image_id: str) -> dict[str, Box]:
         row = self._database.execute("SELECT boxes FROM scene WHERE image = ?", (image_id,)).fetchone()

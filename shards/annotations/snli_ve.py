@@ -36,6 +36,10 @@ class LabelledPair(PairName, gc=False):
     gold_label: str | None = None
     label: str | None = None
 
+    def truth(self) -> str | None:
+        """gold_label, or else label."""
+        return self.label if self.gold_label is None else self.gold_label
+
 
 class _Pair(LabelledPair, gc=False):
     flickr_id: str | int | None = msgspec.field(default=None, name="Flickr30K_ID")
@@ -71,7 +75,7 @@ def read(path: Path, beside: Beside, advance: Advance) -> Iterator[Annotation]: 
         hypothesis = row.sentence if row.sentence2 is None else row.sentence2
         if image is None or hypothesis is None:
             raise DataError(f"{where}: no {'image' if image is None else 'hypothesis'}; expected {FORM}")
-        label = row.label if row.gold_label is None else row.gold_label
+        label = row.truth()
         statement = Statement(
             statement_id=pair_name(row, place),
             statement=hypothesis,

@@ -14,7 +14,8 @@ from typing import Annotated
 import msgspec
 
 from shards.annotations.json_files import is_array, iterate_records, read_holder, read_list
-from shards.annotations.seam import Advance, Annotation, Beside
+from shards.annotations.on_disk import OnDisk
+from shards.annotations.seam import Advance, Annotation
 from shards.errors import DataError
 from shards.format.records import VqaQuestion
 
@@ -28,6 +29,7 @@ ANNOTATIONS_FORM = (
     '"question_type"}, ...]}'
 )
 LIST_FORM = '[{"question_id", "image", "question", "answer", "dataset"}, ...], as ALBEF has it'
+ANNOTATED_TWICE = "is annotated a second time; expected one annotation for each question"
 SOURCES = ("vqa", "vg")
 
 
@@ -61,6 +63,12 @@ class AnnotationRecord(msgspec.Struct, gc=False):
     multiple_choice_answer: str | None = None
     image_id: Id | None = None
 
+    def fault(self) -> str | None:
+        """What is wrong with its answers, to be said of its question."""
+        if len({answer.answer_id for answer in self.answers}) < len(self.answers):
+            return "has two answers with one answer_id; expected an answer_id for each annotator"
+        return None
+
 
 class _Listed(msgspec.Struct, gc=False):
     image: str
@@ -81,8 +89,8 @@ class _Stored(msgspec.Struct, array_like=True, gc=False):
     used: bool = False
 
 
-class Annotations(Beside):
-    """The annotations by question id, moved from their files to a table on disk.
+class Annotations(OnDisk):
+    """The annotations by question id.
 
     Raises:
         DataError: a file is broken or of another form, a question is annotated twice, or two of its answers are of one
@@ -90,10 +98,8 @@ class Annotations(Beside):
     """
 
     def __init__(self, paths: Sequence[Path], table: Path, advance: Advance) -> None:
+        super().__init__(table)
         self.paths = paths
-        self._database = sqlite3.connect(table, isolation_level=None)
-        self._database.execute("PRAGMA journal_mode=OFF")
-        self._database.execute("PRAGMA synchronous=OFF")
         self._database.execute("CREATE TABLE annotation (id TEXT PRIMARY KEY, body BLOB, used INTEGER) WITHOUT ROWID")
         self._database.execute("BEGIN")
         for path in paths:
@@ -118,12 +124,10 @@ class Annotations(Beside):
                 "questions and the annotations of one split"
             )
 
-    def close(self) -> None:
-        self._database.close()
-
     def _add(self, record: AnnotationRecord, where: str) -> None:
-        if len({answer.answer_id for answer in record.answers}) < len(record.answers):
-            raise DataError(f"{where} has two answers with one answer_id; expected an answer_id for each annotator")
+        fault = record.fault()
+        if fault is not None:
+            raise DataError(f"{where} {fault}")
         answers = tuple(answer.answer for answer in record.answers)
         stored = _Stored(
             answers,
@@ -137,7 +141,7 @@ class Annotations(Beside):
                 "INSERT INTO annotation VALUES (?, ?, 0)", (str(record.question_id), msgspec.msgpack.encode(stored))
             )
         except sqlite3.IntegrityError:
-            raise DataError(f"{where} is annotated a second time; expected one annotation for each question") from None
+            raise DataError(f"{where} {ANNOTATED_TWICE}") from None
 
 
 def most_frequent(answers: Sequence[str]) -> str:

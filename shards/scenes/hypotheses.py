@@ -3,12 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from shards.annotations.snli_ve import LABELS
 from shards.scenes.asked import with_article
-from shards.scenes.world import COLORS, SHAPES, Dice, Scene, Thing
-
-Cell = tuple[int, int]
-"""Column and row."""
-LABELS = ("entailment", "neutral", "contradiction")
+from shards.scenes.world import COLORS, SHAPES, Cell, Dice, Scene, Thing
 
 PLACES: dict[str, Cell] = {
     "top left": (0, 0),

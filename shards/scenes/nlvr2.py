@@ -8,11 +8,13 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
-from shards.scenes.raster import encode_png, paint
+from shards.scenes.groups import Group, group_files, whole_groups
+from shards.scenes.raster import paint
 from shards.scenes.statements import PAIRS, VALUES, Statement, statement
-from shards.scenes.world import SKIES, Dice, Scene, part_of, put, varied
+from shards.scenes.world import CELLS, Dice, Scene, part_of, put, under_sky
 
 NUM_THINGS = (2, 3)
 """How many things a scene shows; no fewer than are counted."""
@@ -47,20 +49,18 @@ def pair_set(seed: int, number: int) -> PairSet:
 
 def image_counts(num_images: int) -> Counter[str]:
     """How many images each split gets; those that would not make a whole set are left out."""
-    counts = Counter(SPLITS[part_of(number)] for number in range(num_images // (2 * PAIRS)))
-    return Counter({split: 2 * PAIRS * count for split, count in counts.items()})
+    return whole_groups(num_images, 2 * PAIRS, SPLITS)
 
 
 def nlvr2_files(*, num_images: int, seed: int) -> Iterator[tuple[str, bytes]]:
     """(path, content) of every file of the set, images first: a pure function of its arguments."""
-    lines: dict[str, list[bytes]] = {split: [] for split in SPLITS}
-    for number in range(num_images // (2 * PAIRS)):
-        made = pair_set(seed, number)
-        for scene in (scene for pair in made.pairs for scene in pair):
-            yield f"images/{scene.image_id}.png", encode_png(paint(scene))
-        lines[made.split] += map(msgspec.json.encode, statement_records(made))
-    for split in sorted(SPLITS):
-        yield f"{split}.json", b"".join(line + b"\n" for line in lines[split])
+    sets = (pair_set(seed, number) for number in range(num_images // (2 * PAIRS)))
+    groups = (Group(made.split, _pictures(made), statement_records(made)) for made in sets)
+    return group_files(groups, {split: f"{split}.json" for split in SPLITS})
+
+
+def _pictures(made: PairSet) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    return ((scene.image_id, paint(scene)) for pair in made.pairs for scene in pair)
 
 
 def statement_records(made: PairSet) -> Iterator[dict[str, Any]]:
@@ -86,13 +86,12 @@ def _scene(dice: Dice, image_id: str, statements: tuple[Statement, ...], pair: i
     counts = {said.attribute: dict(zip(said.values, said.pairs[pair][side], strict=True)) for said in statements}
     number = dice.pick(NUM_THINGS, "number of things")
     values = {attribute: _values(dice, attribute, counts[attribute], number) for attribute in VALUES}
-    cells = dice.shuffle(((0, 0), (1, 0), (0, 1), (1, 1)), "cells")
+    cells = dice.shuffle(CELLS, "cells")
     things = tuple(
         put(dice, place, f"{image_id}-{place}", values["shape"][place], values["color"][place], cells[place])
         for place in range(number)
     )
-    weather = dice.pick(tuple(SKIES), "weather")
-    return Scene(image_id, weather, varied(dice, SKIES[weather], "sky"), things)
+    return under_sky(dice, image_id, things)
 
 
 def _values(dice: Dice, attribute: str, counts: dict[str, int], number: int) -> list[str]:

@@ -8,15 +8,15 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.scenes.hypotheses import LABELS, Cell, Curtained, Hypothesis, hypotheses
-from shards.scenes.raster import encode_png, paint
-from shards.scenes.world import CELL_SIZE, COLORS, SHAPES, SKIES, Dice, Scene, part_of, put, varied
+from shards.annotations.snli_ve import LABELS
+from shards.scenes.groups import Group, group_files, whole_groups
+from shards.scenes.hypotheses import Curtained, Hypothesis, hypotheses
+from shards.scenes.raster import paint
+from shards.scenes.world import CELL_SIZE, CELLS, COLORS, SHAPES, Dice, Scene, part_of, put, under_sky
 
-CELLS: tuple[Cell, ...] = ((0, 0), (1, 0), (0, 1), (1, 1))
 TRIPLE = 3
 MAX_HYPOTHESES = 6
 """Per triple, and so per scene."""
@@ -48,20 +48,18 @@ def triple(seed: int, number: int) -> Triple:
 
 def image_counts(num_images: int) -> Counter[str]:
     """How many images each split gets; those that would not make a whole triple are left out."""
-    counts = Counter(SPLITS[part_of(number)] for number in range(num_images // TRIPLE))
-    return Counter({split: TRIPLE * count for split, count in counts.items()})
+    return whole_groups(num_images, TRIPLE, SPLITS)
 
 
 def snli_ve_files(*, num_images: int, seed: int) -> Iterator[tuple[str, bytes]]:
     """(path, content) of every file of the set, images first: a pure function of its arguments."""
-    lines: dict[str, list[bytes]] = {split: [] for split in SPLITS}
-    for number in range(num_images // TRIPLE):
-        made = triple(seed, number)
-        for curtained in made.scenes:
-            yield f"images/{curtained.scene.image_id}.png", encode_png(draw(curtained))
-        lines[made.split] += map(msgspec.json.encode, hypothesis_records(made))
-    for split in sorted(SPLITS):
-        yield f"snli_ve_{split}.jsonl", b"".join(line + b"\n" for line in lines[split])
+    triples = (triple(seed, number) for number in range(num_images // TRIPLE))
+    groups = (Group(made.split, _pictures(made), hypothesis_records(made)) for made in triples)
+    return group_files(groups, {split: f"snli_ve_{split}.jsonl" for split in SPLITS})
+
+
+def _pictures(made: Triple) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    return ((curtained.scene.image_id, draw(curtained)) for curtained in made.scenes)
 
 
 def hypothesis_records(made: Triple) -> Iterator[dict[str, Any]]:
@@ -98,8 +96,7 @@ def _scene(dice: Dice) -> Scene:
         put(dice, place, f"{image_id}{place}", dice.pick(SHAPES, "shape", place), dice.pick(tuple(COLORS), place), cell)
         for place, cell in enumerate(CELLS)
     )
-    weather = dice.pick(tuple(SKIES), "weather")
-    return Scene(image_id, weather, varied(dice, SKIES[weather], "sky"), things)
+    return under_sky(dice, image_id, things)
 
 
 assert len(LABELS) == TRIPLE

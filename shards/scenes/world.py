@@ -14,6 +14,10 @@ RGB_SPREAD = 8
 """Each channel varies by at most this much from image to image: one color name, no two equal pictures."""
 
 Rgb = tuple[int, int, int]
+Cell = tuple[int, int]
+"""Column and row."""
+
+CELLS: tuple[Cell, ...] = ((0, 0), (1, 0), (0, 1), (1, 1))
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "moon")
 COLORS: dict[str, Rgb] = {
@@ -120,11 +124,16 @@ def scene(seed: int, image: int) -> Scene:
     dice = Dice(seed, image)
     image_id = f"{image:07d}"
     shapes = dice.shuffle_by_rank(SHAPES, "shapes")
-    cells = dice.shuffle(((0, 0), (1, 0), (0, 1), (1, 1)), "cells")
+    cells = dice.shuffle(CELLS, "cells")
     things = tuple(
         put(dice, number, f"{image_id}{number}", shapes[number], color, cells[number])
         for number, color in enumerate(_colors(dice))
     )
+    return under_sky(dice, image_id, things)
+
+
+def under_sky(dice: Dice, image_id: str, things: tuple[Thing, ...]) -> Scene:
+    """The scene of these things."""
     weather = dice.pick(tuple(SKIES), "weather")
     return Scene(image_id, weather, varied(dice, SKIES[weather], "sky"), things)
 
@@ -137,7 +146,7 @@ def _colors(dice: Dice) -> list[str]:
     return [first, dice.pick((first, second), "same color")]
 
 
-def put(dice: Dice, number: int, object_id: str, shape: str, color: str, cell: tuple[int, int]) -> Thing:
+def put(dice: Dice, number: int, object_id: str, shape: str, color: str, cell: Cell) -> Thing:
     """A thing of a scene; its size, the shade of its color and where it stands in its cell are its own."""
     shifts = range(-MAX_SHIFT, MAX_SHIFT + 1)
     column, row = cell

@@ -9,6 +9,7 @@ from shards.annotations.json_files import iterate_lines, iterate_records
 from shards.annotations.nlvr2 import label_of, pair_of
 from shards.annotations.seam import Advance
 from shards.errors import DataError
+from trainer.scoring.every_item import refuse_missing
 
 LABELLED_FORM = 'NLVR2\'s {"identifier", "label"}, one object per line'
 PREDICTIONS_FORM = "identifier,True or identifier,False"
@@ -60,10 +61,6 @@ def read_predictions(path: Path, labels: Mapping[str, bool], advance: Advance) -
         if identifier in predictions:
             raise DataError(f"{where}: {identifier!r} is predicted a second time; expected one line for each pair")
         predictions[identifier] = label_of(cells[0], f"{where}: prediction") == "True"
-    without = next((identifier for identifier in labels if identifier not in predictions), None)
-    if without is not None:
-        raise DataError(
-            f"{path}: no prediction for {len(labels) - len(predictions):,} of {len(labels):,} pairs, such as "
-            f"{without!r}; predict them too, or give the labels of the same split"
-        )
+    remedy = "predict them too, or give the labels of the same split"
+    refuse_missing(path, predictions, labels, "prediction", "pairs", remedy)
     return predictions, num_unknown

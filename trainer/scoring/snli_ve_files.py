@@ -7,6 +7,7 @@ from shards.annotations.json_files import iterate_records
 from shards.annotations.seam import Advance
 from shards.annotations.snli_ve import LabelledPair, PairName, known_label, pair_name
 from shards.errors import DataError
+from trainer.scoring.every_item import refuse_missing
 
 LABELLED_FORM = 'SNLI-VE\'s {"pairID", "gold_label"}, one object per line, or ALBEF\'s {"image", "sentence", "label"}'
 PREDICTIONS_FORM = '{"pairID" or "question_id", "prediction"}'
@@ -26,7 +27,7 @@ def read_labels(path: Path, advance: Advance) -> dict[str, str]:
     """
     labels: dict[str, str] = {}
     for place, (where, row) in enumerate(iterate_records(path, LabelledPair, LABELLED_FORM, advance), start=1):
-        label = row.label if row.gold_label is None else row.gold_label
+        label = row.truth()
         if label is None:
             raise DataError(f"{where}: neither gold_label nor label; expected {LABELLED_FORM}")
         name = pair_name(row, place)
@@ -55,10 +56,6 @@ def read_predictions(path: Path, labels: Mapping[str, str], advance: Advance) ->
         if name in predictions:
             raise DataError(f"{where}: pair {name!r} is predicted a second time; expected one prediction for each pair")
         predictions[name] = known_label(row.prediction, f"{where}: prediction")
-    without = next((name for name in labels if name not in predictions), None)
-    if without is not None:
-        raise DataError(
-            f"{path}: no prediction for {len(labels) - len(predictions):,} of {len(labels):,} pairs, such as "
-            f"{without!r}; predict them too, or give the labels of the same split"
-        )
+    remedy = "predict them too, or give the labels of the same split"
+    refuse_missing(path, predictions, labels, "prediction", "pairs", remedy)
     return predictions

@@ -15,11 +15,12 @@ QuestionId = int | str
 AGREEING = 3
 """Annotators who make an answer right."""
 
-CELLS = ("accuracy", "yes_no", "number", "other")
-"""What the validations of a training run count over, in the order of the vector: all questions, and each answer type
-under a name without a slash."""
+CELL_OF_TYPE = {"yes/no": "yes_no", "number": "number", "other": "other"}
+"""VQA's answer types, each with a name without a slash."""
+CELLS = ("accuracy", *CELL_OF_TYPE.values())
+"""What the validations of a training run count over, in the order of the vector: all questions, and each answer
+type."""
 
-_CELL_OF_TYPE = {"yes/no": 1, "number": 2, "other": 3}
 _PARTS = 30
 """An accuracy over ten annotators is a whole number of thirtieths."""
 
@@ -117,7 +118,8 @@ class VqaScores:
         """
         agreement = sum(min(AGREEING, others) for others in _agreeing_others(generated, answers))
         earned = agreement * (_PARTS // AGREEING) / len(answers)
-        for place in {0, _CELL_OF_TYPE.get(answer_type or "", 0)}:
+        for cell in {"accuracy", CELL_OF_TYPE.get(answer_type or "", "accuracy")}:
+            place = CELLS.index(cell)
             self.thirtieths[place] += earned
             self.count[place] += 1
 

@@ -8,8 +8,9 @@ import msgspec
 from shards.annotations.json_blocks import iterate_array
 from shards.annotations.json_files import read_list
 from shards.annotations.seam import Advance
-from shards.annotations.vqa import ANNOTATIONS_FORM, QUESTIONS_FORM, AnnotationRecord, AskedRecord
+from shards.annotations.vqa import ANNOTATED_TWICE, ANNOTATIONS_FORM, QUESTIONS_FORM, AnnotationRecord, AskedRecord
 from shards.errors import DataError
+from trainer.scoring.every_item import refuse_missing
 from trainer.scoring.vqa import QuestionId, VqaAnnotation
 
 
@@ -80,12 +81,7 @@ def read_results(path: Path, questions: Collection[QuestionId], advance: Advance
                     "answer for each question"
                 )
             results[result.question_id] = result.answer
-    without = next((question_id for question_id in questions if question_id not in results), None)
-    if without is not None:
-        raise DataError(
-            f"{path}: no answer for {len(questions) - len(results):,} of {len(questions):,} questions, such as "
-            f"{without!r}; answer them too"
-        )
+    refuse_missing(path, results, questions, "answer", "questions", "answer them too")
     return results
 
 
@@ -95,7 +91,5 @@ def _annotation_fault(
     if record.question_id not in asked:
         return f"is not in {questions}; give the questions and the annotations of one split"
     if record.question_id in known:
-        return "is annotated a second time; expected one annotation for each question"
-    if len({answer.answer_id for answer in record.answers}) < len(record.answers):
-        return "has two answers with one answer_id; expected an answer_id for each annotator"
-    return None
+        return ANNOTATED_TWICE
+    return record.fault()

@@ -1,6 +1,5 @@
 """GQA: exact match, in all and by type; its submission file."""
 
-import json
 from collections.abc import Mapping, Sequence
 
 from model.config import LossConfig
@@ -9,7 +8,7 @@ from shards.format.records import Question
 from trainer.scoring.gqa import command
 from trainer.scoring.metrics import CLASSIFICATIONS, TRAINING_CELLS, AnswerScores, Scores
 from trainer.scoring.task import ScoreTask
-from trainer.tasks.seam import Json, Outputs, Submission, Task
+from trainer.tasks.seam import Json, Outputs, Submission, Task, paired
 
 
 def observe(
@@ -17,8 +16,7 @@ def observe(
 ) -> dict[str, Json]:
     """Count the answers to questions whose own is known; gives all of them by question id."""
     answers: AnswerScores = scores[0]
-    # An empty micro-batch has a dummy row, which no question belongs to.
-    answered = list(zip(questions, outputs.answers or (), strict=False))
+    answered = paired(questions, outputs.answers)
     for question, text in answered:
         if question.answer is not None:
             answers.add(
@@ -35,7 +33,7 @@ def observe(
 def dump(predictions: Mapping[str, Json]) -> Submission:
     """`[{"questionId", "prediction"}]`, by question id."""
     rows = [{"questionId": question, "prediction": predictions[question]} for question in sorted(predictions)]
-    return Submission("json", (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
+    return Submission.of_rows(rows)
 
 
 def metrics(losses: LossConfig) -> tuple[str, ...]:

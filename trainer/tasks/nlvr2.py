@@ -9,7 +9,7 @@ from trainer.scoring.metrics import Scores, Share
 from trainer.scoring.nlvr2 import consistent_sentences
 from trainer.scoring.official import add_no_options, score_nlvr2
 from trainer.scoring.task import ScoreTask
-from trainer.tasks.seam import Json, Outputs, Submission, Task
+from trainer.tasks.seam import Json, Outputs, Submission, Task, paired
 
 
 def observe(
@@ -19,7 +19,7 @@ def observe(
     detailed: bool = False,  # noqa: ARG001 - there is nothing more to count
 ) -> dict[str, Json]:
     """Count the labels of statements whose own is known; gives [said, known] by identifier."""
-    labelled = list(zip(statements, outputs.classes or (), strict=False))  # an empty micro-batch has a dummy row
+    labelled = paired(statements, outputs.classes)
     known = [(one.label, said) for one, said in labelled if one.label is not None]
     scores[0] += Share("accuracy", sum(label == said for label, said in known), len(known))
     return {statement.statement_id: [said, statement.label] for statement, said in labelled}

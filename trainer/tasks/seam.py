@@ -1,8 +1,9 @@
 """What a task measures, and the file that it hands in."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self, TypeVar
 
 from model.config import LossConfig
 from shards.format.index import SplitIndex
@@ -12,6 +13,8 @@ from trainer.scoring.task import ScoreTask
 
 Json = Any
 """A value that JSON can hold."""
+
+_Item = TypeVar("_Item", bound=Item)
 
 
 class Outputs(NamedTuple):
@@ -23,12 +26,22 @@ class Outputs(NamedTuple):
     """The names of the most likely classes, one for each item."""
 
 
+def paired(items: Sequence[_Item], said: Sequence[str] | None) -> list[tuple[_Item, str]]:
+    """Each item with what the model says to it; an empty micro-batch has a dummy row, which no item belongs to."""
+    return list(zip(items, said or (), strict=False))
+
+
 class Submission(NamedTuple):
     """A file of predictions as the task's server or script takes it."""
 
     ending: str
     """Of its name, such as `json`."""
     content: bytes
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Mapping[str, Json]]) -> Self:
+        """A JSON array."""
+        return cls("json", (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 @dataclass(frozen=True, kw_only=True)

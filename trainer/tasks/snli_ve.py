@@ -1,6 +1,5 @@
 """SNLI-VE: accuracy, in all and of each true label; a file of predicted labels."""
 
-import json
 from collections.abc import Mapping, Sequence
 
 from model.config import LossConfig
@@ -10,7 +9,7 @@ from shards.format.records import Statement
 from trainer.scoring.metrics import Scores, Share
 from trainer.scoring.official import add_no_options, score_snli_ve
 from trainer.scoring.task import ScoreTask
-from trainer.tasks.seam import Json, Outputs, Submission, Task
+from trainer.tasks.seam import Json, Outputs, Submission, Task, paired
 
 
 def observe(
@@ -20,7 +19,7 @@ def observe(
     detailed: bool = False,  # noqa: ARG001 - there is nothing more to count
 ) -> dict[str, Json]:
     """Count the labels of hypotheses whose own is known; gives all of them by name of the pair."""
-    labelled = list(zip(statements, outputs.classes or (), strict=False))  # an empty micro-batch has a dummy row
+    labelled = paired(statements, outputs.classes)
     for place, name in enumerate(("accuracy", *LABELS)):
         known = [(one.label, said) for one, said in labelled if one.label in (LABELS if place == 0 else (name,))]
         scores[place] += Share(name, sum(label == said for label, said in known), len(known))
@@ -30,7 +29,7 @@ def observe(
 def dump(predictions: Mapping[str, Json]) -> Submission:
     """`[{"pairID", "prediction"}]`, by name of the pair."""
     rows = [{"pairID": name, "prediction": predictions[name]} for name in sorted(predictions)]
-    return Submission("json", (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
+    return Submission.of_rows(rows)
 
 
 def metrics(losses: LossConfig) -> tuple[str, ...]:  # noqa: ARG001 - there is one loss

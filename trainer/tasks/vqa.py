@@ -1,6 +1,5 @@
 """VQA v2: the official accuracy, in all and by answer type; its submission file."""
 
-import json
 from collections.abc import Mapping, Sequence
 
 from model.config import LossConfig
@@ -9,10 +8,8 @@ from shards.format.records import VqaQuestion
 from trainer.scoring.metrics import Scores
 from trainer.scoring.official import add_vqa_options, score_vqa
 from trainer.scoring.task import ScoreTask
-from trainer.scoring.vqa import CELLS, VqaScores
-from trainer.tasks.seam import Json, Outputs, Submission, Task
-
-_CELL_OF_TYPE = {"yes/no": "yes_no", "number": "number", "other": "other"}
+from trainer.scoring.vqa import CELL_OF_TYPE, CELLS, VqaScores
+from trainer.tasks.seam import Json, Outputs, Submission, Task, paired
 
 
 def observe(
@@ -23,8 +20,7 @@ def observe(
 ) -> dict[str, Json]:
     """Count the answers to questions that annotators answered; gives all of them by question id."""
     accuracies: VqaScores = scores[0]
-    said = outputs.classes if outputs.answers is None else outputs.answers
-    answered = list(zip(questions, said or (), strict=False))  # an empty micro-batch has a dummy row
+    answered = paired(questions, outputs.classes if outputs.answers is None else outputs.answers)
     for question, text in answered:
         if question.answers:
             accuracies.add(text, question.answers, question.answer_type)
@@ -37,13 +33,13 @@ def dump(predictions: Mapping[str, Json]) -> Submission:
         {"question_id": int(name) if name.isdecimal() else name, "answer": predictions[name]} for name in predictions
     ]
     rows.sort(key=lambda row: (isinstance(row["question_id"], str), row["question_id"]))
-    return Submission("json", (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
+    return Submission.of_rows(rows)
 
 
 def measured(index: SplitIndex) -> frozenset[str]:
     """The accuracy, and that of every answer type of the split."""
     types = index.types.get("answer_type", {})
-    return frozenset({"accuracy", *(_CELL_OF_TYPE[name] for name in types if name in _CELL_OF_TYPE)})
+    return frozenset({"accuracy", *(CELL_OF_TYPE[name] for name in types if name in CELL_OF_TYPE)})
 
 
 def metrics(losses: LossConfig) -> tuple[str, ...]:  # noqa: ARG001 - either loss answers
