@@ -36,7 +36,10 @@ class ThreadWorld(World):
 
 
 def on_ranks(world_size: int, act: Callable[[World], T]) -> list[T]:
-    """What each of so many ranks gives, by rank; all of them act at the same time."""
+    """What each of so many ranks gives, by rank; all of them act at the same time. One alone stays in its thread, since
+    the last bits of a product may differ from one thread to another."""
+    if world_size == 1:
+        return [act(World())]
     exchange = _Exchange(world_size)
     with ThreadPoolExecutor(world_size) as pool:
         return list(pool.map(lambda rank: act(ThreadWorld(rank, exchange)), range(world_size)))

@@ -15,7 +15,7 @@ from tests.unit.tasks.trials import Choice, Trial, choices, gradients_of, sums_o
 from trainer.build import make_texts
 from trainer.tasks import task_named
 
-SPLITTINGS = ((1, 2), (2, 4), (2, 1), (4, 2), (4, 1))
+SPLITTINGS = ((1, 1), (2, 4), (4, 1))
 """World size and visits of a micro-batch, beside a process alone with the whole step at once."""
 
 Trials = Callable[[Choice], Trial]
@@ -31,7 +31,7 @@ def test_every_task_has_official_files_to_be_tried_with():
 @every_choice
 def test_every_number_of_ranks_gives_the_same_sums_and_losses(trial_of: Trials, choice: Choice):
     trial = trial_of(choice)
-    for step in range(trial.train.steps_per_epoch):
+    for step in (0, trial.train.steps_per_epoch - 1):
         loss, sums = sums_of(trial.objective, trial.step(step))
         assert loss > 0
         for world_size, micro_visits in SPLITTINGS:
@@ -43,7 +43,7 @@ def test_every_number_of_ranks_gives_the_same_sums_and_losses(trial_of: Trials, 
 def test_every_number_of_ranks_measures_the_same(trial_of: Trials, choice: Choice):
     (alone,) = trial_of(choice).evaluation()
     assert "val/accuracy" in alone.metrics or "val/itm_accuracy" in alone.metrics
-    for world_size, micro_visits in ((2, 1), (3, 2), (8, 3)):
+    for world_size, micro_visits in ((2, 1), (4, 3)):
         ranks = trial_of(choice).evaluation(world_size=world_size, micro_visits=micro_visits)
         assert sum(len(rank.predictions) for rank in ranks) == len(alone.predictions), "no item was met twice"
         assert {name: said for rank in ranks for name, said in rank.predictions.items()} == alone.predictions

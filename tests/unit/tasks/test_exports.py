@@ -1,0 +1,96 @@
+"""An export says to a split what the trained model says, heads and lists of answers included."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from shards.errors import UserError
+from tests.runs import weights
+from tests.unit.tasks.trials import Choice, Trial, choices
+from trainer.export.write import HEADS, export_model
+from trainer.inference.evaluate import evaluate_run
+from trainer.run_directory import RunDirectory
+
+Trials = Callable[[Choice], Trial]
+
+BOTH = Choice("vqa", ("losses.classify=1",))
+PLAIN = Choice("vqa", ())
+
+
+def exported(trial: Trial, directory: Path) -> Path:
+    """A run directory with the weights of a trial, as if it had trained them."""
+    config = trial.config.model_copy(
+        update={"run": trial.config.run.model_copy(update={"directory": str(directory), "name": "run"})}
+    )
+    run = RunDirectory.of(config)
+    run.create()
+    run.write_config(config)
+    export_model(config, trial.built, weights(trial.objective), run.export, step=3, metrics={"val/loss": 1.0})
+    return run.path
+
+
+@pytest.mark.parametrize("choice", choices(), ids=str)
+def test_an_export_measures_what_the_trained_model_does(trial_of: Trials, choice: Choice, tmp_path: Path):
+    (expected,) = trial_of(choice).evaluation(micro_visits=2)
+    metrics, counts = evaluate_run(exported(trial_of(choice), tmp_path), "val")
+    assert metrics.items() >= expected.metrics.items()
+    assert counts.items() >= expected.counts.items()
+
+
+def test_an_export_names_its_classes_and_its_heads(trial_of: Trials, tmp_path: Path):
+    path = exported(trial_of(BOTH), tmp_path)
+    content = json.loads((path / "export" / "export.json").read_text())
+    assert tuple(content["classes"]) == trial_of(BOTH).built.classes
+    assert len(content["classes"]) == len(set(content["classes"])) > 4
+    assert {name.partition(".")[0] for name in load_file(path / "export" / HEADS)} == {"classify"}
+    assert "classify head" in (path / "export" / "README.md").read_text()
+
+
+def test_an_export_without_heads_has_no_file_for_them(trial_of: Trials, tmp_path: Path):
+    path = exported(trial_of(Choice("gqa", ())), tmp_path)
+    assert not (path / "export" / HEADS).exists()
+    assert "classes" not in json.loads((path / "export" / "export.json").read_text())
+
+
+def test_heads_that_are_damaged_or_gone_are_named(trial_of: Trials, tmp_path: Path):
+    path = exported(trial_of(BOTH), tmp_path)
+    heads = path / "export" / HEADS
+    state = load_file(heads)
+    save_file({name: value[:1].contiguous() for name, value in state.items()}, heads)
+    with pytest.raises(UserError, match=f"{HEADS}: does not load into this recipe's heads"):
+        evaluate_run(path, "val")
+    heads.unlink()
+    with pytest.raises(UserError, match=f"{HEADS}: does not load into this recipe's heads"):
+        evaluate_run(path, "val")
+
+
+@pytest.mark.parametrize("by", ["classify", "rank", "generate"])
+def test_a_run_that_has_learnt_both_answers_in_every_way(trial_of: Trials, tmp_path: Path, by: str):
+    path = exported(trial_of(BOTH), tmp_path)
+    metrics, _ = evaluate_run(path, "val", overrides=[f"answers.by={by}"])
+    assert 0 <= metrics["val/accuracy"] <= 1
+    said = {row["answer"] for row in json.loads(RunDirectory(path).predictions("val").read_text())}
+    if by != "generate":
+        assert said <= set(trial_of(BOTH).built.classes)
+
+
+def test_a_run_without_a_list_can_still_rank_the_answers_of_its_training(trial_of: Trials, tmp_path: Path):
+    path = exported(trial_of(PLAIN), tmp_path)
+    metrics, _ = evaluate_run(path, "val", overrides=["answers.by=rank"])
+    assert 0 <= metrics["val/accuracy"] <= 1
+
+
+def test_what_was_not_learnt_cannot_answer(trial_of: Trials, tmp_path: Path):
+    path = exported(trial_of(PLAIN), tmp_path)
+    with pytest.raises(UserError, match=r"answers\.by: classify needs what losses\.classify trains, and that is 0"):
+        evaluate_run(path, "val", overrides=["answers.by=classify"])
+
+
+def test_shards_of_another_task_are_refused(trial_of: Trials, data_of: Callable[[str], dict[str, str]], tmp_path: Path):
+    path, other = exported(trial_of(PLAIN), tmp_path), data_of("nlvr2")["val"]
+    with pytest.raises(UserError, match=r"data\.test: \S+ was built from format nlvr2, and task vqa reads vqa") as told:
+        evaluate_run(path, "test", overrides=[f"data.test={other}"])
+    assert "\n" not in str(told.value)
