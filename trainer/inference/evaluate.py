@@ -16,6 +16,7 @@ from trainer.engine.distributed import World
 from trainer.export.read import Pipeline, Weights, load_exported, open_keys, read_run
 from trainer.run_directory import RunDirectory
 from trainer.tasks import task_named
+from trainer.training.preflight import check_format
 from trainer.training.validate import evaluate, evaluate_pnp, gather_predictions
 
 Images = Literal["own", "shuffled"]
@@ -50,6 +51,7 @@ def evaluate_run(
     pnp = pipeline == "pnp"
     config = read_run(path, overrides, open_keys=open_keys(looks=pnp, pnp=pnp))
     task, opened = task_named(config.task), open_split(config, split)
+    check_format(config.task, opened.index, f"data.{split}", opened.directory)
     exported = load_exported(path, config, weights=weights)
     world = World(device=exported.device)
     batches, loader = evaluation_loader(config, opened, exported.built, world, shuffle_images=images == "shuffled")
