@@ -9,7 +9,8 @@ from transformers.utils import logging as transformers_logging
 
 from model.build import BuiltModel
 from shards.errors import ConfigError, DataError
-from trainer.build import assemble_model
+from shards.format.index import read_index
+from trainer.build import assemble_model, classes_of
 from trainer.config import RunConfig, load_run_config
 from trainer.engine.deepspeed_config import resolve_precision
 from trainer.engine.distributed import device_type
@@ -96,7 +97,9 @@ def load_exported(path: Path, config: RunConfig, *, weights: Weights = "trained"
     transformers_logging.disable_progress_bar()
     device, export = torch.device(device_type()), RunDirectory(path).export
     model = exported_model_config(config.model, export)
-    built = assemble_model(config, model=model, scratch_tokenizer=_no_scratch_left, classes=exported_classes(export))
+    built = assemble_model(
+        config, model=model, scratch_tokenizer=_no_scratch_left, classes=_classes(config, exported_classes(export))
+    )
     objective = built.objective
     if weights == "trained":
         load_fusion(objective, export)
@@ -108,6 +111,21 @@ def load_exported(path: Path, config: RunConfig, *, weights: Weights = "trained"
     objective.to(device=device, dtype=dtype).eval()
     objective.place_frozen(device, dtype)
     return Exported(config, built, device, dtype)
+
+
+def _classes(config: RunConfig, exported: tuple[str, ...]) -> tuple[str, ...]:
+    """What the export names. A run that was trained without a list ranks that of its recipe, or of its training split.
+
+    Raises:
+        ConfigError, DataError: there is no such list, or the shards of the training are gone.
+    """
+    if exported or config.answers.by != "rank":
+        return exported
+    assert config.data.train is not None, "the run was trained on something"
+    try:
+        return classes_of(config, read_index(config.data.train))
+    except DataError as error:
+        raise DataError(f"answers.by: rank takes the answers of data.train, and they cannot be read: {error}") from None
 
 
 def _no_scratch_left() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from shards.config_base import Section
 from shards.errors import UserError
 from tests.runs import weights
 from tests.unit.tasks.trials import Choice, Trial, choices
@@ -20,11 +21,10 @@ BOTH = Choice("vqa", ("losses.classify=1",))
 PLAIN = Choice("vqa", ())
 
 
-def exported(trial: Trial, directory: Path) -> Path:
-    """A run directory with the weights of a trial, as if it had trained them."""
-    config = trial.config.model_copy(
-        update={"run": trial.config.run.model_copy(update={"directory": str(directory), "name": "run"})}
-    )
+def exported(trial: Trial, directory: Path, **changes: Section) -> Path:
+    """A run directory with the weights of a trial, as if it had trained them; `changes` are sections of its recipe."""
+    place = trial.config.run.model_copy(update={"directory": str(directory), "name": "run"})
+    config = trial.config.model_copy(update={"run": place, **changes})
     run = RunDirectory.of(config)
     run.create()
     run.write_config(config)
@@ -81,6 +81,26 @@ def test_a_run_without_a_list_can_still_rank_the_answers_of_its_training(trial_o
     path = exported(trial_of(PLAIN), tmp_path)
     metrics, _ = evaluate_run(path, "val", overrides=["answers.by=rank"])
     assert 0 <= metrics["val/accuracy"] <= 1
+
+
+def test_the_list_of_the_recipe_is_ranked_where_it_has_one(trial_of: Trials, tmp_path: Path):
+    answers = tmp_path / "answers.json"
+    answers.write_text(json.dumps(["Red", "the red", "a left"]))
+    listed = trial_of(PLAIN).config.answers.model_copy(update={"list": str(answers)})
+    path = exported(trial_of(PLAIN), tmp_path, answers=listed)
+    evaluate_run(path, "val", overrides=["answers.by=rank"])
+    said = {row["answer"] for row in json.loads(RunDirectory(path).predictions("val").read_text())}
+    assert said <= {"red", "left"}, "as classes are written"
+
+
+def test_answers_of_a_training_split_that_is_gone_cannot_be_ranked(trial_of: Trials, tmp_path: Path):
+    gone = trial_of(PLAIN).config.data.model_copy(update={"train": str(tmp_path / "gone")})
+    path = exported(trial_of(PLAIN), tmp_path, data=gone)
+    evaluate_run(path, "val")
+    with pytest.raises(
+        UserError, match=r"^answers\.by: rank takes the answers of data\.train.*gone: no such directory"
+    ):
+        evaluate_run(path, "val", overrides=["answers.by=rank"])
 
 
 def test_what_was_not_learnt_cannot_answer(trial_of: Trials, tmp_path: Path):
