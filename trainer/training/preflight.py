@@ -66,6 +66,7 @@ def check_inputs(config: RunConfig, *, device_type: str, fresh: bool = False) ->
     if config.initialize_from is not None and not goes_on:
         _check_initial_weights(config.initialize_from)
     _check_weights(config)
+    _check_answers(config)
     if goes_on:
         _check_same_data(config, run)
 
@@ -168,6 +169,16 @@ def _check_weights(config: RunConfig) -> None:
     _check_efficient_sam(config.model)
     second = {"second_vision"} if config.model.second_stream == "blip" else set()
     _check_references(config.model, used={"vision"} | second | text_towers(TASKS[config.task], config.losses))
+
+
+def _check_answers(config: RunConfig) -> None:
+    """Whether there is a list of answers, where one is learnt or ranked."""
+    if TASKS[config.task].classes is not None or not (config.losses.classify > 0 or config.answers.by == "rank"):
+        return
+
+    from trainer.build import classes_of  # it imports every model
+
+    classes_of(config, _read_index("data.train", config.data.train))
 
 
 def _check_efficient_sam(model: ModelConfig) -> None:
