@@ -164,3 +164,11 @@ def test_the_losses_that_a_recipe_leaves_out_are_those_of_its_task(data_of, task
     assert (losses.itm, losses.answer, losses.classify) == expected[task]
     beside = load_config(recipe, ["losses.genome=0.1"]).losses
     assert (beside.itm, beside.answer, beside.classify) == expected[task]
+
+
+@pytest.mark.parametrize("task", CORPORA)
+def test_a_recipe_of_each_task_passes_every_check_of_a_start(data_of, task: str, tmp_path: Path, capsys):
+    recipe = task_recipe(tmp_path / "own.yaml", task, data_of(task))
+    assert cli.main(["train", str(recipe), "--dry-run"]) == 0
+    rows = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    assert ("heads" in rows["parameters trained"]) == (task in ("snli_ve", "nlvr2"))
