@@ -1,29 +1,39 @@
-"""From a task's official files to its official scores by the `duoflow` command, one training for each task."""
+"""From a task's official files to its official scores: one run of each task, and one more that is killed and goes on.
+
+nlvr2 is trained by `duoflow train`, as gqa is in test_end_to_end.py; a single process trains the others, each start in
+a fork of it, for most of what `duoflow train` takes is imports.
+"""
 
 import csv
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from tests.distributed.launch import ROOT
+from tests.distributed.launch import ROOT, launch_alone
+from tests.distributed.training_worker import Case, Fault, read_codes, write_cases
 from tests.runs import NO_COMPILER, LeftOver
 from tests.task_corpora import CORPORA, TRAIN, VAL, Official, task_recipe
 from trainer.cli import main
 
 pytestmark = pytest.mark.integration
 
-STEPS = 4
-TASKS = ("vqa", "snli_ve", "nlvr2")
-"""gqa's way is in test_end_to_end.py."""
-LOSSES = {"vqa": {"answer": 1.0, "classify": 1.0}}
+STEPS = 6
+LOSSES = {"vqa": {"answer": 1.0, "classify": 1.0}, "snli_ve": {}, "nlvr2": {}}
+"""Of each task that is trained here: all parts that it has."""
+BY_COMMAND = "nlvr2"
+KILLED_TASKS = ("vqa", "nlvr2")
+"""gqa's runs are killed in tests/distributed; a run of snli_ve is one of nlvr2 with a single image."""
+KILLED = -9
+IN_SECOND_EPOCH = Fault(function="trainer.training.loop:train_step", call=5, signal="SIGKILL")
+"""Behind a checkpoint in the middle of the epoch."""
 SCORED = {
     "vqa": {"accuracy": "val/accuracy"},
     "snli_ve": {"accuracy": "val/accuracy"},
@@ -34,17 +44,23 @@ SCORED = {
 
 @dataclass(frozen=True)
 class Trained:
-    """A run, and what it was trained and measured on."""
+    """A task's run, and what it was trained and measured on."""
 
     task: str
     directory: Path
     val: Official
     code: int
     output: str
+    half: tuple[int, ...]
+    """How the starts of the run ended that was killed in between."""
 
     @property
     def run(self) -> LeftOver:
         return LeftOver(self.directory / "runs" / self.task)
+
+    @property
+    def resumed(self) -> LeftOver:
+        return LeftOver(self.directory / "runs" / "half")
 
     @property
     def predictions(self) -> Path:
@@ -71,30 +87,58 @@ class Trained:
         return {name: scores[name] / whole for name in SCORED[self.task]}
 
 
+Runs = dict[str, Trained]
+"""By task."""
+
+
 @pytest.fixture(scope="module")
-def trained_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trained]:
-    """What a task's training left behind."""
-    return cache(lambda task: _train(tmp_path_factory.mktemp(task), task))
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    home = tmp_path_factory.mktemp("tasks")
+    val, recipes = {}, {}
+    for task, losses in LOSSES.items():
+        val[task], data = _shards(home / task, task)
+        sections = {"losses": losses, "checkpoint": {"every_steps": 2}}
+        recipes[task] = str(task_recipe(home / task / f"{task}.yaml", task, data, **sections))
+    cases = [Case(name=task, recipe=recipe) for task, recipe in recipes.items() if task != BY_COMMAND]
+    for task in KILLED_TASKS:
+        half = {"recipe": recipes[task], "overrides": ["run.name=half"]}
+        cases += [Case(name=f"{task} killed", fault=IN_SECOND_EPOCH, **half), Case(name=f"{task} again", **half)]
+    write_cases(home, cases)
+    worker = launch_alone("tests.distributed.training_worker", str(home), env=NO_COMPILER)
+    assert worker.returncode == 0, worker.stdout[-3000:]
+    codes = {name: code for name, (code,) in read_codes(home, 1).items()}
+    output = dict.fromkeys(LOSSES, worker.stdout)
+    codes[BY_COMMAND], output[BY_COMMAND] = _train(recipes[BY_COMMAND])
+    halves = {task: (codes[f"{task} killed"], codes[f"{task} again"]) for task in KILLED_TASKS}
+    return {
+        task: Trained(task, home / task, val[task], codes[task], output[task], halves.get(task, ())) for task in LOSSES
+    }
 
 
-@pytest.fixture(params=TASKS)
-def trained(request: pytest.FixtureRequest, trained_on: Callable[[str], Trained]) -> Trained:
-    return trained_on(request.param)
+@pytest.fixture(params=LOSSES)
+def trained(request: pytest.FixtureRequest, runs: Runs) -> Trained:
+    return runs[request.param]
 
 
-def _train(directory: Path, task: str) -> Trained:
+def _shards(directory: Path, task: str) -> tuple[Official, dict[str, str]]:
+    """The official files of the validation split, and the `data` section of both."""
     files, data = {}, {}
     for seed, (split, num_samples) in enumerate((("train", TRAIN), ("val", VAL))):
         whole = split == "val"
         files[split] = CORPORA[task](directory / split, num_samples=num_samples, seed=seed, whole=whole)
         data[split] = str(directory / "shards" / split)
         assert main(files[split].words(Path(data[split]))) == 0
-    sections = {"losses": LOSSES.get(task, {}), "limits": {"max_steps": STEPS}, "validate_every": {"steps": 2}}
-    recipe = task_recipe(directory / f"{task}.yaml", task, data, **sections)
+    return files["val"], data
+
+
+def _train(recipe: str) -> tuple[int, str]:
+    """Exit code and output of `duoflow train`."""
     environment = os.environ | NO_COMPILER | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "trainer.cli", "train", str(recipe)]
-    done = subprocess.run(command, cwd=directory, env=environment, text=True, capture_output=True, check=False)
-    return Trained(task, directory, files["val"], done.returncode, done.stdout + done.stderr)
+    command = [sys.executable, "-m", "trainer.cli", "train", recipe]
+    done = subprocess.run(
+        command, cwd=Path(recipe).parent, env=environment, text=True, capture_output=True, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
 
 
 def test_it_trains_to_its_end_and_measures_what_the_task_measures(trained: Trained):
@@ -102,7 +146,7 @@ def test_it_trains_to_its_end_and_measures_what_the_task_measures(trained: Train
     assert trained.run.status["state"] == "done"
     assert list(trained.run.losses) == list(range(1, STEPS + 1))
     assert all(0 < value < 100 for losses in trained.run.losses.values() for value in losses.values())
-    assert list(trained.run.validations) == [2, STEPS]
+    assert list(trained.run.validations) == [STEPS // 2, STEPS]
     for metrics in trained.run.validations.values():
         assert {*SCORED[trained.task].values(), "val/loss"} <= metrics.keys()
     assert "accuracy" in trained.output
@@ -120,8 +164,8 @@ def test_an_evaluation_of_the_export_is_the_validation_of_its_step_bit_for_bit(t
     assert trained.predictions.read_bytes() == validated
 
 
-def test_vqas_predictions_name_questions_by_their_numbers(trained_on: Callable[[str], Trained]):
-    trained = trained_on("vqa")
+def test_vqas_predictions_name_questions_by_their_numbers(runs: Runs):
+    trained = runs["vqa"]
     rows = json.loads(trained.predictions.read_text())
     asked = json.loads(trained.val.questions[0].read_text())["questions"]
     assert trained.predictions.name == "val.json"
@@ -129,16 +173,16 @@ def test_vqas_predictions_name_questions_by_their_numbers(trained_on: Callable[[
     assert all(row.keys() == {"question_id", "answer"} and isinstance(row["answer"], str) for row in rows)
 
 
-def test_snli_ves_predictions_name_a_label_for_every_pair(trained_on: Callable[[str], Trained]):
-    trained = trained_on("snli_ve")
+def test_snli_ves_predictions_name_a_label_for_every_pair(runs: Runs):
+    trained = runs["snli_ve"]
     pairs = [json.loads(line)["pairID"] for line in trained.val.questions[0].read_text().splitlines()]
     rows = json.loads(trained.predictions.read_text())
     assert [row["pairID"] for row in rows] == sorted(pairs)
     assert {row["prediction"] for row in rows} <= {"entailment", "neutral", "contradiction"}
 
 
-def test_nlvr2s_predictions_are_lines_of_an_identifier_and_true_or_false(trained_on: Callable[[str], Trained]):
-    trained = trained_on("nlvr2")
+def test_nlvr2s_predictions_are_lines_of_an_identifier_and_true_or_false(runs: Runs):
+    trained = runs["nlvr2"]
     names = [json.loads(line)["identifier"] for line in trained.val.questions[0].read_text().splitlines()]
     text = trained.predictions.read_bytes().decode("ascii")
     assert trained.predictions.name == "val.csv"
@@ -151,8 +195,8 @@ def test_nlvr2s_predictions_are_lines_of_an_identifier_and_true_or_false(trained
 
 
 @pytest.mark.parametrize("by", ["classify", "rank", "generate"])
-def test_vqas_answers_come_from_whichever_part_is_asked(trained_on: Callable[[str], Trained], by: str):
-    trained = trained_on("vqa")
+def test_vqas_answers_come_from_whichever_part_is_asked(runs: Runs, by: str):
+    trained = runs["vqa"]
     metrics = trained.evaluate(f"answers.by={by}", *(["answers.candidates=3"] if by == "rank" else []))
     said = {row["answer"] for row in json.loads(trained.predictions.read_text())}
     if by != "generate":
@@ -162,10 +206,26 @@ def test_vqas_answers_come_from_whichever_part_is_asked(trained_on: Callable[[st
         assert metrics[name] == trained.best[name]
 
 
-def test_other_images_are_another_sample_with_all_of_its_images(trained_on: Callable[[str], Trained], capsys):
-    trained = trained_on("nlvr2")
+def test_other_images_are_another_sample_with_all_of_its_images(runs: Runs, capsys):
+    trained = runs["nlvr2"]
     before = trained.predictions.read_bytes()
     words = ["evaluate", str(trained.run.path), "--split", "val", "--images", "shuffled"]
     assert main(words) == 0
     assert "val/consistency" in capsys.readouterr().out
     assert trained.predictions.read_bytes() == before
+
+
+@pytest.mark.parametrize("task", KILLED_TASKS)
+def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(runs: Runs, task: str):
+    trained, whole, half = runs[task], runs[task].run, runs[task].resumed
+    assert trained.half == (KILLED, 0)
+    assert half.bits("last") == whole.bits("last")
+    assert half.bits("best") == whole.bits("best")
+    assert half.records == whole.records
+    assert half.progress("last") == whole.progress("last")
+    files = sorted(path.relative_to(whole.path) for path in whole.directory.export.rglob("*.safetensors"))
+    assert files
+    for name in files:  # what a header says beside the tensors has no order
+        expected, found = load_file(whole.path / name), load_file(half.path / name)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], value) for key, value in expected.items()), name
