@@ -43,8 +43,10 @@ def test_missing_shards_are_built_by_a_command_of_the_task(task: str, tmp_path: 
     (command,) = row.steps
     assert row.fault.endswith(f"run `{command}`")
     assert f"--format {task} " in command
-    (tmp_path / "images").mkdir()
-    assert cli.main(command.split()[1:]) == 2, "it parses; the files are not there"
+    words = command.split()
+    questions, images = (words[words.index(option) + 1] for option in ("--questions", "--images"))
+    (tmp_path / images).mkdir(parents=True)
+    assert cli.main(words[1:]) == 2, "it parses; the files are not there"
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("duoflow: train")
+    assert line.startswith(f"duoflow: {questions}")
     assert "cannot be read" in line or "no such" in line
