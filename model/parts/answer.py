@@ -18,6 +18,7 @@ class AnswerPart(Part):
         max_tokens: length at which generation stops.
         tokens: how the cross-entropies of an answer's tokens are put together.
         candidates: the list to choose from.
+        predicts: whether anybody reads what it would answer.
     """
 
     def __init__(
@@ -28,9 +29,10 @@ class AnswerPart(Part):
         *,
         tokens: Literal["mean", "sum"] = "mean",
         candidates: Candidates | None = None,
+        predicts: bool = True,
     ) -> None:
         self.tower, self.codec, self.max_tokens, self.candidates = tower, codec, max_tokens, candidates
-        self._tokens = tokens
+        self._tokens, self._predicts = tokens, predicts
 
     def forward(self, read: Read) -> PartOutput:
         targets = read.block.targets
@@ -40,8 +42,10 @@ class AnswerPart(Part):
         summed = (losses * targets.weight).sum()
         return PartOutput(summed, (summed.detach(), targets.weight.sum()))
 
-    def predict(self, read: Read) -> Tensor:
+    def predict(self, read: Read) -> Tensor | None:
         """(R, T) generated token ids; or (R,) places in the list of candidates."""
+        if not self._predicts:
+            return None
         if self.candidates is None:
             return self._generate(read)
         states = read.reading().states
@@ -75,4 +79,5 @@ def make(context: PartContext) -> AnswerPart:
         context.max_answer_tokens,
         tokens=context.losses.answer_tokens,
         candidates=candidates,
+        predicts=answers.by != "classify",
     )

@@ -26,13 +26,17 @@ def _row(question: VqaQuestion, item: int, wanted: Wanted) -> Row:
         question.question,
         item,
         weight=weight if number else 0.0,
-        label=_label(question.answers, wanted.classes) if wanted.classes else (),
+        label=_label(question, wanted.classes) if wanted.classes else (),
         targets=targets or (Target("", 0.0),),
     )
 
 
-def _label(answers: Sequence[str], classes: Mapping[str, int]) -> tuple[tuple[int, float], ...]:
-    return tuple((classes[answer], score) for answer, score in soft_scores(answers).items() if answer in classes)
+def _label(question: VqaQuestion, classes: Mapping[str, int]) -> tuple[tuple[int, float], ...]:
+    """The only answer of a Visual Genome question is wholly right."""
+    scores = soft_scores(question.answers)
+    if question.source == "vg":
+        scores = dict.fromkeys(scores, 1.0)
+    return tuple((classes[answer], score) for answer, score in scores.items() if answer in classes)
 
 
 DATA = TaskData(

@@ -64,8 +64,8 @@ class Trained:
 
     @property
     def predictions(self) -> Path:
-        (path,) = (self.run.path / "predictions").glob("val.*")
-        return path
+        """The file that was written last."""
+        return max((self.run.path / "predictions").glob("val.*"), key=lambda path: path.stat().st_mtime_ns)
 
     @property
     def best(self) -> dict[str, float]:
@@ -198,6 +198,7 @@ def test_nlvr2s_predictions_are_lines_of_an_identifier_and_true_or_false(runs: R
 def test_vqas_answers_come_from_whichever_part_is_asked(runs: Runs, by: str):
     trained = runs["vqa"]
     metrics = trained.evaluate(f"answers.by={by}", *(["answers.candidates=3"] if by == "rank" else []))
+    assert trained.predictions.name == ("val.json" if by == "generate" else f"val.{by}.json")
     said = {row["answer"] for row in json.loads(trained.predictions.read_text())}
     if by != "generate":
         assert said <= set(trained.run.exported["classes"])

@@ -39,6 +39,9 @@ def initialize_from(objective: Objective, source: str) -> str:
         weights = _of_export(path.parent, weights)
     own = dict(objective.named_parameters())
     wanted = {name for name in own if _part(name) in _parts(weights)}
+    heads = {name for name in own if _part(name) == "heads"}
+    if any(name not in weights or weights[name].shape != own[name].shape for name in heads):
+        wanted -= heads  # those of another task
     # Adapters and heads may be new, and an export has trained towers as checkpoints that a recipe refers to; a tower
     # that a checkpoint does not have was not trained in its run.
     absent = (
@@ -59,7 +62,7 @@ def initialize_from(objective: Objective, source: str) -> str:
     with torch.no_grad():
         for name in wanted:
             own[name].copy_(weights[name])
-    return f"weights of {len(wanted)} of {len(own)} trained tensors from {path}{_left_out(own, weights)}"
+    return f"weights of {len(wanted)} of {len(own)} trained tensors from {path}{_left_out(own, weights, wanted)}"
 
 
 def _of_export(export: Path, fusion: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -79,8 +82,8 @@ def _parts(names: Iterable[str]) -> set[str]:
     return {_part(name) for name in names}
 
 
-def _left_out(own: Iterable[str], weights: Iterable[str]) -> str:
-    new, unused = sorted(_parts(own) - _parts(weights)), sorted(_parts(weights) - _parts(own))
+def _left_out(own: Iterable[str], weights: Iterable[str], taken: Iterable[str]) -> str:
+    new, unused = sorted(_parts(own) - _parts(taken)), sorted(_parts(weights) - _parts(taken))
     said = [f"{', '.join(new)} start as they are"] if new else []
     said += [f"{', '.join(unused)} of it is not used"] if unused else []
     return f"; {'; '.join(said)}" if said else ""

@@ -77,9 +77,10 @@ def read_run(path: Path, overrides: Sequence[str] = (), *, open_keys: Sequence[s
     return config
 
 
-def open_keys(*, looks: bool, pnp: bool) -> tuple[str, ...]:
-    """How the overrides begin that have an effect, where something looks and where PNP-VQA answers."""
-    return (*DATA, *ANSWERS, *(LOOKS if looks else ()), *(PNP if pnp else ()))
+def open_keys(*, looks: bool, pnp: bool, chooses: bool = False) -> tuple[str, ...]:
+    """How the overrides begin that have an effect, where something looks, where PNP-VQA answers, and where it is open
+    whose answers are taken."""
+    return (*DATA, *(ANSWERS if chooses else ()), *(LOOKS if looks else ()), *(PNP if pnp else ()))
 
 
 def load_exported(path: Path, config: RunConfig, *, weights: Weights = "trained") -> Exported:

@@ -33,8 +33,8 @@ def evaluate_run(
 ) -> tuple[dict[str, float], dict[str, int]]:
     """Evaluate the export of a run directory on a split of its recipe.
 
-    Own images and trained weights, the default, also write the answers in GQA's submission format:
-    `predictions/SPLIT.json`, or `predictions/SPLIT.pnp.json`.
+    Own images and trained weights, the default, also write the answers in the task's submission format:
+    `predictions/SPLIT.json`; `SPLIT.pnp.json`, or `SPLIT.rank.json` where `answers.by` is not that of the run.
 
     Args:
         images: `shuffled` shows every question the image of another sample: what is left without looking.
@@ -49,7 +49,7 @@ def evaluate_run(
         ConfigError, DataError: there is no such run or split, or the export does not load.
     """
     pnp = pipeline == "pnp"
-    config = read_run(path, overrides, open_keys=open_keys(looks=pnp, pnp=pnp))
+    config = read_run(path, overrides, open_keys=open_keys(looks=pnp, pnp=pnp, chooses=not pnp))
     task, opened = task_named(config.task), open_split(config, split)
     check_format(config.task, opened.index, f"data.{split}", opened.directory)
     exported = load_exported(path, config, weights=weights)
@@ -64,10 +64,16 @@ def evaluate_run(
             evaluation = evaluate(objective, exported.built, batches, loader, world, losses=losses, **common)
     assert evaluation is not None, "nobody asks this evaluation to stop"
     if images == "own" and weights == "trained":
-        name = split if pipeline == "direct" else f"{split}.{pipeline}"
+        by, usual = (pipeline, "direct") if pnp else (_answers_by(config), _answers_by(read_run(path)))
+        name = split if by == usual else f"{split}.{by}"
         ending, content = gather_predictions(evaluation.predictions, task, World())
         write_atomically(RunDirectory(path).predictions(name, ending), content)
     return {**evaluation.metrics, **_answer_ceiling(config, opened, split)}, evaluation.counts
+
+
+def _answers_by(config: RunConfig) -> str:
+    """Whose answers a recipe takes: its word, or the first that its losses train."""
+    return config.answers.by or ("generate" if config.losses.answer > 0 else "classify")
 
 
 def _answer_ceiling(config: RunConfig, opened: Split, split: str) -> dict[str, float]:

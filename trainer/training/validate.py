@@ -79,7 +79,7 @@ def evaluate(
 def _said(built: BuiltModel, predictions: Mapping[str, Tensor]) -> Outputs:
     """What the parts predict, in words: of the two that may answer, the one that the recipe asks for."""
     answers = classes = None
-    if "answer" in predictions and built.answers_by != "classify":
+    if "answer" in predictions:
         found = predictions["answer"].tolist()
         answers = [built.classes[n] for n in found] if built.answers_by == "rank" else built.answer_codec.decode(found)
     if "classify" in predictions:

@@ -72,7 +72,8 @@ def test_a_run_that_has_learnt_both_answers_in_every_way(trial_of: Trials, tmp_p
     path = exported(trial_of(BOTH), tmp_path)
     metrics, _ = evaluate_run(path, "val", overrides=[f"answers.by={by}"])
     assert 0 <= metrics["val/accuracy"] <= 1
-    said = {row["answer"] for row in json.loads(RunDirectory(path).predictions("val").read_text())}
+    written = RunDirectory(path).predictions("val" if by == "generate" else f"val.{by}")
+    said = {row["answer"] for row in json.loads(written.read_text())}
     if by != "generate":
         assert said <= set(trial_of(BOTH).built.classes)
 
@@ -89,7 +90,7 @@ def test_the_list_of_the_recipe_is_ranked_where_it_has_one(trial_of: Trials, tmp
     listed = trial_of(PLAIN).config.answers.model_copy(update={"list": str(answers)})
     path = exported(trial_of(PLAIN), tmp_path, answers=listed)
     evaluate_run(path, "val", overrides=["answers.by=rank"])
-    said = {row["answer"] for row in json.loads(RunDirectory(path).predictions("val").read_text())}
+    said = {row["answer"] for row in json.loads(RunDirectory(path).predictions("val.rank").read_text())}
     assert said <= {"red", "left"}, "as classes are written"
 
 

@@ -7,12 +7,16 @@ import torch
 from torch import Tensor
 
 from model.build import BuiltModel
+from model.towers.tokenizer import build_tokenizer
 from shards.atomic import write_atomically
 from shards.errors import ConfigError, DataError, UserError
+from shards.tasks import TASKS
 from tests.models import tiny_t5
 from tests.runs import Project, engine_state, weights
+from tests.task_corpora import task_recipe
 from trainer.build import (
     FUSION_FILE,
+    assemble_model,
     evaluation_loader,
     image_size,
     make_texts,
@@ -21,6 +25,7 @@ from trainer.build import (
     training_loader,
     training_tokenizer,
 )
+from trainer.config import load_config
 from trainer.engine.distributed import World
 from trainer.engine.state_file import MODEL
 from trainer.export.initial_weights import initialize_from
@@ -251,3 +256,25 @@ def test_an_evaluation_can_be_limited_to_some_images(project: Project):
     batches, loader = evaluation_loader(config, open_split(config, "val"), built, World(), max_images=4)
     seen = [image for item in loader.batches(batches.all_keys()) for image in item.samples]
     assert len(set(seen)) == 4
+
+
+@pytest.mark.parametrize(("task", "is_kept"), [("snli_ve", True), ("nlvr2", False)])
+def test_heads_of_the_same_form_are_taken_and_those_of_another_task_start_anew(
+    tmp_path: Path, task: str, is_kept: bool
+):
+    def model(name: str, seed: int) -> BuiltModel:
+        config = load_config(task_recipe(tmp_path / f"{name}.yaml", name, {}), [f"run.seed={seed}"])
+        tokenizer = build_tokenizer(["there is a red square"], vocab_size=60)
+        return assemble_model(config, scratch_tokenizer=lambda: tokenizer, classes=TASKS[name].classes)
+
+    source = moved(model("snli_ve", seed=1), by=4).objective
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", World())
+    checkpoints.publish("best", checkpoints.save("step1", engine_state(source), {}))
+    objective = model(task, seed=2).objective
+    before, saved = weights(objective), weights(source)
+    said = initialize_from(objective, str(tmp_path / "run"))
+    after = weights(objective)
+    assert ("heads start as they are" in said) == (not is_kept)
+    for name in after:
+        is_taken = is_kept or not name.startswith("heads.")
+        assert torch.equal(after[name], (saved if is_taken else before)[name]), name
