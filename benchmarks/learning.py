@@ -39,36 +39,36 @@ class Proof:
     """Scenes to render."""
     splits: Mapping[str, tuple[str, ...]]
     """Split of the recipe -> arguments of `shards build` that name its files, below the directory of scenes."""
-    first: str | None = None
-    """A recipe whose weights the task's own begins with."""
+    starts_from_vqa: bool = False
+    """Whether vision and text come from a run that learnt to answer questions about scenes; it counts as well."""
+
+
+def _vqa_files(name: str) -> tuple[str, ...]:
+    questions, annotations = f"v2_OpenEnded_mscoco_{name}_questions.json", f"v2_mscoco_{name}_annotations.json"
+    return "--questions", questions, "--annotations", annotations
 
 
 PROOFS = {
     "vqa": Proof(
-        2500,
-        {
-            split: (
-                "--questions",
-                f"v2_OpenEnded_mscoco_{name}_questions.json",
-                "--annotations",
-                f"v2_mscoco_{name}_annotations.json",
-            )
-            for split, name in (("train", "train2014"), ("val", "val2014"), ("testdev", "test2015"))
-        },
+        3000, {"train": _vqa_files("train2014"), "val": _vqa_files("val2014"), "testdev": _vqa_files("test2015")}
     ),
     "snli_ve": Proof(
         6000,
         {
-            split: ("--questions", f"snli_ve_{name}.jsonl")
-            for split, name in (("train", "train"), ("val", "dev"), ("testdev", "test"))
+            "train": ("--questions", "snli_ve_train.jsonl"),
+            "val": ("--questions", "snli_ve_dev.jsonl"),
+            "testdev": ("--questions", "snli_ve_test.jsonl"),
         },
+        starts_from_vqa=True,
     ),
     "nlvr2": Proof(
-        16000,
+        12000,
         {
-            split: ("--questions", f"{name}.json")
-            for split, name in (("train", "train"), ("val", "dev"), ("testdev", "test1"))
+            "train": ("--questions", "train.json"),
+            "val": ("--questions", "dev.json"),
+            "testdev": ("--questions", "test1.json"),
         },
+        starts_from_vqa=True,
     ),
 }
 
@@ -95,50 +95,47 @@ class Lesson:
 
     def __init__(self, task: str, seed: int, overrides: Iterable[str] = ()) -> None:
         self.task, self.seed, self.proof, self.overrides = task, seed, PROOFS[task], tuple(overrides)
-        self.home = HOME / task / f"seed{seed}"
+        self.home = HOME / f"{task}_seed{seed}"
         self.started = time.monotonic()
 
     def learn(self) -> Scores:
         """Render, pack, train, evaluate."""
-        self._prepare()
-        name = f"scenes_{self.task}"
-        self._train(name, *self.overrides)
-        self._train(name, *self.overrides, *UNTRAINED, f"run.name={name}_untrained")
+        self._prepare(self.task)
+        name, before = f"scenes_{self.task}", list(self.overrides)
+        if self.proof.starts_from_vqa:
+            self._prepare("vqa")
+            self._train("vqa", "losses.answer=0", "losses.classify=1")
+            weights = self.home / "runs" / "scenes_vqa" / "export" / "blip_vqa"
+            before += [f"model.vision={weights}", f"model.match={weights}"]
+        self._train(self.task, *before)
+        self._train(self.task, *before, *UNTRAINED, f"run.name={name}_untrained")
         rows = {"text only": self._text_only()}
         rows["untrained"] = self._evaluate(f"{name}_untrained")["accuracy"]
         rows["images shuffled"] = self._evaluate(name, "--images", "shuffled")["accuracy"]
         if self.task == "vqa":
-            rows["label head"] = self._evaluate(name, "answers.by=classify")["accuracy"]
-            rows["ranked"] = self._evaluate(name, "answers.by=rank")["accuracy"]
-            rows["decoder"] = self._evaluate(name, "answers.by=generate")["accuracy"]
+            for row, by in (("label head", "classify"), ("ranked", "rank"), ("decoder", "generate")):
+                rows[row] = self._evaluate(name, f"answers.by={by}")["accuracy"]
             rows["oracle of the label head"] = self._oracle(name)
         else:
             rows |= self._evaluate(name)
-        rows["minutes"] = (time.monotonic() - self.started) / 60
+        print(f"[{self.task}, seed {self.seed}: {(time.monotonic() - self.started) / 60:.1f} minutes in all]")
         return rows
 
-    def _prepare(self) -> None:
-        scenes = self.home / "scenes"
-        self._run(
-            "scenes", str(scenes), "--task", self.task, "--images", str(self.proof.images), "--seed", str(self.seed)
-        )
-        for split, named in self.proof.splits.items():
+    def _prepare(self, task: str) -> None:
+        proof, scenes = PROOFS[task], self.home / task / "scenes"
+        self._run("scenes", str(scenes), "--task", task, "--images", str(proof.images), "--seed", str(self.seed))
+        for split, named in proof.splits.items():
             files = [word if word.startswith("--") else str(scenes / word) for word in named]
-            images, out = str(scenes / "images"), str(self.home / "shards" / split)
-            self._run("shards", "build", "--format", self.task, *files, "--images", images, "--out", out)
+            images, out = str(scenes / "images"), str(self._shards(task, split))
+            self._run("shards", "build", "--format", task, *files, "--images", images, "--out", out)
 
-    def _train(self, name: str, *overrides: str) -> None:
-        shards = self.home / "shards"
-        places = [f"data.{split}={shards / split}" for split in self.proof.splits]
-        self._run(
-            "train",
-            f"recipes/scenes_{self.task}.yaml",
-            *places,
-            f"run.directory={self.home / 'runs'}",
-            f"run.seed={self.seed}",
-            f"run.name={name}",
-            *overrides,
-        )
+    def _shards(self, task: str, split: str) -> Path:
+        return self.home / task / "shards" / split
+
+    def _train(self, task: str, *overrides: str) -> None:
+        run = [f"run.directory={self.home / 'runs'}", f"run.seed={self.seed}"]
+        places = [f"data.{split}={self._shards(task, split)}" for split in PROOFS[task].splits]
+        self._run("train", f"recipes/scenes_{task}.yaml", *run, *places, *overrides)
 
     def _evaluate(self, run: str, *options: str) -> Scores:
         """Accuracies on the unseen split in percent, from the exported files in a process of its own."""
@@ -180,7 +177,7 @@ class Lesson:
         return 100 * sum(best) / len(items)
 
     def _items(self, split: str) -> list[Item]:
-        shards = self.home / "shards" / split
+        shards = self._shards(self.task, split)
         index = read_index(shards)
         reader = ShardReader(shards, index, reader_of(index, shards).sample)
         return [item for sample in range(index.num_images) for item in reader.sample(sample).items]

@@ -1,7 +1,8 @@
 """Hypotheses about scenes with a curtain in SNLI-VE's own format; the text alone is right one time in three.
 
-A curtain hides one cell of the scene. What can be seen entails a hypothesis or contradicts it, and what lies behind the
-curtain leaves it open. Every hypothesis is asked of the three scenes of its triple and has a different label in each.
+A curtain hides one cell of the scene. A hypothesis says what one of its shapes looks like: what can be seen entails it
+or contradicts it, and where the shape stands behind the curtain it is open. Every hypothesis is asked of the three
+scenes of its triple and has a different label in each.
 """
 
 from collections import Counter
@@ -15,11 +16,9 @@ from shards.annotations.snli_ve import LABELS
 from shards.scenes.groups import Group, group_files, whole_groups
 from shards.scenes.hypotheses import Curtained, Hypothesis, hypotheses
 from shards.scenes.raster import paint
-from shards.scenes.world import CELL_SIZE, CELLS, COLORS, SHAPES, Dice, Scene, part_of, put, under_sky
+from shards.scenes.world import CELL_SIZE, CELLS, COLORS, SHAPES, SIZES, Dice, part_of, put, under_sky
 
 TRIPLE = 3
-MAX_HYPOTHESES = 6
-"""Per triple, and so per scene."""
 CURTAIN = ((120, 70, 45), (165, 105, 70))
 """The colors of its folds."""
 FOLD = 4
@@ -40,10 +39,19 @@ class Triple(NamedTuple):
 def triple(seed: int, number: int) -> Triple:
     """A triple by its number: a pure function of its arguments."""
     dice = Dice(seed, number)
-    covered = dice.shuffle(CELLS, "curtains")
-    scenes = tuple(Curtained(_scene(Dice(seed, number * TRIPLE + place)), covered[place]) for place in range(TRIPLE))
-    told = tuple(hypotheses(scenes, dice, MAX_HYPOTHESES))
-    return Triple(SPLITS[part_of(number)], scenes, told)
+    shape, hidden = dice.pick(SHAPES, "shape"), dice.pick(range(TRIPLE), "hidden")
+    colors, sizes = dice.shuffle(tuple(COLORS), "colors"), dice.shuffle(tuple(SIZES), "sizes")
+    scenes = tuple(
+        _curtained(
+            Dice(seed, number * TRIPLE + place),
+            shape,
+            colors[place],
+            sizes[(place - (place > hidden)) % 2],
+            is_hidden=place == hidden,
+        )
+        for place in range(TRIPLE)
+    )
+    return Triple(SPLITS[part_of(number)], scenes, tuple(hypotheses(scenes, shape)))
 
 
 def image_counts(num_images: int) -> Counter[str]:
@@ -89,14 +97,16 @@ def draw(curtained: Curtained) -> NDArray[np.uint8]:
     return pixels
 
 
-def _scene(dice: Dice) -> Scene:
-    """A scene with a thing in each cell."""
+def _curtained(dice: Dice, shape: str, color: str, size: str, *, is_hidden: bool) -> Curtained:
+    """A scene of two things, one of them of this look, with a curtain over that one or elsewhere."""
     image_id = f"{dice.image:010d}"
-    things = tuple(
-        put(dice, place, f"{image_id}{place}", dice.pick(SHAPES, "shape", place), dice.pick(tuple(COLORS), place), cell)
-        for place, cell in enumerate(CELLS)
-    )
-    return under_sky(dice, image_id, things)
+    cell, other_cell, *free = dice.shuffle(CELLS, "cells")
+    other_shape = dice.pick([name for name in SHAPES if name != shape], "other shape")
+    other_color = dice.pick(tuple(COLORS), "other color")
+    named = put(dice, 0, f"{image_id}0", shape, color, cell)._replace(size=size)
+    things = (named, put(dice, 1, f"{image_id}1", other_shape, other_color, other_cell))
+    covered = cell if is_hidden else dice.pick((other_cell, *free), "covered")
+    return Curtained(under_sky(dice, image_id, things), covered)
 
 
 assert len(LABELS) == TRIPLE
