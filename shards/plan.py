@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from shards.errors import ConfigError, DataError
 
 Ints = NDArray[np.int64]
-Purpose = Literal["question", "shard", "visit", "answer_negative", "question_negative", "subset", "exchange"]
+Purpose = Literal["question", "shard", "visit", "answer_negative", "question_negative", "subset", "exchange", "augment"]
 
 PADDING = -1
 """Stands for a missing visit: weight 0, nothing is read."""

@@ -25,6 +25,7 @@ from model.towers.tokenizer import build_tokenizer, load_tokenizer
 from shards.errors import ConfigError, UserError
 from shards.format.index import SplitIndex
 from shards.plan import Share
+from shards.read.augment import RandAugment
 from shards.read.loader import EvaluationBatches, Loader, Split, Texts, TrainingBatches
 from shards.tasks import TASKS
 from shards.tasks.seam import Wanted
@@ -174,7 +175,8 @@ def image_size(config: RunConfig, built: BuiltModel) -> int:
 def training_loader(config: RunConfig, split: Split, built: BuiltModel, world: World) -> tuple[TrainingBatches, Loader]:
     """The micro-batches of this rank, and the workers that prepare them."""
     share = Share(rank=world.rank, world_size=world.world_size, micro_visits=config.batch.micro_visits)
-    batches = TrainingBatches(split, make_texts(config, built), image_size(config, built), share)
+    augment = None if config.data.augment is None else RandAugment(config.data.augment, config.run.seed)
+    batches = TrainingBatches(split, make_texts(config, built), image_size(config, built), share, augment=augment)
     return batches, _loader(config, batches, world.device)
 
 

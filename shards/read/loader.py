@@ -4,7 +4,7 @@ import atexit
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby
 from typing import NamedTuple
 
@@ -33,6 +33,7 @@ from shards.plan import (
     limit_images,
     sample_images,
 )
+from shards.read.augment import RandAugment, tells_sides
 from shards.read.collate import Batch, Layout, collate
 from shards.read.workers import leave_with_parent, worker_context
 from shards.tasks import TASKS
@@ -140,6 +141,7 @@ class _MicroBatches(Dataset):
         *,
         loss_scale: float,
         keep_items: bool,
+        augment: Callable[..., Image.Image] | None = None,
     ) -> MicroBatch:
         numbers = [int(visit) for visit in visits if visit != PADDING]
         if keep_items:
@@ -153,8 +155,12 @@ class _MicroBatches(Dataset):
         ]
         draw = Draw(draws_from, self.split.index, self.split.reader.sample)
         made = [task.rows(visit, draw, self.texts.wanted) for visit in read]
+
+        def augment_of(visit: Visit) -> Callable[[Image.Image], Image.Image] | None:
+            return None if augment is None or tells_sides(visit.items) else partial(augment, sample=visit.sample)
+
         batch, cut = collate(
-            [pixels for visit in read for pixels in self._pixels(self._shown_image(visit.sample))],
+            [pixels for visit in read for pixels in self._pixels(self._shown_image(visit.sample), augment_of(visit))],
             [rows.blocks for rows in made],
             self.texts.layouts,
             items_per_visit=[len(visit.items) for visit in read],
@@ -183,11 +189,11 @@ class _MicroBatches(Dataset):
     def _shown_image(self, image: int) -> int:
         return image
 
-    def _pixels(self, sample: int) -> list[Tensor]:
+    def _pixels(self, sample: int, augment: Callable[[Image.Image], Image.Image] | None) -> list[Tensor]:
         reader = self.split.reader
         try:
             where = reader.describe(sample)
-            return [square_pixels(data, self.image_size, where) for data in reader.images(sample)]
+            return [square_pixels(data, self.image_size, where, augment) for data in reader.images(sample)]
         except UnreadableImage as error:
             raise DataError(
                 f"{error}; list every fault with `duoflow shards verify {self.split.directory}` and build the shards "
@@ -196,11 +202,18 @@ class _MicroBatches(Dataset):
 
 
 class TrainingBatches(_MicroBatches):
-    """Micro-batches by (epoch, step, micro-step), for one rank."""
+    """Micro-batches by (epoch, step, micro-step), for one rank.
 
-    def __init__(self, split: Split, texts: Texts, image_size: int, share: Share) -> None:
+    Args:
+        augment: changes the pictures of visits whose texts tell no sides; for tasks that it may.
+    """
+
+    def __init__(
+        self, split: Split, texts: Texts, image_size: int, share: Share, *, augment: RandAugment | None = None
+    ) -> None:
         super().__init__(split, texts, image_size)
-        self.share = share
+        assert augment is None or TASKS[texts.task].augments, f"{texts.task}: checked with the recipe"
+        self.share, self._augment = share, augment
         self.accumulation = accumulation_steps(split.order, share)
 
     def prepare(self, epoch: int, step: int, micro_step: int) -> MicroBatch:
@@ -208,7 +221,15 @@ class TrainingBatches(_MicroBatches):
         # DeepSpeed averages over ranks and accumulation steps; the loss is a sum over the whole step divided by N.
         scale = self.share.world_size * self.accumulation / order.questions_in_step(step)
         visits = order.micro_batch(step, micro_step, self.share)
-        return self._assemble(visits, order.questions, order.visits.image, order, loss_scale=scale, keep_items=False)
+        return self._assemble(
+            visits,
+            order.questions,
+            order.visits.image,
+            order,
+            loss_scale=scale,
+            keep_items=False,
+            augment=None if self._augment is None else partial(self._augment, epoch=epoch),
+        )
 
 
 class EvaluationBatches(_MicroBatches):
@@ -315,18 +336,22 @@ def training_keys(epoch: int, first_step: int, last_step: int, accumulation: int
     return [(epoch, step, micro) for step in range(first_step, last_step) for micro in range(accumulation)]
 
 
-def square_pixels(data: bytes, size: int, where: str) -> Tensor:
+def square_pixels(
+    data: bytes, size: int, where: str, augment: Callable[[Image.Image], Image.Image] | None = None
+) -> Tensor:
     """An encoded image as (3, size, size) uint8: upright, RGB, resized bicubically without keeping the aspect ratio.
 
     That is BLIP's evaluation transform (Resize((s, s), BICUBIC)); the towers normalise on the device.
 
     Args:
         where: what to call the image in a message.
+        augment: changes the image while it has its own size and shape.
 
     Raises:
         UnreadableImage: not a JPEG, PNG or WebP image of a sane size, or damaged.
     """
-    return square_image(decode_image(data, where).image, size)
+    image = decode_image(data, where).image
+    return square_image(image if augment is None else augment(as_rgb(image)), size)
 
 
 def square_image(image: Image.Image, size: int) -> Tensor:

@@ -10,5 +10,6 @@ DATA = TaskData(
     losses={"classify": 1.0},
     rows=about_two,
     images=2,
+    augments=False,
     classes=("False", "True"),
 )

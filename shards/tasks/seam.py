@@ -108,5 +108,8 @@ class TaskData:
     """Images of a sample."""
     classes: tuple[str, ...] | None = None
     """The names of the classes; None where they are answers of the data set, or where there are none."""
+    augments: bool = True
+    """Whether its pictures may be turned, moved and recoloured in training: not where labels are places in a picture,
+    or where images are told apart by their side."""
     soft_labels: bool = False
     """Whether several classes may be right in part."""

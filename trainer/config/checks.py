@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from model.config import SCRATCH, EfficientSamConfig, LossConfig, text_towers, untrained_towers
 from model.parts import PARTS
+from shards.read.augment import augment_fault
 from shards.tasks import TASKS
 from trainer.config.faults import Fault
 from trainer.config.schema import RunConfig
@@ -20,6 +21,7 @@ def cross_faults(config: RunConfig) -> tuple[Fault, ...]:
         _validation,
         _batch,
         _optim,
+        _augment,
         _losses,
         _answers,
         _metric,
@@ -72,6 +74,16 @@ def _optim(config: RunConfig) -> Iterator[Fault]:
     for position, beta in enumerate(config.optim.betas):
         if not 0.0 <= beta < 1.0:
             yield Fault(f"optim.betas[{position}]", f"expected from 0 to less than 1, got {beta}")
+
+
+def _augment(config: RunConfig) -> Iterator[Fault]:
+    augment = config.data.augment
+    if augment is None:
+        return
+    if (fault := augment_fault(augment)) is not None:
+        yield Fault("data.augment", fault)
+    elif not TASKS[config.task].augments:
+        yield Fault("data.augment", f"{augment}: task {config.task} tells images apart by their side; set it to null")
 
 
 def _losses(config: RunConfig) -> Iterator[Fault]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from benchmarks.identity_data import texts_of
 from shards.errors import DataError
 from shards.plan import Order, Share
+from shards.read.augment import RandAugment
 from shards.read.collate import IGNORED_LABEL
 from shards.read.loader import (
     EvaluationBatches,
@@ -69,6 +70,41 @@ def assert_same(one: Sequence[MicroBatch], other: Sequence[MicroBatch]) -> None:
 def test_the_number_of_workers_changes_nothing(shards: Path, workers: int) -> None:
     dataset = TrainingBatches(open_split(shards), TEXTS, SIZE, alone(2))
     assert_same(all_batches(dataset, 1, workers), all_batches(dataset, 1))
+
+
+def test_augmented_pictures_are_the_same_for_any_number_of_workers_and_ranks_and_after_a_seek(shards: Path) -> None:
+    def batches(workers: int, **share: int) -> list[MicroBatch]:
+        sizes = {"rank": 0, "world_size": 1, "micro_visits": 2} | share
+        augment = RandAugment("rand-m9-mstd0.5", 5)
+        dataset = TrainingBatches(open_split(shards), TEXTS, SIZE, Share(**sizes), augment=augment)
+        return all_batches(dataset, 1, workers)
+
+    def pictures(found: list[MicroBatch]) -> dict[tuple[int, bytes], bytes]:
+        return {
+            (sample, pixels.numpy().tobytes())
+            for item in found
+            for sample, pixels in zip(item.samples, item.batch.pixels, strict=False)
+        }
+
+    alone_ = batches(0)
+    assert_same(batches(2), alone_)
+    ranks = [pictures(batches(0, rank=rank, world_size=2, micro_visits=1)) for rank in range(2)]
+    assert ranks[0] | ranks[1] == pictures(alone_)
+    plain = all_batches(TrainingBatches(open_split(shards), TEXTS, SIZE, alone(2)), 1)
+    changed = pictures(alone_) - pictures(plain)
+    assert changed
+    dataset = TrainingBatches(open_split(shards), TEXTS, SIZE, alone(2), augment=RandAugment("rand-m9-mstd0.5", 5))
+    steps = dataset.split.steps_per_epoch
+    later = list(Loader(dataset, workers=0, pin_memory=False).batches(training_keys(1, 2, steps, dataset.accumulation)))
+    assert_same(later, alone_[2 * dataset.accumulation :])
+
+
+def test_pictures_with_questions_about_left_and_right_are_left_alone(shards: Path, monkeypatch) -> None:
+    plain = all_batches(TrainingBatches(open_split(shards), TEXTS, SIZE, alone(2)), 1)
+    monkeypatch.setattr("shards.read.loader.tells_sides", lambda _: True)
+    augment = RandAugment("rand-m9-mstd0.5", 5)
+    found = all_batches(TrainingBatches(open_split(shards), TEXTS, SIZE, alone(2), augment=augment), 1)
+    assert_same(found, plain)
 
 
 def test_persistent_workers_take_up_another_epoch_and_a_seek(shards: Path) -> None:

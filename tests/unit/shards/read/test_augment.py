@@ -1,0 +1,126 @@
+"""RandAugment of training pictures: a pure function of the position in a run, and nobody else's random numbers."""
+
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
+
+from shards.format.records import Question, Statement
+from shards.read.augment import FILL, GEOMETRIC, RandAugment, augment_fault, tells_sides
+
+CONFIG = "rand-m9-n3-mstd0.5"
+STRINGS = ("rand-m9-mstd0.5", "rand-m7-n3-p0.8-mmax20-inc1", "rand-m9-tweights", "rand-t3aw", "rand-m5-tgeometric")
+
+
+def picture(seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+
+
+def pixels(augment: RandAugment, *, epoch: int = 1, sample: int = 3) -> bytes:
+    return augment(picture(), epoch=epoch, sample=sample).tobytes()
+
+
+def test_a_picture_depends_on_seed_epoch_and_sample_alone():
+    expected = pixels(RandAugment(CONFIG, 5))
+    random.seed(1)
+    np.random.seed(1)
+    augment = RandAugment(CONFIG, 5)
+    for other in (8, 2, 3):
+        pixels(augment, sample=other)
+    assert pixels(augment) == expected
+    assert pixels(pickle.loads(pickle.dumps(augment))) == expected
+    others = [pixels(augment, sample=sample) for sample in range(10)]
+    assert len(set(others)) > 5
+    assert len({pixels(augment, epoch=epoch) for epoch in range(10)}) > 5
+    assert len({pixels(RandAugment(CONFIG, seed)) for seed in range(10)}) > 5
+
+
+@pytest.mark.parametrize("config", STRINGS)
+def test_the_global_generators_are_where_they_were(config):
+    random.seed(7)
+    np.random.seed(7)
+    python, numpy, torchs = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    pixels(RandAugment(config, 5))
+    assert random.getstate() == python
+    for before, after in zip(numpy, np.random.get_state(), strict=True):
+        assert np.array_equal(before, after)
+    assert torch.equal(torch.get_rng_state(), torchs)
+
+
+def test_they_are_put_back_when_an_operation_fails():
+    augment, before = RandAugment("rand-p1", 5), random.getstate()
+    with pytest.raises(AttributeError):
+        augment(None, epoch=0, sample=1)
+    assert random.getstate() == before
+
+
+@pytest.mark.parametrize("config", STRINGS)
+def test_the_size_stays_and_the_string_is_one_of_timms(config):
+    assert augment_fault(config) is None
+    augmented = RandAugment(config, 5)(picture(), epoch=0, sample=1)
+    assert (augmented.size, augmented.mode) == ((30, 20), "RGB")
+
+
+def test_what_comes_out_is_what_timm_makes_of_its_string():
+    augment = RandAugment(CONFIG, 5)
+    timms = rand_augment_transform(CONFIG, {"img_mean": FILL})
+    assert [str(op) for op in augment._transform.ops] == [str(op) for op in timms.ops]
+    assert augment._transform.num_layers == timms.num_layers == 3
+    assert {op.kwargs["fillcolor"] for op in augment._transform.ops} == {FILL}
+
+
+def test_the_geometric_set_leaves_colours_alone():
+    transform = RandAugment("rand-m9-tgeometric-mstd0.5", 5)._transform
+    assert tuple(op.name for op in transform.ops) == GEOMETRIC
+    assert {op.magnitude for op in transform.ops} == {9}
+    plain = Image.new("RGB", (30, 20), FILL)
+    for sample in range(20):
+        turned = RandAugment("rand-m9-tgeometric", 5)(plain, epoch=0, sample=sample)
+        assert turned.tobytes() == plain.tobytes()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "",
+        "rand9",
+        "augmix-m3",
+        "original",
+        "rand-",
+        "rand-foo",
+        "rand-m",
+        "rand-m9-m8",
+        "rand-p2",
+        "rand-tfoo",
+        "rand-n0",
+    ],
+)
+def test_a_string_that_timm_would_read_over_is_a_fault(config):
+    assert "expected rand and sections, each once, such as rand-m9-mstd0.5" in augment_fault(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("What is on the left side?", True),
+        ("Is it the LEFTMOST one?", True),
+        ("the right-hand corner", True),
+        ("facing rightwards", True),
+        ("Which is the lefthanded man?", True),
+        ("Is the sky bright?", False),
+        ("an upright piano", False),
+        ("a cleft rock", False),
+        ("What color is the car?", False),
+    ],
+)
+def test_a_text_that_tells_sides_is_found(text, expected):
+    assert tells_sides([Statement(statement_id="1", statement=text)]) is expected
+
+
+def test_an_answer_tells_sides_too():
+    assert tells_sides([Question(question_id="1", question="Which side?", answer="left")])
+    assert not tells_sides([Question(question_id="1", question="Which side?", answer="top")])
