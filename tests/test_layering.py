@@ -30,7 +30,7 @@ FLOORS = {
     "model": (
         ("build",),
         ("pnp",),
-        ("objective", "source", "parts"),
+        ("objective", "source", "parts", "layers"),
         ("looking",),
         ("towers",),
         ("fusion", "efficient_sam"),

@@ -1,0 +1,85 @@
+"""Layer-wise learning rates: which layer of its tower a parameter belongs to.
+
+The rule is BEiT's (Bao et al., arXiv 2106.08254, appendix) as timm has it: embeddings are layer 0, then come the
+layers of the transformer, the last norm goes with the last of them, and a head is one more. What reads a tower is to
+it what a head would be: its own heads, the fusion encoder, LoRA's adapters and the parts of the loss keep the whole
+learning rate.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import get_args
+
+from torch import nn
+
+from model.config import Tower
+
+_LAYER = re.compile(r"(?:^|\.)(?:\w*layers?|blocks?)\.(\d+)\.")
+_EMBEDDINGS = re.compile(r"(?:^|\.)(?:embeddings|shared|embed_tokens|patch_embed|pos_embed)(?:\.|$)")
+_HEADS = re.compile(r"(?:^|\.)(?:itm_head|lm_head|cls)\.")
+
+
+def layer_scales(objective: nn.Module, decay: float) -> dict[str, float]:
+    """By parameter, the part of the learning rate that it gets.
+
+    Args:
+        objective: its children that are named like towers have layers; the others are scaled by 1.
+        decay: the scale of a layer as a part of that of the layer above, more than 0 and at most 1.
+    """
+    scales = {}
+    for name, child in objective.named_children():
+        if name in get_args(Tower):
+            scales |= {f"{name}.{inner}": decay**depth for inner, depth in tower_depths(child).items()}
+    return {name: scales.get(name, 1.0) for name, _ in objective.named_parameters()}
+
+
+def tower_depths(tower: nn.Module) -> dict[str, int]:
+    """By parameter, how many layers lie above its own; 0 for heads."""
+    depths = dict(_by_name([name for name, _ in tower.named_parameters()]))
+    for prefix, module in tower.named_modules():
+        if hasattr(module, "group_matcher"):
+            start = f"{prefix}." if prefix else ""
+            depths |= {f"{start}{name}": depth for name, depth in _by_timm(module).items()}
+    return depths
+
+
+def _by_timm(model: nn.Module) -> dict[str, int]:
+    """By timm's own table of layers; without a head, the last of them counts as lying below one."""
+    from timm.models import group_parameters  # imports every model of timm: seconds
+
+    layers: Mapping[str, int] = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+    classifier = model.get_classifier()
+    heads = classifier if isinstance(classifier, tuple) else (classifier,)
+    has_head = any(True for head in heads for _ in head.parameters())
+    top = max(layers.values()) + (not has_head)
+    return {name: top - layer for name, layer in layers.items()}
+
+
+def _by_name(names: list[str]) -> Iterator[tuple[str, int]]:
+    """By the names that transformers and this package give: the layers of an encoder and of a decoder count apart."""
+    counts: dict[str, int] = {}
+    for name in names:
+        if layer := _LAYER.search(name):
+            stack = name[: layer.start()]
+            counts[stack] = max(counts.get(stack, 0), int(layer[1]) + 1)
+    for name in names:
+        layer, stack = _LAYER.search(name), _nearest_stack(name, counts)
+        if _HEADS.search(name) or stack is None:
+            yield name, 0
+        elif layer:
+            yield name, counts[stack] - int(layer[1])
+        elif _EMBEDDINGS.search(name):
+            yield name, counts[stack] + 1
+        else:
+            yield name, 1
+
+
+def _nearest_stack(name: str, counts: Mapping[str, int]) -> str | None:
+    """The stack of layers with which a name has most of its path in common, the first one of several."""
+    path = name.split(".")
+
+    def shared(stack: str) -> int:
+        pairs = zip(path, stack.split("."), strict=False)
+        return next((number for number, (own, theirs) in enumerate(pairs) if own != theirs), len(stack.split(".")))
+
+    return max(counts, key=shared, default=None)
