@@ -19,6 +19,7 @@ REQUIREMENTS = [
     "scipy>=1.13",
     "sentencepiece>=0.2.1",
     "tensorboard>=2.18",
+    "timm>=1.0.31",
     "torch>=2.10",
     "tqdm>=4.66",
     "transformers>=5.3",

@@ -94,7 +94,9 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
 def engine_state(module: nn.Module, *, step: int = 1) -> EngineState:
     """What an engine that trains this module might save."""
     return EngineState(
-        parameters=weights(module), exp_avg=weights(module), exp_avg_sq=weights(module), optimizer_step=step
+        parameters=weights(module),
+        moments={"exp_avg": weights(module), "exp_avg_sq": weights(module)},
+        optimizer_step=step,
     )
 
 

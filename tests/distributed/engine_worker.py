@@ -14,6 +14,7 @@ from tests.distributed.toy import PRECISIONS, STAGES, VISITS, Toy, ToyBatch, ste
 from trainer.engine.deepspeed_config import read_policy, resolve
 from trainer.engine.distributed import World, initialize, leave
 from trainer.engine.engine import Engine, Update
+from trainer.engine.parameter_groups import parameter_groups
 from trainer.engine.state_file import EngineState
 from trainer.training.checkpoints import Checkpoints
 
@@ -47,12 +48,13 @@ def build(
     if precision == "fp16":
         # The toy's gradients fit below this scale, and it grows within the few steps of a test.
         config["fp16"] |= {"initial_scale_power": 8, "loss_scale_window": 2}
+    module = Toy(**({"seed": 1} | toy))
     return Engine(
-        Toy(**({"seed": 1} | toy)),
+        module,
         world=world,
         deepspeed_config=config,
         learning_rate=0.05,
-        weight_decay=0.1,
+        groups=parameter_groups(module, 0.1),
         gradient_patience=patience,
     )
 
@@ -82,8 +84,8 @@ def dump(state: EngineState | None) -> dict[str, Any] | None:
         return None
     tensors = {
         f"{group}.{name}": tensor.numpy().tobytes().hex()
-        for group in ("parameters", "exp_avg", "exp_avg_sq")
-        for name, tensor in getattr(state, group).items()
+        for group, named in (("parameters", state.parameters), *state.moments.items())
+        for name, tensor in named.items()
     }
     return tensors | {"step": state.optimizer_step, "skipped": state.skipped_steps, "scaler": state.loss_scaler}
 

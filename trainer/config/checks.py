@@ -9,6 +9,8 @@ from shards.read.augment import augment_fault
 from shards.tasks import TASKS
 from trainer.config.faults import Fault
 from trainer.config.schema import RunConfig
+from trainer.engine.optimizers import argument_faults, name_fault
+from trainer.engine.schedules import schedule_faults
 from trainer.tasks import task_named
 from trainer.tasks.parts import part_metrics
 
@@ -71,9 +73,23 @@ def _batch(config: RunConfig) -> Iterator[Fault]:
 
 
 def _optim(config: RunConfig) -> Iterator[Fault]:
-    for position, beta in enumerate(config.optim.betas):
+    optim = config.optim
+    for position, beta in enumerate(optim.betas or ()):
         if not 0.0 <= beta < 1.0:
             yield Fault(f"optim.betas[{position}]", f"expected from 0 to less than 1, got {beta}")
+    unknown = name_fault(optim.name)
+    if unknown is not None:
+        yield Fault("optim.name", unknown)
+    else:
+        yield from (Fault(f"optim.{key}", message) for key, message in argument_faults(optim.choice))
+    for key, message in schedule_faults(optim.schedule, optim.schedule_options, optim.final_lr_ratio):
+        yield Fault(f"optim.{key}", message)
+    if optim.layer_decay is not None and not _trained_towers(config):
+        yield Fault(
+            "optim.layer_decay",
+            f"{optim.layer_decay} has no effect while all towers are frozen; take one out of model.freeze, or set it "
+            "to null",
+        )
 
 
 def _augment(config: RunConfig) -> Iterator[Fault]:
@@ -84,6 +100,12 @@ def _augment(config: RunConfig) -> Iterator[Fault]:
         yield Fault("data.augment", fault)
     elif not TASKS[config.task].augments:
         yield Fault("data.augment", f"{augment}: task {config.task} tells images apart by their side; set it to null")
+
+
+def _trained_towers(config: RunConfig) -> set[str]:
+    model = config.model
+    second = {"second_stream"} if model.second_stream != "none" else set()
+    return ({"vision"} | second | text_towers(TASKS[config.task], config.losses)) - set(model.freeze)
 
 
 def _losses(config: RunConfig) -> Iterator[Fault]:

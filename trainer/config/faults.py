@@ -18,6 +18,7 @@ _EXPECTED = {
     "string_type": "a string",
     "bool_type": "true or false",
     "tuple_type": "a list in [brackets]",
+    "dict_type": "keys with values under it",
     "greater_than": "more than {gt}",
     "greater_than_equal": "at least {ge}",
     "less_than": "less than {lt}",
@@ -86,16 +87,12 @@ def _expected(detail: ErrorDetails) -> str:
         choices = [part.strip("'") for part in context["expected"].replace(" or ", ", ").split(", ")]
         near = difflib.get_close_matches(str(detail["input"]), choices, n=1)
         return f"one of {', '.join(choices)}" + (f" (did you mean {near[0]}?)" if near else "")
-    if kind == "too_long":
-        return f"{context['max_length']} values"
     if kind in _EXPECTED:
         return _EXPECTED[kind].format(**context)
     return f"something else: {detail['msg']}"
 
 
 def _missing(location: tuple[int | str, ...], root: type[Section]) -> str:
-    if isinstance(location[-1], int):
-        return "a value is missing from the list"
     section = _section(location[:-1], root)
     about = section.model_fields[str(location[-1])].description or "it has no default"
     return f"is not set and has no default; set it ({about.splitlines()[0].rstrip('.')})"

@@ -89,10 +89,10 @@ def value_kind(described: dict[str, Any]) -> str:
         return " or ".join(value_kind(option) for option in described["anyOf"])
     if "enum" in described:
         return ", ".join(f"`{choice}`" for choice in described["enum"])
-    if "prefixItems" in described:
-        return f"list of {len(described['prefixItems'])} numbers"
     if described["type"] == "array":
         return f"list of {value_kind(described['items'])}"
+    if described["type"] == "object":
+        return "keys with values"
     bounds = [text.format(format_value(described[bound])) for bound, text in _BOUNDS if bound in described]
     kind = {"integer": "integer", "number": "number", "string": "string", "boolean": "true or false", "null": "null"}
     return kind[described["type"]] + (f" ({', '.join(bounds)})" if bounds else "")

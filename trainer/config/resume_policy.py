@@ -6,6 +6,7 @@ from shards.errors import ConfigError
 from trainer.config.faults import leaf_keys
 from trainer.config.schema import RunConfig
 from trainer.config.yaml_text import format_value
+from trainer.engine.optimizers import DEFAULT
 
 Policy = Literal["free", "logged", "refused"]
 
@@ -28,9 +29,15 @@ _FREE = (
     "logging.",
 )
 """Keys, and sections with a dot at the end."""
+_REFUSED = ("optim.name", "optim.options")
+"""Another optimizer keeps other things of each parameter than those in the checkpoint."""
 _LOGGED = ("optim.", "batch.micro_visits", "engine.policy", "validate_every.max_images")
 """Another learning rate is an experiment; another micro-batch or ZeRO stage is how the same batch fits other machines;
 on other images, a validation says something else than the best one did."""
+
+
+_ADAMW = {"optim.betas": (0.9, 0.999), "optim.eps": 1e-8}
+"""What null is to AdamW."""
 
 
 class Difference(NamedTuple):
@@ -50,7 +57,7 @@ class Difference(NamedTuple):
 
 def resume_policy(key: str) -> Policy:
     """Whether a run may go on with another value of this key: silently, with a line in the log, or not at all."""
-    for policy, keys in (("free", _FREE), ("logged", _LOGGED)):
+    for policy, keys in (("refused", _REFUSED), ("free", _FREE), ("logged", _LOGGED)):
         if any(key == name or (name.endswith(".") and key.startswith(name)) for name in keys):
             return policy
     return "refused"
@@ -85,6 +92,8 @@ def _value(config: RunConfig, key: str) -> Any:
         return config.batch.resolved_lanes
     if key == "model.text_start":
         return config.model.resolved_text_start
+    if key in _ADAMW and config.optim.name == DEFAULT and getattr(config.optim, key.partition(".")[2]) is None:
+        return _ADAMW[key]
     value: Any = config
     for name in key.split("."):
         value = getattr(value, name)

@@ -10,6 +10,8 @@ from shards.config import DataConfig
 from shards.config_base import Section
 from shards.errors import ConfigError
 from shards.plan import Order, Share, accumulation_steps, default_lanes
+from trainer.engine.optimizers import DEFAULT, OptimizerChoice
+from trainer.engine.schedules import ScheduleName
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 """Where the packages lie; `ds_configs/` and `recipes/` are beside them in a checkout."""
@@ -43,22 +45,40 @@ class BatchConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW, and the course of its learning rate: linear warm-up, then half a cosine."""
+    """The optimizer, and the course of its learning rate: by default AdamW, and a linear warm-up before half a cosine.
 
+    docs/optim.md says which optimizers and schedules there are, and what becomes of them under ZeRO.
+    """
+
+    name: str = DEFAULT
+    """timm's name of an optimizer, such as `adopt`, `lion` or `nadamw`; under ZeRO 1 to 3 the element-wise ones."""
+    options: dict[str, Any] = Field(default={})
+    """Further arguments of timm's optimizer by their names, such as `optim.options.momentum=0.95`."""
     lr: float = Field(default=1e-4, gt=0.0)
     """Learning rate at the end of the warm-up."""
+    schedule: ScheduleName = "cosine"
+    """Its course; those of timm go by optimizer steps."""
+    schedule_options: dict[str, Any] = Field(default={})
+    """Further arguments of timm's schedule, such as `optim.schedule_options.decay_t=1000` of `timm_step`."""
+    layer_decay: float | None = Field(default=None, gt=0.0, le=1.0)
+    """Learning rate of each layer of an unfrozen tower as a part of that of the layer above; null has none."""
     final_lr_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
     """Learning rate at the end of the run, as a part of `lr`."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of AdamW's two moments, each from 0 to less than 1."""
-    eps: float = Field(default=1e-8, gt=0.0)
-    """AdamW's guard against division by 0."""
+    betas: tuple[float, ...] | None = None
+    """Decay of the optimizer's moments, each from 0 to less than 1; null is its own: 0.9 and 0.999 of AdamW."""
+    eps: float | None = Field(default=None, gt=0.0)
+    """The optimizer's guard against division by 0; null is its own: 1.0e-08 of AdamW."""
     weight_decay: float = Field(default=0.05, ge=0.0)
-    """Decoupled weight decay."""
+    """Weight decay of matrices, decoupled where the optimizer has it so."""
     warmup_steps: int = Field(default=100, ge=0)
     """Optimizer steps below `lr` at the beginning."""
     max_grad_norm: float | None = Field(default=1.0, gt=0.0)
     """Gradients are scaled down to this global norm; null never clips."""
+
+    @property
+    def choice(self) -> OptimizerChoice:
+        """The optimizer, for the engine."""
+        return OptimizerChoice(name=self.name, betas=self.betas, eps=self.eps, options=self.options)
 
 
 class EngineConfig(Section):

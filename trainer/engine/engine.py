@@ -1,4 +1,4 @@
-"""DeepSpeed at arm's length: one module, one AdamW, forward, backward, step, and a state that belongs to us.
+"""DeepSpeed at arm's length: one module, one optimizer, forward, backward, step, and a state that belongs to us.
 
 The only file that imports deepspeed.
 """
@@ -6,7 +6,7 @@ The only file that imports deepspeed.
 import contextlib
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -19,6 +19,8 @@ from trainer.engine import partitions
 from trainer.engine.deepspeed_config import zero_stage
 from trainer.engine.distributed import World
 from trainer.engine.gradient_watch import GradientWatch
+from trainer.engine.optimizers import DEFAULT, OptimizerChoice, build_optimizer, check_stage
+from trainer.engine.parameter_groups import parameter_groups
 from trainer.engine.state_file import EngineState
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -38,8 +40,11 @@ class Update(NamedTuple):
     """Updates not applied since the start of the run."""
 
 
+_ADAMW = OptimizerChoice()
+
+
 class Engine:
-    """Trains the parameters of one module with AdamW under a ZeRO stage. All ranks call all methods in the same order.
+    """Trains the parameters of one module under a ZeRO stage. All ranks call all methods in the same order.
 
     Args:
         module: its forward takes a batch and returns a NamedTuple with a scalar `loss`. All its parameters are
@@ -47,9 +52,9 @@ class Engine:
             rank has no work for a part of it, it must still run that part, with weight 0.
         world: from `trainer.engine.distributed.initialize`.
         deepspeed_config: from `trainer.engine.deepspeed_config.resolve`.
-        learning_rate: until `set_learning_rate` changes it.
-        betas, eps: of AdamW (Loshchilov and Hutter, arXiv 1711.05101).
-        weight_decay: of matrices; biases, norms and other parameters of fewer than two dimensions are not decayed.
+        learning_rate: the highest one; it holds until `set_learning_rate` changes it.
+        optimizer: which one, and its arguments.
+        groups: from `parameter_groups`, all parameters of the module; None decays matrices by 0.01.
         gradient_patience: optimizer steps after which every parameter must have had a gradient that is not zero.
 
     Losses are averaged over ranks and micro-steps: a loss that is a sum over questions has to be multiplied by
@@ -63,22 +68,28 @@ class Engine:
         world: World,
         deepspeed_config: dict[str, Any],
         learning_rate: float,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
+        optimizer: OptimizerChoice = _ADAMW,
+        groups: Sequence[dict[str, Any]] | None = None,
         gradient_patience: int = 1,
     ) -> None:
         _check_module(module)
         self.module, self.zero_stage = module, zero_stage(deepspeed_config)
-        self._world, self._skipped_steps = world, 0
+        check_stage(optimizer, self.zero_stage)
+        self._world, self._optimizer_step, self._skipped_steps = world, 0, 0
         self._names = {parameter: name for name, parameter in module.named_parameters()}
+        self._optimizer_name = optimizer.name
+        self._torch = build_optimizer(optimizer, groups or parameter_groups(module, 0.01), learning_rate)
         # At stage 0 DeepSpeed takes a step on zero gradients to create half-precision state, which would decay the
-        # parameters; with a learning rate of 0 it changes nothing.
-        self._adamw = torch.optim.AdamW(_decay_groups(module, weight_decay), lr=0.0, betas=betas, eps=eps)
-        self._deepspeed = _initialize(module, self._adamw, deepspeed_config, world)
+        # parameters; with a learning rate of 0 it changes nothing that is not put back below.
+        self.set_learning_rate(0.0)
+        self._deepspeed = _initialize(module, self._torch, deepspeed_config, world)
         self._optimizer = self._deepspeed.optimizer
-        self._shelves = partitions.shelves(self._optimizer, self._adamw, self._names, self.zero_stage)
-        partitions.set_optimizer_step(self._shelves, 0)
+        self._shelves = partitions.shelves(self._optimizer, self._names, self.zero_stage)
+        if self.zero_stage == 0 and self._optimizer is not self._torch:
+            parameters = {name: parameter.detach() for parameter, name in self._names.items()}
+            for shelf in self._shelves:
+                partitions.scatter(shelf, shelf.master, parameters)
+        self._forget()
         self._scaler = _loss_scaler(self._optimizer)
         self.set_learning_rate(learning_rate)
         self._watch = GradientWatch({name: p for p, name in self._names.items()}, patience=gradient_patience)
@@ -106,9 +117,9 @@ class Engine:
         self.module.eval()
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        """For all parameters, from the next step on."""
-        for group in self._adamw.param_groups:
-            group["lr"] = learning_rate
+        """From the next step on, for all parameters; a group with an `lr_scale` has that part of it."""
+        for group in self._torch.param_groups:
+            group["lr"] = learning_rate * group["lr_scale"] if "lr_scale" in group else learning_rate
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of one micro-step; call `step` after each."""
@@ -127,8 +138,9 @@ class Engine:
             self._deepspeed.step()
             return None
         scale = self._loss_scale()
-        norm = self._step_unwrapped() if self._optimizer is self._adamw else self._step_wrapped(scale)
+        norm = self._step_unwrapped() if self._optimizer is self._torch else self._step_wrapped(scale)
         applied = norm is not None
+        self._optimizer_step += applied
         self._skipped_steps += not applied
         if applied and self._watch.watching:
             seen = self._watch.step_applied()
@@ -151,16 +163,20 @@ class Engine:
 
     def export_state(self) -> EngineState | None:
         """On rank 0 all that the next steps depend on, as full tensors; on the other ranks None."""
-        kinds = ("master", *partitions.MOMENTS)
-        groups = {
-            kind: dict(pair for shelf in self._shelves for pair in partitions.gather(shelf, kind)) for kind in kinds
-        }
+        partitions.check_step(self._torch, self._optimizer_step)
+        parameters: dict[str, Tensor] = {}
+        moments: dict[str, dict[str, Tensor]] = {}
+        for shelf in self._shelves:
+            parameters |= partitions.gather(shelf, shelf.master)
+            for kind, value in partitions.kept(shelf, self._torch).items():
+                moments.setdefault(kind, {}).update(partitions.gather(shelf, value))
         if self._world.rank != 0:
             return None
         return EngineState(
-            parameters=groups.pop("master"),
-            **groups,
-            optimizer_step=partitions.optimizer_step(self._shelves),
+            parameters=parameters,
+            optimizer=self._optimizer_name,
+            moments=moments,
+            optimizer_step=self._optimizer_step,
             skipped_steps=self._skipped_steps,
             loss_scaler=_read_scaler(self._scaler),
         )
@@ -171,21 +187,20 @@ class Engine:
         At the stage, world size and precision that it was exported from, training goes on bit for bit.
 
         Raises:
-            DataError: the state is that of another module.
+            DataError: the state is that of another module or optimizer.
         """
-        state.check_fits({name: tuple(_shape(p)) for p, name in self._names.items()})
+        state.check_fits({name: tuple(_shape(p)) for p, name in self._names.items()}, self._optimizer_name)
+        self._forget()
+        if state.optimizer_step and self._optimizer_name != DEFAULT:
+            self._create_state()
         if self.zero_stage == 3:
             self._optimizer.checkpoint_event_prologue()
         for shelf in self._shelves:
-            for kind, full in (
-                ("master", state.parameters),
-                ("exp_avg", state.exp_avg),
-                ("exp_avg_sq", state.exp_avg_sq),
-            ):
-                partitions.scatter(shelf, kind, full)
-        partitions.set_optimizer_step(self._shelves, state.optimizer_step)
+            partitions.scatter(shelf, shelf.master, state.parameters)
+            partitions.restore(shelf, self._torch, state.moments)
+        partitions.set_step(self._torch, state.optimizer_step)
         self._refresh_module(state.parameters)
-        self._skipped_steps = state.skipped_steps
+        self._optimizer_step, self._skipped_steps = state.optimizer_step, state.skipped_steps
         for name, value in state.loss_scaler.items():
             if hasattr(self._scaler, name):
                 setattr(self._scaler, name, value)
@@ -193,6 +208,25 @@ class Engine:
     def close(self) -> None:
         """Give up DeepSpeed's hooks and buffers; the engine cannot be used afterwards."""
         self._deepspeed.destroy()
+
+    def _forget(self) -> None:
+        """Bring the optimizer back to where it has made no update."""
+        self._torch.state.clear()
+        partitions.set_step(self._torch, 0)
+        if self._optimizer_name == DEFAULT:
+            partitions.create_adamw_state(self._torch, self._shelves)
+
+    def _create_state(self) -> None:
+        """Let the optimizer create what it keeps, of its own types, by a step; all of it is overwritten afterwards."""
+        for number, shelf in enumerate(self._shelves):
+            shelf.key.grad = torch.zeros_like(shelf.key)
+            if self.zero_stage > 0:
+                self._optimizer._optimizer_step(number)
+                shelf.key.grad = None
+        if self.zero_stage == 0:
+            self._torch.step()
+            for shelf in self._shelves:
+                shelf.key.grad = None
 
     def _step_unwrapped(self) -> float | None:
         """fp32 at stage 0: nothing in DeepSpeed looks at the gradients, and one NaN would reach every parameter."""
@@ -239,14 +273,16 @@ class Engine:
 
 
 def _initialize(
-    module: nn.Module, adamw: torch.optim.AdamW, config: dict[str, Any], world: World
+    module: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], world: World
 ) -> deepspeed.DeepSpeedEngine:
     deepspeed.utils.logger.setLevel(logging.WARNING)
     if world.device.type == "cpu":
         # Otherwise DeepSpeed compiles its shared-memory collectives: more than a minute, and an error without a
         # compiler. Filling the table also spares the probing of every other operator.
         vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
-    engine, *_ = deepspeed.initialize(model=module, optimizer=adamw, config=config)
+    # It knows Adam alone and refuses the others until told that they were tried.
+    config = config | {"zero_allow_untested_optimizer": True}
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
     # DeepSpeed clones the world group with torch's default timeout of up to half an hour.
     set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # older torch
     set_timeout(timedelta(seconds=world.timeout_seconds), deepspeed.utils.groups._get_data_parallel_group())
@@ -262,13 +298,6 @@ def _check_module(module: nn.Module) -> None:
         assert not getattr(child, "track_running_stats", False), f"{name}: batch statistics are not supported"
     for parameter in module.parameters():
         parameter.data = parameter.data.contiguous()
-
-
-def _decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    matrices = [p for p in module.parameters() if p.ndim >= 2]
-    others = [p for p in module.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
 
 
 def _shape(parameter: nn.Parameter) -> torch.Size:

@@ -1,8 +1,12 @@
-"""Where each parameter's fp32 master copy and Adam moments lie under every ZeRO stage, and how to move them whole.
+"""Where each parameter's fp32 master copy and what an optimizer keeps of it lie under every ZeRO stage, and how to
+move them whole.
 
 DeepSpeed keeps them in flat buffers: one per parameter at stage 0, one per parameter group and rank at stages 1 and 2
 (the group laid end to end, then cut into equal parts), one per sub-group and rank at stage 3 (every parameter cut into
 equal parts, the last one padded). A `Shelf` describes one such buffer, so that reading and writing know no stages.
+
+What an optimizer keeps of a buffer has names of its own: exp_avg and exp_avg_sq of Adam, momentum_buffer of SGD. It is
+a tensor of the buffer's shape, a number, or, of a whole parameter at stage 0, a tensor of any shape.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from shards.errors import DataError
+
+STEP = "step"
+"""What an optimizer calls the number of its updates, of a buffer or of a parameter group: one number for all."""
+
+Kept = Mapping[str, Mapping[str, Tensor]]
+"""Whole tensors by the optimizer's name for them, then by parameter; a number is a tensor without dimensions."""
 
 
 class Piece(NamedTuple):
@@ -32,22 +42,22 @@ class Slot(NamedTuple):
 
 
 class Shelf(NamedTuple):
-    """One flat buffer of fp32 master values and the Adam state that belongs to it."""
+    """One flat buffer of fp32 master values."""
 
     master: Tensor
-    """What the optimizer updates; of the same size on every rank."""
-    adam: dict[str, Any]
-    """torch.optim.AdamW's state of `master`: step, exp_avg, exp_avg_sq."""
+    """What the optimizer updates, flat; of the same size on every rank."""
+    key: Tensor
+    """The same as the optimizer knows it."""
     slots: tuple[Slot, ...]
     split: bool
     """Whether the ranks hold different parts; otherwise every rank holds everything."""
 
 
-def shelves(optimizer: Any, adamw: torch.optim.AdamW, names: Mapping[nn.Parameter, str], stage: int) -> list[Shelf]:
-    """All buffers of a DeepSpeed optimizer, in the same order on every rank. Adam states that are missing are created.
+def shelves(optimizer: Any, names: Mapping[nn.Parameter, str], stage: int) -> list[Shelf]:
+    """All buffers of a DeepSpeed optimizer, in the same order on every rank.
 
     Args:
-        optimizer: what DeepSpeed made of `adamw`, or `adamw` itself where it made nothing (fp32 at stage 0).
+        optimizer: what DeepSpeed made of torch's, or torch's itself where it made nothing (fp32 at stage 0).
         names: of all trainable parameters.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
@@ -57,17 +67,22 @@ def shelves(optimizer: Any, adamw: torch.optim.AdamW, names: Mapping[nn.Paramete
         layout = _cut_end_to_end(optimizer, names, rank, world_size)
     else:
         layout = _whole(optimizer, names, rank)
-    return [Shelf(key.detach().view(-1), _adam_state(adamw, key), slots, stage > 0) for key, slots in layout]
+    return [Shelf(key.detach().view(-1), key, slots, stage > 0) for key, slots in layout]
 
 
-def gather(shelf: Shelf, kind: str) -> Iterator[tuple[str, Tensor]]:
-    """Collective: on rank 0 every parameter's whole tensor of this kind, fp32 on the CPU; on other ranks nothing.
+def gather(shelf: Shelf, own: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Collective: on rank 0 every parameter's whole tensor, copied to the CPU; on other ranks nothing.
 
     Args:
-        kind: "master" or one of `MOMENTS`.
+        own: what this rank has of it: `master`, or a value of `kept`.
     """
-    own = _buffer(shelf, kind)
     rank = dist.get_rank()
+    if own.shape != shelf.key.shape and own is not shelf.master:
+        assert not shelf.split or own.ndim == 0, f"{own.shape} belongs to no part of {shelf.key.shape}"
+        if rank == 0:
+            yield from ((slot.name, own.to("cpu", copy=True)) for slot in shelf.slots)
+        return
+    own = own.reshape(-1)
     parts = {rank: own}
     if shelf.split and dist.get_world_size() > 1:
         received = [torch.empty_like(own) for _ in range(dist.get_world_size())] if rank == 0 else None
@@ -77,45 +92,90 @@ def gather(shelf: Shelf, kind: str) -> Iterator[tuple[str, Tensor]]:
         return
     for slot in shelf.slots:
         pieces = [parts[piece.rank].narrow(0, piece.offset, piece.numel) for piece in slot.pieces]
-        yield slot.name, torch.cat(pieces).to(device="cpu", dtype=torch.float32).view(slot.shape)
+        yield slot.name, torch.cat(pieces).to("cpu").view(slot.shape)
 
 
-def scatter(shelf: Shelf, kind: str, full: Mapping[str, Tensor]) -> None:
-    """Write this rank's part of every whole tensor into the buffer. Not collective: every rank has them all."""
-    own, rank = _buffer(shelf, kind), dist.get_rank()
+def scatter(shelf: Shelf, own: Tensor, full: Mapping[str, Tensor]) -> None:
+    """Write this rank's part of every whole tensor into `own`. Not collective: every rank has them all."""
+    rank = dist.get_rank()
     for slot in shelf.slots:
+        if own.shape != shelf.key.shape and own is not shelf.master:
+            own.copy_(full[slot.name])  # a number, or of a shape of its own
+            continue
         flat, start = full[slot.name].reshape(-1), 0
         for piece in slot.pieces:
             if piece.rank == rank:
-                own.narrow(0, piece.offset, piece.numel).copy_(flat.narrow(0, start, piece.numel))
+                own.view(-1).narrow(0, piece.offset, piece.numel).copy_(flat.narrow(0, start, piece.numel))
             start += piece.numel
 
 
-def optimizer_step(all_shelves: Sequence[Shelf]) -> int:
-    """How many updates Adam has made, as its bias correction counts them."""
-    steps = {int(shelf.adam["step"]) for shelf in all_shelves}
-    assert len(steps) == 1, f"parameters were updated a different number of times: {sorted(steps)}"
-    return steps.pop()
+def kept(shelf: Shelf, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimizer keeps of a buffer, by its own names, but for `step`; nothing before its first update.
+
+    Numbers become tensors in double precision, which holds them exactly.
+    """
+    found: dict[str, Tensor] = {}
+    for name, value in optimizer.state.get(shelf.key, {}).items():
+        if name == STEP or value is None or isinstance(value, bool):
+            continue
+        if isinstance(value, int | float):
+            value = torch.tensor(value, dtype=torch.float64)
+        assert isinstance(value, Tensor), f"{name}: {type(value).__name__} cannot be saved"
+        found[name] = value
+    return found
 
 
-def set_optimizer_step(all_shelves: Sequence[Shelf], step: int) -> None:
-    """Make Adam continue after this many updates."""
+def restore(shelf: Shelf, optimizer: torch.optim.Optimizer, saved: Kept) -> None:
+    """Write this rank's part of what was kept of a buffer's parameters, where the optimizer has created it.
+
+    Raises:
+        DataError: the optimizer keeps something else, or it has another shape.
+    """
+    own, state = kept(shelf, optimizer), optimizer.state[shelf.key]
+    for slot in shelf.slots:
+        theirs = {name: tensors[slot.name] for name, tensors in saved.items() if slot.name in tensors}
+        if theirs.keys() != own.keys():
+            raise DataError(
+                f"checkpoint: of {slot.name} the optimizer kept {', '.join(sorted(theirs)) or 'nothing'}, and this one "
+                f"keeps {', '.join(sorted(own)) or 'nothing'}; resume with the recipe that it was saved with"
+            )
+        for name, tensor in theirs.items():
+            expected = slot.shape if own[name].shape == shelf.key.shape else own[name].shape
+            if tensor.shape != expected:
+                raise DataError(
+                    f"checkpoint: {name} of {slot.name} has shape {tuple(tensor.shape)}, the optimizer expects "
+                    f"{tuple(expected)}; resume with the recipe that it was saved with"
+                )
+    for name, value in own.items():
+        if isinstance(state[name], Tensor):
+            scatter(shelf, value, saved[name])
+        else:
+            state[name] = type(state[name])(saved[name][shelf.slots[0].name].item())
+
+
+def set_step(optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Make an optimizer continue after this many updates, wherever it counts them."""
+    for counter in (*optimizer.state.values(), *optimizer.param_groups):
+        value = counter.get(STEP)
+        if isinstance(value, Tensor):
+            value.fill_(float(step))
+        elif value is not None:
+            counter[STEP] = type(value)(step)
+
+
+def check_step(optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Whether all that an optimizer counts says that it made this many updates."""
+    counts = {int(counter[STEP]) for counter in (*optimizer.state.values(), *optimizer.param_groups) if STEP in counter}
+    assert counts <= {step}, f"of {step} updates some parameters had another number: {sorted(counts)}"
+
+
+def create_adamw_state(optimizer: torch.optim.AdamW, all_shelves: Sequence[Shelf]) -> None:
+    """The state as AdamW itself creates it at its first step: a checkpoint of step 0 has moments that are zero."""
     for shelf in all_shelves:
-        shelf.adam["step"].fill_(float(step))
-
-
-def _buffer(shelf: Shelf, kind: str) -> Tensor:
-    return shelf.master if kind == "master" else shelf.adam[kind].view(-1)
-
-
-def _adam_state(adamw: torch.optim.AdamW, key: Tensor) -> dict[str, Any]:
-    """The state as AdamW itself creates it at its first step, where it does not exist yet."""
-    state = adamw.state[key]
-    if not state:
-        state["step"] = torch.tensor(0.0, dtype=torch.float32)
-        for moment in MOMENTS:
-            state[moment] = torch.zeros_like(key, memory_format=torch.preserve_format)
-    return state
+        state = optimizer.state[shelf.key]
+        state[STEP] = torch.tensor(0.0, dtype=torch.float32)
+        for moment in ("exp_avg", "exp_avg_sq"):
+            state[moment] = torch.zeros_like(shelf.key, memory_format=torch.preserve_format)
 
 
 _Layout = Iterator[tuple[Tensor, tuple[Slot, ...]]]

@@ -1,7 +1,7 @@
 """One checkpoint on disk: a directory of two safetensors files and a state.json that carries their sha256.
 
     TAG/model.safetensors       trainable parameters, fp32, by name
-    TAG/optimizer.safetensors   Adam's exp_avg.NAME and exp_avg_sq.NAME, fp32
+    TAG/optimizer.safetensors   what the optimizer keeps, by its own names: exp_avg.NAME and exp_avg_sq.NAME of AdamW
     TAG/state.json              everything small, and the size and sha256 of the other two
 
 It is written beside its place as .TAG.partial, flushed to the disk and renamed, so that a directory called TAG is
@@ -35,29 +35,37 @@ class EngineState:
     """All that an optimizer step depends on, apart from the batch: full tensors by parameter name, fp32 on the CPU."""
 
     parameters: dict[str, Tensor]
-    exp_avg: dict[str, Tensor]
-    exp_avg_sq: dict[str, Tensor]
+    moments: dict[str, dict[str, Tensor]]
+    """What the optimizer keeps of parameters, by its own name for it and then by parameter: `exp_avg`, `exp_avg_sq` of
+    AdamW. Mostly full tensors; numbers have no dimension. Its count of updates is `optimizer_step`."""
+    optimizer: str = "adamw"
+    """timm's name."""
     optimizer_step: int
-    """Updates that were applied; Adam's bias correction depends on it."""
+    """Updates that were applied; bias corrections depend on it."""
     skipped_steps: int = 0
     """Updates that were left out because of non-finite gradients."""
     loss_scaler: dict[str, float | int] = field(default_factory=dict)
     """Dynamic loss scaling under fp16, else empty: cur_scale, cur_iter, last_overflow_iter, cur_hysteresis."""
 
     def __post_init__(self) -> None:
-        assert self.parameters.keys() == self.exp_avg.keys() == self.exp_avg_sq.keys()
+        assert all(of.keys() <= self.parameters.keys() for of in self.moments.values())
 
     @property
     def nbytes(self) -> int:
         """Size of all tensors, in bytes."""
-        return sum(t.nbytes for group in (self.parameters, self.exp_avg, self.exp_avg_sq) for t in group.values())
+        return sum(tensor.nbytes for group in (self.parameters, *self.moments.values()) for tensor in group.values())
 
-    def check_fits(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Compare with the shapes of a model's parameters.
+    def check_fits(self, shapes: Mapping[str, tuple[int, ...]], optimizer: str = "adamw") -> None:
+        """Compare with the shapes of a model's parameters and with the name of its optimizer.
 
         Raises:
             DataError: names or shapes differ.
         """
+        if self.optimizer != optimizer:
+            raise DataError(
+                f"checkpoint: it was trained with optim.name={self.optimizer}, and this is {optimizer}; resume with "
+                "the recipe that it was saved with"
+            )
         missing, unknown = sorted(shapes.keys() - self.parameters), sorted(self.parameters.keys() - shapes)
         if missing or unknown:
             raise DataError(
@@ -66,12 +74,12 @@ class EngineState:
                 f"({', '.join(unknown[:3]) or 'none'}); resume with the recipe that it was saved with"
             )
         for name, shape in shapes.items():
-            for group in (self.parameters, self.exp_avg, self.exp_avg_sq):
-                if tuple(group[name].shape) != shape:
-                    raise DataError(
-                        f"checkpoint: {name} has shape {tuple(group[name].shape)}, the model expects {shape}; resume "
-                        "with the recipe that it was saved with"
-                    )
+            found = tuple(self.parameters[name].shape)
+            if found != shape:
+                raise DataError(
+                    f"checkpoint: {name} has shape {found}, the model expects {shape}; resume with the recipe that it "
+                    "was saved with"
+                )
 
 
 class FileRecord(Section):
@@ -85,6 +93,8 @@ class StateRecord(Section):
     """The content of state.json, but for its own sha256."""
 
     format: Literal[1] = FORMAT
+    optimizer: str = "adamw"
+    """Left out where it is AdamW, as in checkpoints of the time when there was no other."""
     optimizer_step: int
     skipped_steps: int
     loss_scaler: dict[str, float | int]
@@ -104,10 +114,11 @@ def write_checkpoint(directory: Path, name: str, state: EngineState, progress: M
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        moments = {f"{kind}.{k}": t for kind in ("exp_avg", "exp_avg_sq") for k, t in getattr(state, kind).items()}
+        moments = {f"{kind}.{name}": tensor for kind, of in state.moments.items() for name, tensor in of.items()}
         files = {MODEL: _write_tensors(partial / MODEL, state.parameters)}
         files[OPTIMIZER] = _write_tensors(partial / OPTIMIZER, moments)
         record = StateRecord(
+            optimizer=state.optimizer,
             optimizer_step=state.optimizer_step,
             skipped_steps=state.skipped_steps,
             loss_scaler=state.loss_scaler,
@@ -115,7 +126,8 @@ def write_checkpoint(directory: Path, name: str, state: EngineState, progress: M
             files=files,
         )
         # Through JSON and back: the digest is taken over what a reader will parse.
-        content = json.loads(json.dumps(record.model_dump()))
+        left_out = {"optimizer"} if state.optimizer == "adamw" else None
+        content = json.loads(json.dumps(record.model_dump(exclude=left_out)))
         _write_synced(partial / STATE, json.dumps(content | {"sha256": _digest_of(content)}, indent=1).encode())
         sync_directory(partial)
         partial.rename(final)
@@ -181,13 +193,16 @@ def read_checkpoint(checkpoint: Path) -> tuple[EngineState, dict[str, Any]]:
         DataError: naming the file that is missing or damaged.
     """
     record = verify_checkpoint(checkpoint)
-    parameters, moments = _read_tensors(checkpoint / MODEL), _read_tensors(checkpoint / OPTIMIZER)
-    if moments.keys() != {f"{kind}.{name}" for kind in ("exp_avg", "exp_avg_sq") for name in parameters}:
-        _damaged(checkpoint / OPTIMIZER, f"its tensors are not those of {MODEL}")
+    parameters, moments = _read_tensors(checkpoint / MODEL), {}
+    for key, tensor in _read_tensors(checkpoint / OPTIMIZER).items():
+        kind, _, name = key.partition(".")
+        if name not in parameters:
+            _damaged(checkpoint / OPTIMIZER, f"its tensors are not those of {MODEL}")
+        moments.setdefault(kind, {})[name] = tensor
     state = EngineState(
         parameters=parameters,
-        exp_avg={name: moments[f"exp_avg.{name}"] for name in parameters},
-        exp_avg_sq={name: moments[f"exp_avg_sq.{name}"] for name in parameters},
+        optimizer=record.optimizer,
+        moments=moments,
         optimizer_step=record.optimizer_step,
         skipped_steps=record.skipped_steps,
         loss_scaler=record.loss_scaler,

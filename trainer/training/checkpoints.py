@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import safetensors
 import torch
+from torch import Tensor
 
 from shards.atomic import write_atomically
 from shards.errors import DataError, UserError
@@ -36,6 +37,8 @@ POINTERS: tuple[Pointer, ...] = ("last", "best")
 SPACE_FACTOR = 1.2
 """Free space asked for before writing, relative to the tensors: the rest of the run writes to the same disk."""
 
+_SMALL = ("optimizer", "optimizer_step", "skipped_steps", "loss_scaler")
+"""What of an engine's state is no tensor."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -232,15 +235,20 @@ def _broadcast(
     """Send a state from rank 0 to all ranks, tensor by tensor."""
     header = None
     if state is not None:
-        shapes = {name: list(tensor.shape) for name, tensor in state.parameters.items()}
-        small = {key: getattr(state, key) for key in ("optimizer_step", "skipped_steps", "loss_scaler")}
-        header = json.dumps({"shapes": shapes, "small": small, "progress": progress})
+        groups = [("", state.parameters), *state.moments.items()]
+        tensors = [
+            (kind, name, list(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+            for kind, of in groups
+            for name, tensor in of.items()
+        ]
+        small = {key: getattr(state, key) for key in _SMALL}
+        header = json.dumps({"tensors": tensors, "small": small, "progress": progress})
     content = json.loads(world.broadcast_text(header))
-    groups = {
-        group: {
-            name: world.broadcast_tensor(getattr(state, group)[name] if state is not None else torch.empty(shape))
-            for name, shape in content["shapes"].items()
-        }
-        for group in ("parameters", "exp_avg", "exp_avg_sq")
-    }
-    return EngineState(**groups, **content["small"]), content["progress"]
+    parameters: dict[str, Tensor] = {}
+    moments: dict[str, dict[str, Tensor]] = {}
+    for kind, name, shape, dtype in content["tensors"]:
+        own = torch.empty(shape, dtype=getattr(torch, dtype))
+        if state is not None:
+            own = (state.moments[kind] if kind else state.parameters)[name]
+        (moments.setdefault(kind, {}) if kind else parameters)[name] = world.broadcast_tensor(own)
+    return EngineState(parameters=parameters, moments=moments, **content["small"]), content["progress"]

@@ -13,7 +13,6 @@ from shards.read.loader import MicroBatch, training_keys
 from trainer.training.loss_watch import LossWatch
 from trainer.training.report import report_data, report_step
 from trainer.training.saving import export_last, repair_export, save, validate_if_due
-from trainer.training.schedule import learning_rate
 from trainer.training.state import HOST_SUMS, Run, Step, TrainState
 
 MAX_UNAPPLIED_STEPS = 25
@@ -78,14 +77,7 @@ def _train_epoch(run: Run, state: TrainState, watch: LossWatch) -> Iterator[Step
 
 def train_step(run: Run, global_step: int, micro_batches: Iterator[MicroBatch]) -> Step:
     """Forward and backward over the micro-batches of a step, and the optimizer's step behind the last."""
-    optim = run.config.optim
-    rate = learning_rate(
-        global_step,
-        peak=optim.lr,
-        warmup_steps=optim.warmup_steps,
-        total_steps=run.milestones.total_steps,
-        final_ratio=optim.final_lr_ratio,
-    )
+    rate = run.schedule(global_step)
     run.engine.set_learning_rate(rate)
     names = run.built.objective.sum_names
     sums = torch.zeros(len(names), device=run.world.device)

@@ -13,6 +13,7 @@ from shards.format.index import SplitIndex, index_digest, read_index
 from shards.tasks import TASKS
 from trainer.config import RunConfig
 from trainer.config.schema import check_world_size, policy_path
+from trainer.engine.optimizers import check_stage
 from trainer.run_directory import RunDirectory
 from trainer.tasks import task_named
 
@@ -56,10 +57,11 @@ def check_inputs(config: RunConfig, *, device_type: str, fresh: bool = False) ->
     from trainer.engine.deepspeed_config import (  # import torch: few faults should wait for it
         read_policy,
         resolve_precision,
+        zero_stage,
     )
 
     _check_data(config)
-    read_policy(policy_path(config))
+    check_stage(config.optim.choice, zero_stage(read_policy(policy_path(config))))
     resolve_precision(config.precision, device_type)
     run = RunDirectory.of(config)
     goes_on = run.has_checkpoint and not fresh

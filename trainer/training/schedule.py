@@ -1,6 +1,23 @@
-"""The learning rate as a pure function of the optimizer step: linear warm-up, then half a cosine."""
+"""The learning rate as a pure function of the optimizer step: linear warm-up, then half a cosine; or one of timm's."""
 
 import math
+from collections.abc import Callable
+from functools import partial
+
+from trainer.config.schema import OptimConfig
+from trainer.engine.schedules import timm_schedule
+
+
+def schedule_of(optim: OptimConfig, total_steps: int) -> Callable[[int], float]:
+    """The schedule of a recipe: the learning rate with which an optimizer step is taken (the first step is 0).
+
+    Args:
+        total_steps: optimizer steps of the whole run.
+    """
+    lengths = {"warmup_steps": optim.warmup_steps, "total_steps": total_steps, "final_ratio": optim.final_lr_ratio}
+    if optim.schedule == "cosine":
+        return partial(learning_rate, peak=optim.lr, **lengths)
+    return timm_schedule(optim.schedule, peak=optim.lr, **lengths, options=optim.schedule_options)
 
 
 def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int, final_ratio: float) -> float:

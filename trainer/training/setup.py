@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Mapping
 
+from model.layers import layer_scales
 from model.objective import Objective
 from shards.errors import DataError
 from shards.format.index import index_digest
@@ -14,6 +15,7 @@ from trainer.config.schema import check_world_size, policy_path
 from trainer.engine.deepspeed_config import read_policy, resolve, resolve_precision
 from trainer.engine.distributed import World
 from trainer.engine.engine import Engine
+from trainer.engine.parameter_groups import parameter_groups
 from trainer.engine.signals import StopRequest
 from trainer.export.initial_weights import initialize_from
 from trainer.reporting.environment import collect_environment
@@ -26,6 +28,7 @@ from trainer.training.early_stopping import EarlyStopping
 from trainer.training.lost_answers import lost_answers
 from trainer.training.milestones import Milestones
 from trainer.training.pictures import build_pictures
+from trainer.training.schedule import schedule_of
 from trainer.training.state import HOST_SUMS, Run, TrainState
 
 logger = logging.getLogger(__name__)
@@ -81,6 +84,7 @@ def set_up(config: RunConfig, directory: RunDirectory, world: World, stop: StopR
         train_loader=loader,
         validation=validation,
         milestones=milestones,
+        schedule=schedule_of(config.optim, milestones.total_steps),
         checkpoints=checkpoints,
         identity=identity,
         pictures=world.agree_on(lambda: build_pictures(config, built, engine.device) if world.rank == 0 else None),
@@ -102,6 +106,7 @@ def set_up(config: RunConfig, directory: RunDirectory, world: World, stop: StopR
 
 def _engine(config: RunConfig, objective: Objective, world: World) -> Engine:
     batch, optim = config.batch, config.optim
+    lr_scales = None if optim.layer_decay is None else layer_scales(objective, optim.layer_decay)
     resolved = resolve(
         read_policy(policy_path(config)),
         precision=resolve_precision(config.precision, world.device.type, t5_is_trained=objective.trains_t5),
@@ -116,9 +121,8 @@ def _engine(config: RunConfig, objective: Objective, world: World) -> Engine:
         world=world,
         deepspeed_config=resolved,
         learning_rate=optim.lr,
-        betas=optim.betas,
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
+        optimizer=optim.choice,
+        groups=parameter_groups(objective, optim.weight_decay, lr_scales),
         gradient_patience=2 if objective.adapters else 1,  # LoRA's B is 0 at first and holds A's gradient back
     )
 

@@ -1,5 +1,6 @@
 """What a training process holds: the built parts of a run, which stay, and its state, which a checkpoint keeps."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -109,6 +110,8 @@ class Run:
     validation: tuple[EvaluationBatches, Loader] | None
     """None without validation data."""
     milestones: Milestones
+    schedule: Callable[[int], float]
+    """The learning rate of an optimizer step."""
     checkpoints: Checkpoints
     identity: dict[str, str]
     """Digests of what a resumed run must find unchanged, by split."""

@@ -92,8 +92,27 @@ class TestFaults:
             ("batch.visits=null", "batch.visits: expected an integer, got null"),
             ("engine.processes=two", "engine.processes: expected an integer or null, got two"),
             ("optim.lr.x=3", "optim.lr: expected a number, got {x: 3}"),
-            ("optim.betas=[0.9]", "optim.betas[1]: a value is missing from the list"),
-            ("optim.betas=[0.9, 0.9, 0.9]", "optim.betas: expected 2 values, got [0.9, 0.9, 0.9]"),
+            ("optim.betas=[0.9]", "optim.betas: expected 2 numbers for adamw, got 1"),
+            ("optim.betas=[0.9, fast]", "optim.betas[1]: expected a number, got fast"),
+            ("optim.options=3", "optim.options: expected keys with values under it, got 3"),
+            ("optim.name=fusedadamw", "optim.name: fusedadamw needs the package apex; take adamw"),
+            ("optim.options.foo=1", "optim.options.foo: adamw has no such option; it has amsgrad, foreach"),
+            (
+                "optim.schedule_options.decay_t=1",
+                "optim.schedule_options.decay_t: has no effect on schedule cosine; remove it, or set timm_cosine",
+            ),
+            (
+                "optim.schedule=plateau",
+                "optim.schedule: expected one of cosine, timm_cosine, timm_tanh, timm_poly, timm_step, timm_multistep, "
+                "got plateau",
+            ),
+            ("optim.layer_decay=0", "optim.layer_decay: expected more than 0.0, got 0"),
+            (
+                "data.augment=rand-m9-x",
+                "data.augment: section 'x' is none of timm's; expected rand and sections, each once, such as "
+                "rand-m9-mstd0.5: mN magnitude, nN operations, pX probability of each, mstdX and mmaxN of the "
+                "magnitude, inc1, t with weights or 3a or 3aw or geometric",
+            ),
             ("optim.betas=[0.9, 1]", "optim.betas[1]: expected from 0 to less than 1, got 1.0"),
             ("model.freeze=match", "model.freeze: expected a list in [brackets], got match"),
             (
@@ -163,6 +182,31 @@ class TestFaults:
 
     def test_an_override_cannot_replace_a_section_unseen(self, recipe: Path):
         assert "set its keys one by one" in fault(recipe, "optim={lr: 1}")
+
+    def test_layer_wise_rates_need_a_tower_that_is_trained(self, recipe: Path):
+        frozen = "model.freeze=[vision,second_stream,match,answer]"
+        assert load_config(recipe, ["optim.layer_decay=0.7", "model.freeze=[vision]"]).optim.layer_decay == 0.7
+        found = fault(recipe, "optim.layer_decay=0.7", frozen)
+        assert "optim.layer_decay: 0.7 has no effect while all towers are frozen; take one out of model.freeze" in found
+
+    @pytest.mark.parametrize(
+        ("overrides", "message"),
+        [
+            (["optim.name=lion", "optim.eps=1e-8"], "optim.eps: lion takes none; remove it"),
+            (["optim.name=sgd", "optim.betas=[0.9, 0.9]"], "optim.betas: sgd takes none; remove it"),
+            (["optim.name=sgd", "optim.options.momentun=0.5"], "sgd has no such option; did you mean momentum?"),
+            (
+                ["task=nlvr2", "data.augment=rand-m9"],
+                "data.augment: rand-m9: task nlvr2 tells images apart by their side",
+            ),
+        ],
+    )
+    def test_what_another_choice_does_not_take_is_named(self, recipe: Path, overrides: list[str], message: str):
+        assert message in fault(recipe, *overrides)
+
+    def test_what_an_optimizer_takes_is_handed_on(self, recipe: Path):
+        overrides = ["optim.name=sgd", "optim.options.momentum=0.5", "optim.options.nesterov=false"]
+        assert load_config(recipe, overrides).optim.choice.options == {"momentum": 0.5, "nesterov": False}
 
     def test_an_override_below_a_plain_value_of_the_recipe_is_refused(self, recipe: Path):
         assert "batch.visits: is a value in the recipe" in fault(recipe, "batch.visits.x=1")
@@ -279,7 +323,8 @@ class TestResume:
             ),
             ("free", "engine.processes engine.timeout_seconds checkpoint.every_steps"),
             ("free", "validate_every.steps validate_every.epochs early_stopping.min_delta"),
-            ("logged", "optim.lr optim.betas optim.warmup_steps batch.micro_visits"),
+            ("refused", "optim.name optim.options data.augment"),
+            ("logged", "optim.lr optim.layer_decay optim.schedule optim.betas optim.warmup_steps batch.micro_visits"),
             ("logged", "engine.policy validate_every.max_images"),
             (
                 "refused",

@@ -25,8 +25,7 @@ def engine_state(seed: int = 0, *, step: int = 7, width: int = 5) -> EngineState
     parameters["fusion.bias"][0] = -0.0
     return EngineState(
         parameters=parameters,
-        exp_avg=draw(),
-        exp_avg_sq=draw(),
+        moments={"exp_avg": draw(), "exp_avg_sq": draw()},
         optimizer_step=step,
         skipped_steps=2,
         loss_scaler={"cur_scale": 1024.0, "cur_iter": 9, "last_overflow_iter": -1, "cur_hysteresis": 2},
@@ -35,11 +34,11 @@ def engine_state(seed: int = 0, *, step: int = 7, width: int = 5) -> EngineState
 
 def bits(state: EngineState) -> dict[str, object]:
     """Everything in a state, comparable bit by bit."""
-    groups = {"parameters": state.parameters, "exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq}
+    groups = {"parameters": state.parameters, **state.moments}
     tensors = {
         f"{g}.{n}": (t.shape, t.dtype, t.numpy().tobytes()) for g, group in groups.items() for n, t in group.items()
     }
-    return tensors | {"small": (state.optimizer_step, state.skipped_steps, state.loss_scaler)}
+    return tensors | {"small": (state.optimizer, state.optimizer_step, state.skipped_steps, state.loss_scaler)}
 
 
 @contextlib.contextmanager

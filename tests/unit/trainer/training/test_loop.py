@@ -21,7 +21,7 @@ from trainer.tasks import task_named
 from trainer.training.early_stopping import EarlyStopping
 from trainer.training.loop import MAX_UNAPPLIED_STEPS, DivergedError, fit, seed_generators
 from trainer.training.milestones import Milestones
-from trainer.training.schedule import learning_rate
+from trainer.training.schedule import learning_rate, schedule_of
 from trainer.training.state import HOST_SUMS, Run, TrainState
 
 ACCUMULATION = 2
@@ -110,6 +110,7 @@ def new_run(config: RunConfig, stop: SimpleNamespace, tmp_path: Path, monkeypatc
             train_loader=ledger,
             validation=None,
             milestones=milestones,
+            schedule=schedule_of(config.optim, milestones.total_steps),
             checkpoints=ledger,
             identity={},
             recorder=Recorders([]),

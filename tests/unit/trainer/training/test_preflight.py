@@ -56,6 +56,7 @@ def test_a_sound_recipe_passes_and_runs_one_process_without_a_gpu(recipe: Path):
         ("engine.processes=3", r"batch\.lanes: 8 lanes cannot be shared by 3 ranks"),
         ("engine.processes=8", r"batch\.micro_visits: 2 does not divide the 1 visits"),
         ("engine.policy=none.json", r"engine\.policy: no file none\.json"),
+        ("optim.name=lamb", r"optim\.name: lamb: it scales .* norm, and ZeRO-1 .* take adamw, or engine\.policy"),
         ("initialize_from=runs/none", r"initialize_from: runs/none: no such file or directory"),
         (
             "model.efficient_sam.checkpoint=sam.pt",

@@ -1,0 +1,110 @@
+"""Layer-wise learning rates: timm's groups for timm's models, and the same rule for BLIP, T5 and EfficientSAM."""
+
+from pathlib import Path
+
+import pytest
+import timm
+from timm.optim import param_groups_layer_decay
+from torch import nn
+from transformers import T5ForConditionalGeneration
+
+from model.layers import layer_scales, tower_depths
+from tests.models import tiny_model, tiny_t5
+from trainer.engine.parameter_groups import parameter_groups
+
+DECAY, WEIGHT_DECAY = 0.75, 0.05
+SIZES = {
+    "vit_tiny_patch16_224": {"img_size": 32, "embed_dim": 24, "num_heads": 3, "depth": 3},
+    "beit_base_patch16_224": {"img_size": 32, "embed_dim": 24, "num_heads": 3, "depth": 2},
+    "convnext_atto": {"depths": (1, 1, 2, 1), "dims": (8, 8, 16, 16)},
+}
+
+
+class Read(nn.Module):
+    """A tower and what reads it."""
+
+    def __init__(self, vision: nn.Module) -> None:
+        super().__init__()
+        self.vision, self.fusion = vision, nn.Linear(3, 2)
+
+
+def small(name: str, num_classes: int) -> nn.Module:
+    return timm.create_model(name, num_classes=num_classes, **SIZES[name])
+
+
+def described(module: nn.Module, groups: list[dict]) -> set[tuple[float, float, frozenset[str]]]:
+    """Groups without their order: scale, weight decay and names."""
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    return {
+        (group["lr_scale"], group["weight_decay"], frozenset(names[parameter] for parameter in group["params"]))
+        for group in groups
+    }
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_groups_of_a_model_of_timms_are_timms(name):
+    model = small(name, num_classes=4)
+    expected = described(model, param_groups_layer_decay(model, WEIGHT_DECAY, layer_decay=DECAY))
+    objective = Read(model)
+    scales = layer_scales(objective, DECAY)
+    assert scales.pop("fusion.weight") == scales.pop("fusion.bias") == 1.0
+    own = {name.removeprefix("vision."): scale for name, scale in scales.items()}
+    assert described(model, parameter_groups(model, WEIGHT_DECAY, own)) == expected
+    assert len(expected) > 6, "few layers compare little"
+
+
+def test_a_tower_without_a_head_is_scaled_as_below_one():
+    with_head, without = (
+        layer_scales(Read(small("vit_tiny_patch16_224", num_classes=count)), DECAY) for count in (4, 0)
+    )
+    assert with_head.keys() - without.keys() == {"vision.head.weight", "vision.head.bias"}
+    assert all(with_head[name] == scale for name, scale in without.items())
+
+
+def test_a_model_of_timms_inside_a_tower_is_found():
+    wrapped = nn.Sequential(small("vit_tiny_patch16_224", num_classes=0), nn.Linear(24, 2))
+    depths = tower_depths(wrapped)
+    assert depths["0.patch_embed.proj.weight"] == 4
+    assert depths["0.blocks.0.norm1.weight"] == 3
+
+
+def test_the_layers_of_blip_and_efficient_sam_count_from_their_embeddings_up():
+    objective = tiny_model().objective
+    scales = layer_scales(objective, 0.5)
+    assert scales.keys() == dict(objective.named_parameters()).keys()
+    for part, expected in (
+        ("vision.embeddings.", 0.5**3),
+        ("vision.encoder.layers.0.", 0.5**2),
+        ("vision.encoder.layers.1.", 0.5),
+        ("vision.post_layernorm.", 0.5),
+        ("second_stream.encoder.patch_embed.", 0.5**2),
+        ("second_stream.encoder.pos_embed", 0.5**2),
+        ("second_stream.encoder.blocks.0.", 0.5),
+        ("second_stream.encoder.neck.", 0.5),
+        ("match.text_encoder.embeddings.", 0.5**3),
+        ("match.text_encoder.encoder.layer.0.", 0.5**2),
+        ("match.text_encoder.encoder.layer.1.", 0.5),
+        ("match.itm_head.", 1.0),
+        ("answer.text_decoder.bert.embeddings.", 0.5**3),
+        ("answer.text_decoder.bert.encoder.layer.0.", 0.5**2),
+        ("answer.text_decoder.bert.encoder.layer.1.", 0.5),
+        ("answer.text_decoder.cls.", 1.0),
+        ("fusion.", 1.0),
+    ):
+        found = {scale for name, scale in scales.items() if name.startswith(part)}
+        assert found == {expected}, part
+
+
+def test_encoder_and_decoder_of_t5_count_apart(tmp_path: Path):
+    model = T5ForConditionalGeneration.from_pretrained(tiny_t5(tmp_path))
+    layers = model.config.num_layers
+    depths = tower_depths(model)
+    assert depths["shared.weight"] == layers + 1
+    for stack in ("encoder", "decoder"):
+        assert {depths[name] for name in depths if name.startswith(f"{stack}.block.0.")} == {layers}
+        assert depths[f"{stack}.final_layer_norm.weight"] == 1
+    assert depths.get("lm_head.weight", 0) == 0
+
+
+def test_a_decay_of_1_scales_nothing():
+    assert set(layer_scales(tiny_model().objective, 1.0).values()) == {1.0}
