@@ -139,7 +139,9 @@ def look(built: BuiltModel, scenes: dict[int, Scene], seed: int) -> list[Looked]
     match = objective.tower("match")
     layer = default_block(len(match.text_encoder.encoder.layer))
     heatmaps = {
-        name: text_heatmaps(match, *pad(ids, built.match_codec.pad_id), fused, grouping, block=layer).numpy()
+        name: text_heatmaps(
+            match, *pad(ids, built.match_codec.pad_id), fused, grouping, block=layer, prefix=objective.sight.prefix
+        ).numpy()
         for name, (ids, _) in read.items()
     }
     return [

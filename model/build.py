@@ -35,7 +35,7 @@ class FusedStreams(nn.Module):
 
     def forward(self, tokens: Tensor, feature_map: Tensor | None) -> Tensor:
         """(B, N, D) tokens and a (B, C, h, w) map, or None, to (B, N, D') fused tokens."""
-        return self.encoder(tokens, None if self.grid is None else self.grid(feature_map))
+        return self.encoder(tokens, None if self.grid is None else self.grid(feature_map).to(tokens.dtype))
 
 
 class BuiltModel(NamedTuple):
@@ -114,7 +114,6 @@ def build_model(
         parts=parts,
         sum_names=sum_names(task.reads),
         guidance=config.guidance if guided else None,
-        checkpointing=config.gradient_checkpointing,
     )
     _check_trains(config, objective)
     layouts = _layouts(task, parts, {"answer": answer_codec, "match": match_codec}, len(classes))
@@ -179,8 +178,8 @@ def _layouts(
 
 
 def _build_fusion(config: FusionConfig, towers: Towers, checkpointing: bool) -> FusedStreams:
-    vision = towers.vision.config
-    width = config.width or vision.hidden_size
+    vision = towers.vision
+    width = config.width or vision.width
     second = towers.second_stream
     fusion: nn.Module = PlainSum()
     if config.name == "difnet":
@@ -197,14 +196,14 @@ def _build_fusion(config: FusionConfig, towers: Towers, checkpointing: bool) -> 
         )
     encoder = FusionEncoder(
         fusion,
-        width_a=vision.hidden_size,
+        width_a=vision.width,
         width_b=None if second is None else second.width,
         width=width,
         out_width=_read_width(towers),
         dropout=config.dropout,
     )
-    grid = vision.image_size // vision.patch_size
-    return FusedStreams(encoder, None if second is None else GridTokens(grid, second.width))
+    grid = None if second is None else GridTokens(vision.grid, second.width, prefix=vision.prefix)
+    return FusedStreams(encoder, grid)
 
 
 def _read_width(towers: Towers) -> int:
@@ -220,14 +219,14 @@ def _read_width(towers: Towers) -> int:
 
 def _largest_input(towers: Towers) -> int:
     second = towers.second_stream
-    return max(towers.vision.config.image_size, second.encoder.config.image_size if second is not None else 0)
+    return max(towers.vision.image_size, second.image_size if second is not None else 0)
 
 
 def _check_guide(config: ModelConfig, source: TowerSource, towers: Towers) -> None:
     """The matching tower reads images before they are fused, and questions as they are made for the answer tower."""
     assert towers.match is not None, "checked with the recipe"
     setting = "model.second_stream: efficient_sam_masks"
-    check_plain_width(towers.match, towers.vision.config.hidden_size, setting, instead="efficient_sam")
+    check_plain_width(towers.match, towers.vision.width, setting, instead="efficient_sam")
     match, answer = source.tokenizer(config.match), source.tokenizer(config.answer)
     if match.get_vocab() != answer.get_vocab():
         raise ConfigError(

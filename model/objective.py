@@ -11,18 +11,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import BlipVisionModel
 
 from model.config import GuidanceConfig, Tower
 from model.looking.guidance import look
 from model.parts import PARTS
 from model.parts.seam import Part, Read
-from model.pixels import blip_pixels
 from model.precision import t5_dtype
 from model.rows import Grouping
 from model.towers.answer_towers import AnswerTower, T5AnswerTower
-from model.towers.blip import encode_image
 from model.towers.match_tower import MatchTower
+from model.towers.vision import VisionTower
 from shards.read.collate import Batch
 
 
@@ -47,7 +45,7 @@ class EvaluationOutput(NamedTuple):
 class Towers(NamedTuple):
     """The parts around the fusion encoder; None where the recipe uses none."""
 
-    vision: BlipVisionModel
+    vision: VisionTower
     second_stream: nn.Module | None
     """(B, 3, S, S) uint8 to a (B, C, h, w) map."""
     match: MatchTower | None
@@ -77,7 +75,6 @@ class Objective(nn.Module):
         sum_names: what is summed over items in every micro-batch, so that any number of ranks and steps merges
             exactly: the sums of all parts that a task may have, 0 for those that a recipe leaves out.
         guidance: how a question looks, where the second stream is an EfficientSamMaskStream.
-        checkpointing: recompute layers of an unfrozen vision tower in the backward pass.
     """
 
     def __init__(
@@ -90,14 +87,13 @@ class Objective(nn.Module):
         parts: Mapping[str, WeightedPart],
         sum_names: Sequence[str],
         guidance: GuidanceConfig | None = None,
-        checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.fusion, self._guidance, self._checkpointing = fusion, guidance, checkpointing
+        self.fusion, self.sight, self._guidance = fusion, towers.vision, guidance
         self._frozen: dict[str, nn.Module] = {}
         self.parts, self.sum_names = dict(parts), tuple(sum_names)
         frozen = set(freeze)
-        for name, tower in towers._asdict().items():
+        for name, tower in towers._replace(vision=towers.vision.module)._asdict().items():
             if tower is None:
                 continue
             if name in frozen:
@@ -184,12 +180,9 @@ class Objective(nn.Module):
         return self.fusion(self.image_tokens(pixels), self.feature_map(pixels))
 
     def image_tokens(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) uint8 pixels to (B, N, D) tokens of the first vision tower."""
-        vision = self.tower("vision")
+        """(B, 3, S, S) uint8 pixels to (B, N, D) tokens of the first vision tower, the cells of its grid last."""
         with self._no_grad_if_frozen("vision"):
-            dtype = vision.embeddings.patch_embedding.weight.dtype
-            inputs = blip_pixels(pixels, vision.config.image_size, dtype)
-            return encode_image(vision, inputs, checkpointing=self._checkpointing)
+            return self.sight.encode(pixels)
 
     def _reads(self, fused: Tensor, batch: Batch) -> dict[str, Read]:
         """Every block that is there with its reading, which the first part to ask for it makes and the others share."""
@@ -221,6 +214,7 @@ class Objective(nn.Module):
             embeddings=maps,
             config=config,
             num_tokens=ask.tokens,
+            prefix=self.sight.prefix,
         )
         weighed = stream.weigh(maps, ask.image, found, config.blend)
         return self.fusion(tokens[ask.image], weighed)

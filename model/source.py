@@ -20,13 +20,14 @@ from transformers import (
 from model.config import SCRATCH, EfficientSamConfig, ModelConfig, ScratchConfig, TextStart
 from model.efficient_sam.encoder import EFFICIENT_SAM_CONFIGS, EfficientSamEncoder, EfficientSamEncoderConfig
 from model.efficient_sam.weights import load_efficient_sam_encoder, load_segmenter
-from model.looking.second_stream import BlipStream, EfficientSamMaskStream, EfficientSamStream
+from model.looking.second_stream import EfficientSamMaskStream, EfficientSamStream, TowerStream
 from model.towers.answer_towers import AnswerTower, BlipAnswerTower, T5AnswerTower
 from model.towers.checkpoint_files import BLIP_ARCHITECTURES, T5_ARCHITECTURES
 from model.towers.hub import Checkpoint, load_pretrained
 from model.towers.lora import add_lora
 from model.towers.match_tower import MatchTower
 from model.towers.tokenizer import BlipCodec, T5Codec
+from model.towers.vision import BlipVisionTower, VisionTower
 from model.untrained import initialize_untrained
 from shards.errors import ConfigError
 
@@ -47,13 +48,14 @@ class TowerSource:
         self._scratch_tokenizer = lru_cache(scratch_tokenizer)
         self._load = lru_cache(self._load_once)
 
-    def vision(self) -> nn.Module:
-        """BLIP's vision transformer.
+    def vision(self) -> VisionTower:
+        """The first vision tower: BLIP's vision transformer.
 
         Raises:
             ConfigError, DataError: the checkpoint is missing or holds none (all methods).
         """
-        return self._part("model.vision", self.config.vision, "vision_model")
+        module = self._part("model.vision", self.config.vision, "vision_model")
+        return BlipVisionTower(module, checkpointing=self.config.gradient_checkpointing)
 
     def match(self, *, with_head: bool = True) -> MatchTower:
         """The ITM text encoder, with its head where pairs are matched."""
@@ -74,12 +76,12 @@ class TowerSource:
         decoder = self._part("model.answer", reference, "text_decoder") if with_decoder else None
         return BlipAnswerTower(encoder, decoder, checkpointing=self.config.gradient_checkpointing)
 
-    def second_stream(self) -> EfficientSamStream | BlipStream:
+    def second_stream(self) -> EfficientSamStream | TowerStream:
         """EfficientSAM's image encoder, alone or with what makes masks; or a second BLIP's."""
         config, checkpointing = self.config, self.config.gradient_checkpointing
         if config.second_stream == "blip":
             own_copy = self._load_once(config.second_vision).model  # shared, the two streams would be one
-            return BlipStream(own_copy.vision_model, checkpointing=checkpointing)
+            return TowerStream(BlipVisionTower(own_copy.vision_model, checkpointing=checkpointing))
         encoder = build_efficient_sam(config.efficient_sam, checkpointing)
         if config.second_stream == "efficient_sam_masks":
             assert config.efficient_sam.checkpoint is not None, "checked with the recipe"

@@ -1,7 +1,7 @@
 """Where to look for a question: heatmap, points on it, a mask at the points, and the heatmap that the mask sharpens.
 
-Shapes: B images, R rows of text, N image tokens, D width, g the side of BLIP's grid, K channels of EfficientSAM's map,
-(h, w) its grid, (h', w') its masks, P points.
+Shapes: B images, R rows of text, N image tokens, D width, g the side of the first tower's grid, K channels of
+EfficientSAM's map, (h, w) its grid, (h', w') its masks, P points.
 """
 
 from collections.abc import Sequence
@@ -47,6 +47,7 @@ def look(
     embeddings: Tensor | None,
     config: GuidanceConfig,
     num_tokens: int | None = None,
+    prefix: int = 1,
 ) -> Look:
     """Find what each question is about; a row's result depends on that row alone.
 
@@ -58,8 +59,9 @@ def look(
         segmenter: None leaves the heatmaps as they are.
         embeddings: (B, K, h, w) of the segmenter's image encoder, made once per image.
         num_tokens: of the mask; None asks the mask, and waits for a GPU.
+        prefix: image tokens in front of the cells: BLIP's one class token.
     """
-    heatmaps = find_heatmaps(tower, ids, mask, image_tokens, grouping, config, num_tokens=num_tokens)
+    heatmaps = find_heatmaps(tower, ids, mask, image_tokens, grouping, config, num_tokens=num_tokens, prefix=prefix)
     points = find_points(heatmaps, config)
     if segmenter is None or config.blend == 0:
         return Look(heatmaps, points, None, None, heatmaps)
@@ -106,10 +108,11 @@ def find_heatmaps(
     config: GuidanceConfig,
     *,
     num_tokens: int | None = None,
+    prefix: int = 1,
 ) -> Tensor:
     """(R, g, g) float32 on the CPU; what overflowed in half precision is cold."""
     heatmaps = text_heatmaps(
-        tower, ids, mask, image_tokens, grouping, block=block_of(tower, config), num_tokens=num_tokens
+        tower, ids, mask, image_tokens, grouping, block=block_of(tower, config), num_tokens=num_tokens, prefix=prefix
     )
     return heatmaps.cpu().nan_to_num(0.0, posinf=0.0)
 

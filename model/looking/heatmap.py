@@ -4,8 +4,8 @@ Cross-attention probabilities times what they add to the match logit, over the c
 PNP-VQA (Tiong et al. 2022, arXiv 2210.08773, section 3.1), as LAVIS computes it (`compute_gradcam`), for any number of
 heads, any grid and any length of question.
 
-Shapes: B images, R rows (questions), L tokens of a row, N image tokens (a class token, then g * g cells row by row),
-D width, H heads.
+Shapes: B images, R rows (questions), L tokens of a row, N image tokens (a prefix such as a class token, then g * g
+cells row by row), D width, H heads.
 """
 
 import math
@@ -39,12 +39,14 @@ def text_heatmaps(
     *,
     block: int = USUAL_BLOCK,
     num_tokens: int | None = None,
+    prefix: int = 1,
 ) -> Tensor:
     """How much each cell of an image speaks for its match with each question.
 
     With A the cross-attention probabilities of a layer, (H, L, N), and dA the gradient of the row's match logit with
     respect to them, a cell's heat is the sum over the question's tokens of mean_h(A * max(dA, 0)), divided by their
-    number. The first token and the last [SEP] are no tokens of the question, and the image's class token is no cell.
+    number. The first token and the last [SEP] are no tokens of the question, and what stands in front of the image's
+    cells, such as a class token, is no cell.
 
     Layers below `block` run without a graph, and no parameter gets a gradient. It makes no difference whether the
     caller has switched gradients off, or is in inference mode. The layers that have a graph run in float32 also if the
@@ -59,6 +61,7 @@ def text_heatmaps(
         grouping: which rows read which image.
         block: a layer of the text encoder, but for the last: its question tokens do not reach the match logit.
         num_tokens: of the mask; None asks the mask, and waits for a GPU.
+        prefix: image tokens in front of the cells: BLIP's one class token.
 
     Returns:
         (R, g, g) float32, not negative; not normalised.
@@ -67,7 +70,7 @@ def text_heatmaps(
         ConfigError: the text encoder has no such block.
     """
     layers = tower.text_encoder.encoder.layer
-    grid = _grid(image_tokens.shape[1])
+    grid = _grid(image_tokens.shape[1], prefix)
     check_block(block, len(layers))
     if not len(ids):
         return image_tokens.new_zeros(0, grid, grid, dtype=torch.float32)
@@ -83,7 +86,7 @@ def text_heatmaps(
         attention, gradient = _attention_and_gradient(layers[block:], tower.itm_head, hidden, *reads)
         cam = (attention * gradient.clamp(min=0)).mean(dim=1)
         heat = torch.einsum("rl,rln->rn", _token_weights(mask), grouping.unpack(cam, words.length))
-        return heat[:, 1:].unflatten(1, (grid, grid))
+        return heat[:, prefix:].unflatten(1, (grid, grid))
 
 
 def _attention_and_gradient(
@@ -135,9 +138,9 @@ def _ordinary(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor.detach()
 
 
-def _grid(num_image_tokens: int) -> int:
-    grid = math.isqrt(num_image_tokens - 1)
-    assert grid * grid == num_image_tokens - 1, f"{num_image_tokens} image tokens are no class token and a square"
+def _grid(num_image_tokens: int, prefix: int) -> int:
+    grid = math.isqrt(num_image_tokens - prefix)
+    assert grid * grid == num_image_tokens - prefix, f"{num_image_tokens} image tokens are no {prefix} and a square"
     return grid
 
 

@@ -1,15 +1,13 @@
-"""The second token stream: a feature map of EfficientSAM or a second BLIP, pooled to the first tower's grid."""
+"""The second token stream: a feature map of EfficientSAM or of a vision tower, pooled to the first tower's grid."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import BlipVisionModel
 
 from model.efficient_sam.encoder import EfficientSamEncoder
 from model.efficient_sam.segmenter import Segmenter
 from model.looking.guidance import Look
-from model.pixels import blip_pixels
-from model.towers.blip import encode_image
+from model.towers.vision import VisionTower
 
 
 class EfficientSamStream(nn.Module):
@@ -23,6 +21,11 @@ class EfficientSamStream(nn.Module):
     def width(self) -> int:
         """Channels of the map."""
         return self.encoder.config.neck_width
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the squares that the encoder reads."""
+        return self.encoder.config.image_size
 
     def forward(self, pixels: Tensor) -> Tensor:
         """uint8 pixels (B, 3, S, S) to a map (B, C, h, w); the encoder resizes and normalises."""
@@ -51,47 +54,56 @@ class EfficientSamMaskStream(EfficientSamStream):
         return rows * ((1.0 - blend) + blend * inside)
 
 
-class BlipStream(nn.Module):
-    """A second BLIP encoder, whose class token is left out: its map lies on a grid like any other."""
+class TowerStream(nn.Module):
+    """A vision tower as second stream: the tokens in front of its grid are left out, and the cells are a map."""
 
-    def __init__(self, encoder: BlipVisionModel, *, checkpointing: bool = False) -> None:
+    def __init__(self, tower: VisionTower) -> None:
         super().__init__()
-        self.encoder, self._checkpointing = encoder, checkpointing
+        self.encoder, self._tower = tower.module, tower
 
     @property
     def width(self) -> int:
         """Channels of the map."""
-        return self.encoder.config.hidden_size
+        return self._tower.width
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the squares that the encoder reads."""
+        return self._tower.image_size
 
     def forward(self, pixels: Tensor) -> Tensor:
         """uint8 pixels (B, 3, S, S) to a map (B, C, g, g)."""
-        dtype = self.encoder.embeddings.patch_embedding.weight.dtype
-        inputs = blip_pixels(pixels, self.encoder.config.image_size, dtype)
-        cells = encode_image(self.encoder, inputs, checkpointing=self._checkpointing)[:, 1:]
-        grid = self.encoder.config.image_size // self.encoder.config.patch_size
-        return cells.transpose(1, 2).unflatten(2, (grid, grid))
+        cells = self._tower.encode(pixels)[:, self._tower.prefix :]
+        return cells.transpose(1, 2).unflatten(2, (self._tower.grid, self._tower.grid))
 
 
 class GridTokens(nn.Module):
-    """A map to tokens that line up with a vision transformer of `grid` × `grid` patches and a class token.
+    """A map to tokens that line up with those of a first tower: `prefix` tokens, then `grid` × `grid` cells.
 
-    Always trained, and so apart from the encoder that may be frozen: EfficientSAM has no class token, a learnt one
-    takes its slot.
+    Always trained, and so apart from the encoder that may be frozen: a map has no class token and no registers, learnt
+    tokens take their slots.
     """
 
-    def __init__(self, grid: int, width: int) -> None:
+    def __init__(self, grid: int, width: int, *, prefix: int = 1) -> None:
         super().__init__()
         self.grid = grid
-        self.class_token = nn.Parameter(torch.empty(1, 1, width))
-        nn.init.trunc_normal_(self.class_token, std=0.02)
+        self.class_token = nn.Parameter(torch.empty(1, prefix, width)) if prefix else None
+        if self.class_token is not None:
+            nn.init.trunc_normal_(self.class_token, std=0.02)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, C, h, w) to (B, 1 + grid², C): slot 0 the class token, then the cells row by row.
+        """(B, C, h, w) to (B, prefix + grid², C): the learnt tokens, then the cells row by row.
 
-        Takes the map to the precision of the class token, which is that of the trained part.
+        Takes the map to the precision of the learnt tokens, which is that of the trained part; without any, it keeps
+        its own.
         """
-        cells = pool_to_grid(features.to(self.class_token.dtype), self.grid).flatten(2).transpose(1, 2)
+        if self.class_token is None:
+            return self._cells(features)
+        cells = self._cells(features.to(self.class_token.dtype))
         return torch.cat([self.class_token.expand(len(cells), -1, -1), cells], dim=1)
+
+    def _cells(self, features: Tensor) -> Tensor:
+        return pool_to_grid(features, self.grid).flatten(2).transpose(1, 2)
 
 
 def pool_to_grid(features: Tensor, grid: int) -> Tensor:

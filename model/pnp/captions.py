@@ -21,11 +21,11 @@ from torch import Tensor
 from transformers import BlipForConditionalGeneration, PreTrainedTokenizerBase
 
 from model.config import CaptionConfig
-from model.pixels import blip_pixels
-from model.towers.blip import KeysValues, decode_next, encode_image, keys_values_read
+from model.towers.blip import KeysValues, decode_next, keys_values_read
 from model.towers.hub import load_pretrained
 from model.towers.spelling import clean_up
 from model.towers.tokenizer import decode_plain
+from model.towers.vision import BlipVisionTower
 from shards.errors import ConfigError
 from shards.plan import mix64
 
@@ -60,6 +60,7 @@ class Captioner:
                 f"pnp.captions.min_tokens: {self.config.min_tokens}, more than max_tokens {self.config.max_tokens}"
             )
         self._model, self._tokenizer = model.eval().requires_grad_(False), tokenizer
+        self._sight = BlipVisionTower(model.vision_model)
         self._end_id, self._pad_id = text.sep_token_id, text.pad_token_id
         prompt = tokenizer(self.config.prompt, add_special_tokens=False, verbose=False)["input_ids"]
         self._beginning = [text.bos_token_id, *prompt]
@@ -73,8 +74,7 @@ class Captioner:
     @property
     def grid(self) -> int:
         """G: cells on a side of the image."""
-        vision = self._model.config.vision_config
-        return vision.image_size // vision.patch_size
+        return self._sight.grid
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move and cast the model."""
@@ -83,8 +83,7 @@ class Captioner:
     @torch.no_grad()
     def image_tokens(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 of any S to (B, N, D)."""
-        size = self._model.config.vision_config.image_size
-        return encode_image(self._model.vision_model, blip_pixels(pixels, size, self._model.dtype))
+        return self._sight.encode(pixels)
 
     @torch.no_grad()
     def captions(

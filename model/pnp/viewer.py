@@ -49,8 +49,7 @@ class Viewer:
         block_of(match, config)
         self._fuses = looks_with == "fused" and not objective.is_guided
         if looks_with == "plain":
-            width = objective.tower("vision").config.hidden_size
-            check_plain_width(match, width, "pnp.looks_with: plain", instead="fused")
+            check_plain_width(match, objective.sight.width, "pnp.looks_with: plain", instead="fused")
         self._objective, self._codec, self._segmenter, self.config = objective, codec, segmenter, config
 
     @torch.no_grad()
@@ -89,6 +88,7 @@ class Viewer:
             embeddings=self._embeddings(pixels, maps),
             config=self.config,
             num_tokens=sum(map(len, rows)),
+            prefix=self._objective.sight.prefix,
         )
 
     @property

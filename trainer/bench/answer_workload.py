@@ -155,7 +155,7 @@ def build_models(sizes: AnswerSizes, *, seed: int) -> Models:
 
 def _from_fused(built: BuiltModel) -> FusedAlready:
     task = TASKS["gqa"]
-    towers = Towers(built.objective.tower("vision"), None, None, built.objective.tower("answer"))
+    towers = Towers(built.objective.sight, None, None, built.objective.tower("answer"))
     answering = FusedAlready(
         nn.Identity(),
         towers,

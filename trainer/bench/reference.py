@@ -18,7 +18,6 @@ from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
 from model.losses import answer_loss, matching_loss
 from model.objective import Objective
-from model.pixels import blip_pixels
 from shards.read.collate import IGNORED_LABEL, Block
 from trainer.bench.workload import Workload
 
@@ -101,9 +100,8 @@ class PlainPath:
 @torch.no_grad()
 def plain_image_tokens(objective: Objective, pixels: Tensor) -> Tensor:
     """(R, 3, S, S) uint8 to (R, N, D) through the vision tower's own forward."""
-    vision = objective.tower("vision")
-    dtype = vision.embeddings.patch_embedding.weight.dtype
-    return vision(pixel_values=blip_pixels(pixels, vision.config.image_size, dtype)).last_hidden_state
+    sight = objective.sight
+    return sight.module(pixel_values=sight.inputs(pixels)).last_hidden_state
 
 
 def _encode_text(encoder: nn.Module, rows: Rows, fused: Tensor) -> Tensor:

@@ -72,7 +72,8 @@ class Asked:
         rows, _ = codec.questions(read_alone(self._questions))
         ids, mask = (part.to(self._pixels.device) for part in pad(rows, codec.pad_id))
         tower = self._objective.tower("match")
-        self.heatmaps = find_heatmaps(tower, ids, mask, self._fused, self._grouping, self._guidance)
+        prefix = self._objective.sight.prefix
+        self.heatmaps = find_heatmaps(tower, ids, mask, self._fused, self._grouping, self._guidance, prefix=prefix)
 
     def find_points(self) -> None:
         """Points in the hot regions."""

@@ -23,6 +23,7 @@ from model.objective import Objective, Towers
 from model.parts import sum_names
 from model.towers.answer_towers import BlipAnswerTower
 from model.towers.match_tower import MatchTower
+from model.towers.vision import BlipVisionTower
 from shards.read.collate import IGNORED_LABEL, Batch, Block, Targets, TokenIds, pad
 from shards.tasks import TASKS
 
@@ -196,7 +197,7 @@ def _towers(sizes: Sizes, maps: Tensor) -> Towers:
     config = _blip_config(sizes)
     answering, matching = BlipForQuestionAnswering(config), BlipForImageTextRetrieval(config)
     return Towers(
-        vision=answering.vision_model,
+        vision=BlipVisionTower(answering.vision_model),
         second_stream=GivenMaps(maps),
         match=MatchTower(matching.text_encoder, matching.itm_head),
         answer=BlipAnswerTower(answering.text_encoder, answering.text_decoder),

@@ -1,0 +1,56 @@
+"""What an image encoder is to the rest of the house: what a batch shows in, tokens out; the first stream or the second.
+
+Shapes: B images, S side of the pixels as the loader makes them, P tokens in front of the grid, g cells on a side of it,
+D width.
+"""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+from transformers import BlipVisionModel
+
+from model.pixels import blip_pixels
+from model.towers.blip import encode_image
+
+
+class VisionTower(ABC):
+    """An image encoder around the module that holds its weights.
+
+    It is no module itself: what is registered, frozen, cast and saved is `module`, under the names that it has alone.
+    """
+
+    module: nn.Module
+    width: int
+    """D."""
+    image_size: int
+    """Side in pixels of the squares that the module reads."""
+    grid: int
+    """g."""
+    prefix: int
+    """P: class token, registers; 0 for an encoder that gives cells alone."""
+
+    @abstractmethod
+    def encode(self, shown: Tensor) -> Tensor:
+        """What a batch shows, (B, 3, S, S) uint8 of any S, to (B, P + g², D): the cells row by row."""
+
+
+class BlipVisionTower(VisionTower):
+    """BLIP's vision transformer, with one class token.
+
+    Args:
+        checkpointing: recompute each layer in the backward pass.
+    """
+
+    prefix = 1
+
+    def __init__(self, module: BlipVisionModel, *, checkpointing: bool = False) -> None:
+        self.module, self._checkpointing = module, checkpointing
+        self.width, self.image_size = module.config.hidden_size, module.config.image_size
+        self.grid = module.config.image_size // module.config.patch_size
+
+    def encode(self, shown: Tensor) -> Tensor:
+        return encode_image(self.module, self.inputs(shown), checkpointing=self._checkpointing)
+
+    def inputs(self, shown: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 to what the module reads, in its precision."""
+        return blip_pixels(shown, self.image_size, self.module.embeddings.patch_embedding.weight.dtype)
