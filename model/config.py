@@ -1,16 +1,13 @@
 """What a recipe says about the model: which towers, which fusion, what is frozen, and which losses train it."""
 
-import os
 from collections.abc import Collection
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from model.references import SCRATCH, read_reference
 from shards.config_base import Section
 from shards.tasks import TaskData
-
-SCRATCH = "scratch"
 
 Tower = Literal["vision", "second_stream", "match", "answer"]
 """What can be frozen. The fusion encoder never is: it is what a run trains."""
@@ -133,12 +130,13 @@ class GuidanceConfig(Section):
 class ModelConfig(Section):
     """Towers by reference, and the fusion between them.
 
-    A reference is a hub id (`Salesforce/blip-vqa-base`, with `@revision` to pin it), a local directory, or `scratch`.
-    Equal references share one module; what no loss uses is not loaded.
+    A reference is a hub id (`Salesforce/blip-vqa-base`, with `@revision` to pin it), a local directory, or `scratch`;
+    vision towers may be backbones of timm too (docs/references.md). Equal references share one module, but for the two
+    vision towers and for backbones of timm; what no loss uses is not loaded.
     """
 
     vision: str = SCRATCH
-    """Reference of the first vision tower (BLIP's ViT)."""
+    """Reference of the first vision tower: BLIP's ViT, or a backbone of timm (`timm:NAME.TAG`)."""
     match: str = SCRATCH
     """Reference of the matching text encoder and its head (BLIP ITM)."""
     answer: str = SCRATCH
@@ -146,11 +144,12 @@ class ModelConfig(Section):
     text_start: TextStart | None = None
     """What stands first in the text that BLIP's encoders read, [CLS] or [ENC]; null is what each checkpoint was trained
     with: [ENC] for BLIP's own, what an exported checkpoint says of itself, [CLS] for `scratch`."""
-    second_stream: Literal["efficient_sam", "efficient_sam_masks", "blip", "none"] = "efficient_sam"
+    second_stream: Literal["efficient_sam", "efficient_sam_masks", "blip", "timm", "none"] = "efficient_sam"
     """The second vision tower. `efficient_sam_masks` weighs its map by the mask of each question, so that the fusion
-    runs once per question instead of once per image; `blip` is a second BLIP encoder; `none` is a single stream."""
+    runs once per question instead of once per image; `blip` is a second BLIP encoder; `timm` is a backbone of timm;
+    `none` is a single stream."""
     second_vision: str = SCRATCH
-    """Reference of the second BLIP encoder (`second_stream: blip` alone); never shared with `vision`."""
+    """Reference of the second encoder (`second_stream: blip` or `timm` alone); never shared with `vision`."""
     efficient_sam: EfficientSamConfig = EfficientSamConfig()
     guidance: GuidanceConfig = GuidanceConfig()
     fusion: FusionConfig = FusionConfig()
@@ -247,28 +246,18 @@ class LossConfig(Section):
     """Wrong pairs for matching: the question with a wrong answer; a question of another image with its answer."""
 
 
-def local_directory(reference: str) -> Path | None:
-    """The directory that a model reference names; None when it is `scratch` or a hub id.
-
-    `/x`, `./x`, `../x` and `~/x` are directories whether they exist or not; anything else is one if it exists.
-    """
-    if reference == SCRATCH:
-        return None
-    path = Path(os.path.expanduser(reference))  # an unknown ~user stays as it is, where expanduser() would raise
-    looks_local = reference.startswith(("/", "./", "../", "~"))
-    return path if looks_local or path.is_dir() else None
-
-
-def hub_reference(reference: str) -> tuple[str, str | None]:
-    """(hub id, revision) of a reference that is a hub id; without `@revision` the revision is None."""
-    hub_id, _, revision = reference.partition("@")
-    return hub_id, revision or None
+def vision_references(model: ModelConfig) -> dict[Tower, tuple[str, str]]:
+    """The vision towers that come from a reference: (key, reference) by tower."""
+    found: dict[Tower, tuple[str, str]] = {"vision": ("model.vision", model.vision)}
+    if model.second_stream in ("blip", "timm"):
+        found["second_stream"] = ("model.second_vision", model.second_vision)
+    return found
 
 
 def second_stream_is_untrained(model: ModelConfig) -> bool:
     """Whether there is a second vision tower that starts from random weights."""
-    if model.second_stream == "blip":
-        return model.second_vision == SCRATCH
+    if model.second_stream in ("blip", "timm"):
+        return read_reference(model.second_vision).is_untrained
     return model.second_stream != "none" and model.efficient_sam.checkpoint is None
 
 
@@ -280,7 +269,7 @@ def text_towers(task: TaskData, losses: LossConfig) -> frozenset[str]:
 def untrained_towers(model: ModelConfig, used: Collection[str]) -> tuple[Tower, ...]:
     """Towers of a run that start from random weights; `used` are its text towers."""
     starts_untrained: dict[Tower, bool] = {
-        "vision": model.vision == SCRATCH,
+        "vision": read_reference(model.vision).is_untrained,
         "second_stream": second_stream_is_untrained(model),
         "match": "match" in used and model.match == SCRATCH,
         "answer": "answer" in used and model.answer == SCRATCH,

@@ -1,5 +1,7 @@
 """uint8 squares to what a tower reads: resized and normalised on the device, where it costs nothing worth caching."""
 
+from typing import Literal, NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,17 +9,34 @@ from torch import Tensor
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+Interpolation = Literal["bicubic", "bilinear"]
 
-def unit_pixels(pixels: Tensor, size: int | None = None) -> Tensor:
-    """(B, 3, S, S) uint8 to (B, 3, size, size) float32 in [0, 1]; bicubic with antialiasing where the size differs."""
+
+class Reads(NamedTuple):
+    """What pixels a tower reads."""
+
+    size: int
+    """Side in pixels."""
+    mean: tuple[float, ...]
+    """Of each channel, in [0, 1]."""
+    std: tuple[float, ...]
+    interpolation: Interpolation = "bicubic"
+
+    def pixels(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
+        """(B, 3, S, S) uint8 to (B, 3, size, size): the whole square, resized and normalised in fp32, then cast."""
+        mean = torch.tensor(self.mean, device=pixels.device)[:, None, None]
+        std = torch.tensor(self.std, device=pixels.device)[:, None, None]
+        return ((unit_pixels(pixels, self.size, self.interpolation) - mean) / std).to(dtype)
+
+
+def unit_pixels(pixels: Tensor, size: int | None = None, interpolation: Interpolation = "bicubic") -> Tensor:
+    """(B, 3, S, S) uint8 to (B, 3, size, size) float32 in [0, 1]; with antialiasing where the size differs."""
     scaled = pixels.float() / 255
     if size is None or pixels.shape[-1] == size:
         return scaled
-    return F.interpolate(scaled, size=(size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    return F.interpolate(scaled, size=(size, size), mode=interpolation, antialias=True, align_corners=False).clamp(0, 1)
 
 
 def blip_pixels(pixels: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     """(B, 3, S, S) uint8 to BLIP's input: (B, 3, size, size), normalised with CLIP's mean and standard deviation."""
-    mean = torch.tensor(CLIP_MEAN, device=pixels.device)[:, None, None]
-    std = torch.tensor(CLIP_STD, device=pixels.device)[:, None, None]
-    return ((unit_pixels(pixels, size) - mean) / std).to(dtype)
+    return Reads(size, CLIP_MEAN, CLIP_STD).pixels(pixels, dtype)

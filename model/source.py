@@ -1,6 +1,7 @@
-"""References to checkpoints become towers: BLIP and T5 from a hub id or a directory, EfficientSAM from its file.
+"""References to checkpoints become towers: BLIP and T5 from a hub id or a directory, EfficientSAM from its file,
+and any backbone of timm.
 
-Each checkpoint is read once; equal references share their modules.
+Each checkpoint is read once; equal references share their modules, but for the two vision towers.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,15 +18,17 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from model.config import SCRATCH, EfficientSamConfig, ModelConfig, ScratchConfig, TextStart
+from model.config import EfficientSamConfig, ModelConfig, ScratchConfig, TextStart, Tower, vision_references
 from model.efficient_sam.encoder import EFFICIENT_SAM_CONFIGS, EfficientSamEncoder, EfficientSamEncoderConfig
 from model.efficient_sam.weights import load_efficient_sam_encoder, load_segmenter
 from model.looking.second_stream import EfficientSamMaskStream, EfficientSamStream, TowerStream
+from model.references import SCRATCH, read_reference
 from model.towers.answer_towers import AnswerTower, BlipAnswerTower, T5AnswerTower
 from model.towers.checkpoint_files import BLIP_ARCHITECTURES, T5_ARCHITECTURES
 from model.towers.hub import Checkpoint, load_pretrained
 from model.towers.lora import add_lora
 from model.towers.match_tower import MatchTower
+from model.towers.timm_backbone import check_trainable, examine, load_backbone
 from model.towers.tokenizer import BlipCodec, T5Codec
 from model.towers.vision import BlipVisionTower, VisionTower
 from model.untrained import initialize_untrained
@@ -49,11 +52,13 @@ class TowerSource:
         self._load = lru_cache(self._load_once)
 
     def vision(self) -> VisionTower:
-        """The first vision tower: BLIP's vision transformer.
+        """The first vision tower: BLIP's vision transformer, or a backbone of timm.
 
         Raises:
             ConfigError, DataError: the checkpoint is missing or holds none (all methods).
         """
+        if read_reference(self.config.vision).is_timm:
+            return self._backbone("vision")
         module = self._part("model.vision", self.config.vision, "vision_model")
         return BlipVisionTower(module, checkpointing=self.config.gradient_checkpointing)
 
@@ -77,8 +82,10 @@ class TowerSource:
         return BlipAnswerTower(encoder, decoder, checkpointing=self.config.gradient_checkpointing)
 
     def second_stream(self) -> EfficientSamStream | TowerStream:
-        """EfficientSAM's image encoder, alone or with what makes masks; or a second BLIP's."""
+        """EfficientSAM's image encoder, alone or with what makes masks; or a second BLIP's; or a backbone of timm."""
         config, checkpointing = self.config, self.config.gradient_checkpointing
+        if config.second_stream == "timm":
+            return TowerStream(self._backbone("second_stream"))
         if config.second_stream == "blip":
             own_copy = self._load_once(config.second_vision).model  # shared, the two streams would be one
             return TowerStream(BlipVisionTower(own_copy.vision_model, checkpointing=checkpointing))
@@ -166,6 +173,15 @@ class TowerSource:
                 f"{key}: {reference} is a {type(model).__name__} and has no {name}; expected a {fitting} checkpoint"
             )
         return part
+
+    def _backbone(self, tower: Tower) -> VisionTower:
+        """A backbone of timm; never shared, since what trains one stream would train the other."""
+        key, reference = vision_references(self.config)[tower]
+        trained, checkpointing = tower not in self.config.freeze, self.config.gradient_checkpointing
+        backbone = examine(f"{key}={reference}", read_reference(reference))
+        if trained:
+            check_trainable(backbone, freeze=tower, checkpointing=checkpointing)
+        return load_backbone(backbone, trained=trained, checkpointing=checkpointing)
 
     def _scratch_itm_head(self) -> nn.Module:
         return nn.Linear(self.config.scratch.width, 2)

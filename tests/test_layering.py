@@ -34,7 +34,7 @@ FLOORS = {
         ("looking",),
         ("towers",),
         ("fusion", "efficient_sam"),
-        ("config", "rows", "losses", "fit", "pixels", "untrained", "precision"),
+        ("config", "references", "rows", "losses", "fit", "pixels", "untrained", "precision"),
     ),
     "shards": (
         ("read", "build"),

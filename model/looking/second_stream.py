@@ -59,22 +59,22 @@ class TowerStream(nn.Module):
 
     def __init__(self, tower: VisionTower) -> None:
         super().__init__()
-        self.encoder, self._tower = tower.module, tower
+        self.encoder, self.tower = tower.module, tower
 
     @property
     def width(self) -> int:
         """Channels of the map."""
-        return self._tower.width
+        return self.tower.width
 
     @property
     def image_size(self) -> int:
         """Side in pixels of the squares that the encoder reads."""
-        return self._tower.image_size
+        return self.tower.image_size
 
     def forward(self, pixels: Tensor) -> Tensor:
         """uint8 pixels (B, 3, S, S) to a map (B, C, g, g)."""
-        cells = self._tower.encode(pixels)[:, self._tower.prefix :]
-        return cells.transpose(1, 2).unflatten(2, (self._tower.grid, self._tower.grid))
+        cells = self.tower.encode(pixels)[:, self.tower.prefix :]
+        return cells.transpose(1, 2).unflatten(2, (self.tower.grid, self.tower.grid))
 
 
 class GridTokens(nn.Module):

@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
-from model.config import SCRATCH
+from model.references import SCRATCH
 
 BLIP_ARCHITECTURES = ("BlipForQuestionAnswering", "BlipForImageTextRetrieval", "BlipForConditionalGeneration")
 T5_ARCHITECTURES = ("T5ForConditionalGeneration",)

@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, T5ForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
-from model.config import SCRATCH, hub_reference, local_directory
+from model.references import SCRATCH, hub_reference, local_directory
 from model.towers.checkpoint_files import (
     CONFIG,
     SCRATCH_REFUSED,

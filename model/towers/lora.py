@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from model.config import LoraConfig, hub_reference, local_directory
+from model.config import LoraConfig
+from model.references import hub_reference, local_directory
 from shards.errors import ConfigError, DataError
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

@@ -29,12 +29,13 @@ from transformers import (
 )
 
 from model.build import BuiltModel, build_model, build_parts
-from model.config import SCRATCH, EfficientSamConfig, LossConfig, ModelConfig, PnpConfig, ScratchConfig
+from model.config import EfficientSamConfig, LossConfig, ModelConfig, PnpConfig, ScratchConfig
 from model.efficient_sam.segmenter import Segmenter, SegmenterConfig
 from model.objective import Objective, Towers
 from model.parts import sum_names
 from model.pnp.captions import Captioner
 from model.pnp.fid import FidReader
+from model.references import SCRATCH
 from model.towers.tokenizer import build_tokenizer
 from shards.tasks import TASKS
 from trainer.bench.workload import ANSWER_TOKENS, GQA_QUESTION_TOKENS

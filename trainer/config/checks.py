@@ -3,8 +3,9 @@
 import difflib
 from collections.abc import Iterator
 
-from model.config import SCRATCH, EfficientSamConfig, LossConfig, text_towers, untrained_towers
+from model.config import EfficientSamConfig, LossConfig, text_towers, untrained_towers, vision_references
 from model.parts import PARTS
+from model.references import SCRATCH, TIMM, read_reference
 from shards.read.augment import augment_fault
 from shards.tasks import TASKS
 from trainer.config.faults import Fault
@@ -29,6 +30,7 @@ def cross_faults(config: RunConfig) -> tuple[Fault, ...]:
         _metric,
         _fusion,
         _scratch,
+        _libraries,
         _efficient_sam,
         _frozen,
         _shared,
@@ -184,6 +186,25 @@ def _scratch(config: RunConfig) -> Iterator[Fault]:
         yield _heads_fault("model.scratch.heads", scratch.heads, scratch.width)
 
 
+def _libraries(config: RunConfig) -> Iterator[Fault]:
+    """Only vision towers come from timm, and a second one has to be of the kind that its stream names."""
+    model = config.model
+    for part in ("match", "answer"):
+        if read_reference(getattr(model, part)).is_timm:
+            yield Fault(f"model.{part}", f"{getattr(model, part)} reads no text; expected a checkpoint of transformers")
+    if model.second_stream not in ("blip", "timm"):
+        return
+    is_timm = read_reference(model.second_vision).is_timm
+    if is_timm and model.second_stream == "blip":
+        yield Fault("model.second_stream", f"blip, but model.second_vision is {model.second_vision}; set it to timm")
+    if not is_timm and model.second_stream == "timm":
+        yield Fault(
+            "model.second_vision",
+            f"{model.second_vision} is no backbone of timm; expected {TIMM}NAME.TAG, {TIMM}hf-hub:OWNER/NAME or "
+            f"{TIMM}./DIR, or set model.second_stream=blip",
+        )
+
+
 def _efficient_sam(config: RunConfig) -> Iterator[Fault]:
     tower = config.model.efficient_sam
     sizes = {name: getattr(tower, name) for name in _CUSTOM_SIZES}
@@ -225,7 +246,8 @@ def _frozen(config: RunConfig) -> Iterator[Fault]:
 
 
 def _second_reference(config: RunConfig) -> str:
-    return "model.second_vision" if config.model.second_stream == "blip" else "model.efficient_sam.checkpoint"
+    key, _ = vision_references(config.model).get("second_stream", ("model.efficient_sam.checkpoint", ""))
+    return key
 
 
 def _shared(config: RunConfig) -> Iterator[Fault]:

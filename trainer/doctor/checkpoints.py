@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import constants
 
-from model.config import SCRATCH, ModelConfig, hub_reference, local_directory, text_towers
+from model.config import ModelConfig, text_towers
+from model.references import SCRATCH, hub_reference, local_directory
 from model.towers.checkpoint_files import (
     BLIP_ARCHITECTURES,
     CONFIG,

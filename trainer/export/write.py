@@ -6,6 +6,7 @@ t5/                          T5 with its tokenizer, if it was trained whole
 lora_match/, lora_answer/    adapters in PEFT's format, where there are any
 blip_vision/                 BLIP's vision tower, if it was trained and fits into neither of these
 blip_second/                 the second BLIP, if it was trained: only its vision tower has a meaning
+timm_vision/, timm_second/   a backbone of timm, if it was trained, as timm.models.save_for_hf writes it
 efficient_sam.safetensors    the second vision tower, if it was trained, under its official key names
 heads.safetensors            heads that parts of the loss have of their own, where there are any
 export.json                  which part lies where, and the step and metrics that the weights belong to
@@ -30,9 +31,11 @@ from model.config import EfficientSamConfig, ModelConfig
 from model.efficient_sam.encoder import EfficientSamEncoder
 from model.efficient_sam.weights import save_efficient_sam_encoder
 from model.objective import Objective
+from model.references import read_reference, timm_directory
 from model.towers.answer_towers import T5AnswerTower
 from model.towers.checkpoint_files import architecture_of
 from model.towers.lora import load_adapters, save_adapters, without_adapters
+from model.towers.timm_backbone import TimmVisionTower
 from shards.errors import DataError
 from trainer.build import FUSION_FILE
 from trainer.config import RunConfig
@@ -40,6 +43,7 @@ from trainer.run_directory import replace_directory, write_json
 
 EXPORT_FILE = "export.json"
 VQA, ITM, T5, VISION, SECOND_BLIP = "blip_vqa", "blip_itm", "t5", "blip_vision", "blip_second"
+TIMM_VISION, TIMM_SECOND = "timm_vision", "timm_second"
 SECOND_STREAM = "efficient_sam.safetensors"
 HEADS = "heads.safetensors"
 
@@ -110,8 +114,10 @@ def exported_model_config(config: ModelConfig, directory: Path) -> ModelConfig:
     parts = {part: str((directory / name).resolve()) for part, name in read_export(directory)["parts"].items()}
     second = parts.pop("second_stream", None)
     changes: dict[str, Any] = dict(parts)
-    if second is not None and config.second_stream == "blip":
-        changes["second_vision"] = second
+    if "vision" in changes and read_reference(config.vision).is_timm:
+        changes["vision"] = timm_directory(changes["vision"])
+    if second is not None and config.second_stream in ("blip", "timm"):
+        changes["second_vision"] = timm_directory(second) if config.second_stream == "timm" else second
     elif second is not None:
         changes["efficient_sam"] = EfficientSamConfig(checkpoint=second, variant="custom")
     return config.model_copy(update=changes)
@@ -197,7 +203,11 @@ def _export_towers(model: ModelConfig, built: BuiltModel, weights: Mapping[str, 
     if match is not None and (changed := trained & {"match", *_vision_in(built, model.match)}):
         _save_blip(BlipForImageTextRetrieval, built, model.match, "match", vision, weights, aside / ITM)
         parts |= {part: ITM for part in sorted(changed) if part not in parts}
-    if "vision" in trained - parts.keys():
+    sight = built.objective.sight
+    if "vision" in trained and isinstance(sight, TimmVisionTower):
+        sight.save(vision, aside / TIMM_VISION)
+        parts["vision"] = TIMM_VISION
+    elif "vision" in trained - parts.keys():
         _save_blip(BlipForImageTextRetrieval, built, model.vision, None, vision, weights, aside / VISION)
         parts["vision"] = VISION
     return parts
@@ -217,6 +227,9 @@ def _export_second(model: ModelConfig, built: BuiltModel, weights: Mapping[str, 
     trained = _below(weights, "second_stream.encoder.")
     if not trained:
         return {}
+    if model.second_stream == "timm":
+        built.objective.tower("second_stream").tower.save(trained, aside / TIMM_SECOND)
+        return {"second_stream": TIMM_SECOND}
     if model.second_stream == "blip":
         _save_blip(BlipForImageTextRetrieval, built, model.second_vision, None, trained, {}, aside / SECOND_BLIP)
         return {"second_stream": SECOND_BLIP}

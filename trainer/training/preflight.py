@@ -2,12 +2,13 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from launch.local import count_gpus
-from model.config import ModelConfig, local_directory, text_towers
+from model.config import ModelConfig, text_towers, vision_references
+from model.references import Reference, read_reference
 from shards.errors import ConfigError, DataError, UserError
 from shards.format.index import SplitIndex, index_digest, read_index
 from shards.tasks import TASKS
@@ -169,8 +170,7 @@ def _check_initial_weights(path: str) -> None:
 
 def _check_weights(config: RunConfig) -> None:
     _check_efficient_sam(config.model)
-    second = {"second_vision"} if config.model.second_stream == "blip" else set()
-    _check_references(config.model, used={"vision"} | second | text_towers(TASKS[config.task], config.losses))
+    _check_references(config.model, text_towers(TASKS[config.task], config.losses))
 
 
 def _check_answers(config: RunConfig) -> None:
@@ -195,13 +195,27 @@ def _check_efficient_sam(model: ModelConfig) -> None:
     raise ConfigError(f"model.efficient_sam.checkpoint: {message}")
 
 
-def _check_references(model: ModelConfig, used: set[str]) -> None:
-    for tower in sorted(used):
-        reference = getattr(model, tower)
-        directory = local_directory(reference)
+def _check_references(model: ModelConfig, used: Collection[str]) -> None:
+    """Whether there is something behind every reference; `used` are the text towers of a run."""
+    vision = vision_references(model)
+    texts = {part: (f"model.{part}", getattr(model, part)) for part in sorted(used)}
+    for tower, (key, text) in sorted({**vision, **texts}.items(), key=lambda entry: entry[1]):
+        reference = read_reference(text)
+        if reference.is_timm:
+            _check_backbone(model, tower, f"{key}={text}", reference)
+            continue
+        directory = reference.directory
         if directory is not None and not (directory / "config.json").is_file():
             found = "has no config.json" if directory.is_dir() else "is no directory"
             raise ConfigError(
-                f"model.{tower}: {reference} {found}; expected a directory written by save_pretrained, a hub id, or "
-                "scratch"
+                f"{key}: {text} {found}; expected a directory written by save_pretrained, a hub id, or scratch"
             )
+
+
+def _check_backbone(model: ModelConfig, tower: str, said: str, reference: Reference) -> None:
+    """Whether a backbone of timm can be used so; its weights are fetched now, by one process and not by all."""
+    from model.towers.timm_backbone import check_trainable, examine  # it imports torch
+
+    backbone = examine(said, reference)
+    if tower not in model.freeze:
+        check_trainable(backbone, freeze=tower, checkpointing=model.gradient_checkpointing)

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from model.config import LossConfig, hub_reference, local_directory
+from model.config import LossConfig
+from model.references import hub_reference, local_directory
 from shards.errors import ConfigError
 from shards.tasks import TASKS
 from trainer.config import RunConfig, dump_config, load_config
