@@ -135,6 +135,13 @@ class Objective(nn.Module):
         return trained and isinstance(self.tower("answer"), T5AnswerTower)
 
     @property
+    def starts_gated(self) -> bool:
+        """Whether something that is trained starts at zero and holds back the gradients of others for a step."""
+        second = getattr(self.tower("second_stream"), "tower", None)
+        gated = any(tower.starts_gated for tower in (self.sight, second) if tower is not None)
+        return gated or bool(self.adapters)  # LoRA's B is 0 at first and holds A's gradient back
+
+    @property
     def is_guided(self) -> bool:
         """Whether the fusion sees other tokens for each question of an image."""
         return self._guidance is not None

@@ -181,7 +181,8 @@ class TowerSource:
         backbone = examine(f"{key}={reference}", read_reference(reference))
         if trained:
             check_trainable(backbone, freeze=tower, checkpointing=checkpointing)
-        return load_backbone(backbone, trained=trained, checkpointing=checkpointing)
+        cells_alone = tower == "second_stream"
+        return load_backbone(backbone, trained=trained, checkpointing=checkpointing, cells_alone=cells_alone)
 
     def _scratch_itm_head(self) -> nn.Module:
         return nn.Linear(self.config.scratch.width, 2)

@@ -51,7 +51,7 @@ class Backbone(NamedTuple):
     """Whole, on the meta device."""
     layout: Layout
     unused: frozenset[str]
-    """Parameters that no feature depends on."""
+    """Parameters that no feature depends on: heads, poolings."""
 
 
 class TimmVisionTower(VisionTower):
@@ -65,6 +65,7 @@ class TimmVisionTower(VisionTower):
         self.module, self._backbone, self._whole = module, backbone, whole
         self._reads, self._axes, self.width, self.grid, self.prefix = backbone.layout
         self.image_size = self._reads.size
+        self.starts_gated = backbone.reference.is_untrained  # Swin V2's norms, NFNet's gains
 
     def encode(self, shown: Tensor) -> Tensor:
         features = self.module(self._reads.pixels(shown, next(self.module.parameters()).dtype))
@@ -85,6 +86,7 @@ class TimmVisionTower(VisionTower):
         library().models.save_for_hf(model, str(directory), safe_serialization=True)
 
 
+@torch.enable_grad()
 def examine(said: str, reference: Reference) -> Backbone:
     """Build the architecture of a reference without its weights, and see what its features are.
 
@@ -95,14 +97,15 @@ def examine(said: str, reference: Reference) -> Backbone:
         ConfigError: timm does not know it, or it gives no tokens that lie on a square grid.
         DataError: its files are missing or damaged.
     """
-    fetch(said, reference)
+    fetch(said, reference._replace(is_untrained=True))  # of a repository, what says the architecture
     skeleton = _build(said, reference, pretrained=False, device="meta").eval()
     reads = _reads(said, skeleton)
-    parameters = dict(skeleton.named_parameters())
     features = _features(said, skeleton, reads)
-    gradients = torch.autograd.grad(features.sum(), list(parameters.values()), allow_unused=True)
-    unused = frozenset(name for name, found in zip(parameters, gradients, strict=True) if found is None)
-    return Backbone(reference, said, skeleton, _layout(said, skeleton, reads, features), unused)
+    layout = _layout(said, skeleton, reads, features)
+    gradients = torch.autograd.grad(features.sum(), list(skeleton.parameters()), allow_unused=True)
+    names = (name for name, _ in skeleton.named_parameters())
+    unused = frozenset(name for name, found in zip(names, gradients, strict=True) if found is None)
+    return Backbone(reference, said, skeleton, layout, unused)
 
 
 def check_trainable(backbone: Backbone, *, freeze: str, checkpointing: bool) -> None:
@@ -134,23 +137,33 @@ def check_trainable(backbone: Backbone, *, freeze: str, checkpointing: bool) -> 
             ) from None
 
 
-def load_backbone(backbone: Backbone, *, trained: bool, checkpointing: bool) -> TimmVisionTower:
+def load_backbone(
+    backbone: Backbone, *, trained: bool, checkpointing: bool, cells_alone: bool = False
+) -> TimmVisionTower:
     """The tower of an examined backbone: its weights, or those that timm draws; in fp32.
 
     Args:
         trained: keeps what an export needs beside the parameters.
+        cells_alone: the tokens in front of the grid are not read, so what they alone depend on is not trained.
         checkpointing: recompute blocks in the backward pass.
 
     Raises:
-        DataError: the weights do not fit the architecture, or are damaged.
+        DataError: the weights are missing or damaged, or do not fit the architecture.
     """
     reference, unused = backbone.reference, backbone.unused
+    fetch(backbone.said, reference)
     module = _build(backbone.said, reference, pretrained=not reference.is_untrained)
-    kept = {name for name, _ in module.named_parameters()} - unused
+    fixed = _beside_cells(module, backbone) if trained and cells_alone and backbone.layout.prefix else frozenset()
+    kept = {name for name, _ in module.named_parameters()} - unused - fixed
     whole = {name: value.clone() for name, value in module.state_dict().items() if name not in kept} if trained else {}
-    for name in unused:
+    for name in unused | fixed:
         owner, _, own_name = name.rpartition(".")
-        module.get_submodule(owner).register_parameter(own_name, None)
+        holder = module.get_submodule(owner)
+        value = getattr(holder, own_name).detach()
+        holder.register_parameter(own_name, None)
+        if name in fixed:  # still computed with
+            delattr(holder, own_name)
+            holder.register_buffer(own_name, value, persistent=False)
     if trained and checkpointing:
         module.set_grad_checkpointing(True)
     # Called as a module, or ZeRO-3 would not gather what lies on the backbone itself: class token, positions.
@@ -195,6 +208,24 @@ def _features(said: str, model: nn.Module, reads: Reads) -> Tensor:
     return features
 
 
+@torch.enable_grad()
+def _beside_cells(module: nn.Module, backbone: Backbone) -> frozenset[str]:
+    """The parameters that only the tokens in front of the grid depend on, as CaiT's last layers do.
+
+    Which they are shows in values alone: costs one image forward and backward.
+    """
+    layout, generator = backbone.layout, torch.Generator().manual_seed(0)
+    image = torch.rand(1, 3, layout.reads.size, layout.reads.size, generator=generator)
+    was_training = module.training
+    cells = module.eval().forward_features(image)[:, layout.prefix :]
+    module.train(was_training)
+    parameters = {name: value for name, value in module.named_parameters() if name not in backbone.unused}
+    chosen = (cells * torch.randn(cells.shape, generator=generator)).sum()
+    gradients = torch.autograd.grad(chosen, list(parameters.values()), allow_unused=True)
+    silent = (found is None or not found.any() for found in gradients)
+    return frozenset(name for name, is_silent in zip(parameters, silent, strict=True) if is_silent)
+
+
 def _layout(said: str, model: nn.Module, reads: Reads, features: Tensor) -> Layout:
     shape = tuple(features.shape)
     if features.dim() == 3:
@@ -214,7 +245,8 @@ def _layout_of_tokens(said: str, model: nn.Module, reads: Reads, shape: tuple[in
         prefix = count - (reads.size // _last_stage(model).get("reduction", reads.size)) ** 2
     grid = math.isqrt(max(count - prefix, 0))
     if prefix < 0 or grid * grid != count - prefix:
-        raise ConfigError(f"{said}: gives {count} tokens, of which {prefix} are in front; the rest is no square grid")
+        behind = f" behind {prefix} others" if prefix > 0 else ""
+        raise ConfigError(f"{said}: gives {count} tokens that are no square grid of cells{behind}")
     return Layout(reads, "tokens", width, _square(said, grid, grid), prefix)
 
 

@@ -33,7 +33,7 @@ class Weights(NamedTuple):
     missing: str | None
     """What is missing or damaged; None if they can be loaded."""
     steps: tuple[str, ...] = ()
-    """Commands that get them; none for a directory, which nothing can fetch."""
+    """Commands that get them (again); none for a directory, which nothing can fetch."""
     is_damaged: bool = False
 
 
@@ -47,7 +47,7 @@ def library() -> ModuleType:
         import timm
     except (ImportError, RuntimeError, OSError) as error:  # torchvision of another torch raises all three
         raise ConfigError(
-            f"{TIMM}: the package timm cannot be imported ({short_reason(error)}); run `pip install timm`"
+            f"timm: the package timm cannot be imported ({short_reason(error)}); run `pip install timm`"
         ) from None
     return timm
 
@@ -216,7 +216,7 @@ class _Repository(NamedTuple):
         place = f"hub cache, revision {file.parent.name}, {file.parent}"
         if _is_damaged(file):
             return Weights(place, f"{file} is damaged", (f"{self._command} --force-download",), is_damaged=True)
-        return Weights(place, None)
+        return Weights(place, None, (self._command, self._elsewhere))
 
     def download(self) -> None:
         """Bring the files into the cache."""

@@ -28,6 +28,8 @@ class VisionTower(ABC):
     """g."""
     prefix: int
     """P: class token, registers; 0 for an encoder that gives cells alone."""
+    starts_gated: bool = False
+    """Whether a factor in it may start at zero and hold back the gradients of others for a step."""
 
     @abstractmethod
     def encode(self, shown: Tensor) -> Tensor:

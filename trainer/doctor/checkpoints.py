@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import constants
 
-from model.config import ModelConfig, text_towers
-from model.references import SCRATCH, hub_reference, local_directory
+from model.config import ModelConfig, text_towers, vision_references
+from model.references import SCRATCH, Reference, read_reference
 from model.towers.checkpoint_files import (
     BLIP_ARCHITECTURES,
     CONFIG,
@@ -21,6 +21,7 @@ from model.towers.checkpoint_files import (
     in_directory,
     is_hub_id,
 )
+from shards.errors import UserError
 from shards.tasks import TASKS
 from trainer.config import RunConfig
 from trainer.doctor.table import Row
@@ -31,6 +32,8 @@ READS_IMAGES = (*MATCH, "BlipForQuestionAnswering")
 CAPTIONER = ("BlipForConditionalGeneration",)
 ANSWER = ("BlipForQuestionAnswering", *T5_ARCHITECTURES)
 
+BACKBONE = "timm"
+"""In the place of a model_type of transformers."""
 BLIP_WIDTH, T5_WIDTH = 768, 512
 """What transformers takes for a width that a config.json leaves out."""
 
@@ -41,7 +44,7 @@ class Use(NamedTuple):
     key: str
     reference: str
     architectures: tuple[str, ...]
-    """Class names of transformers, one of which it has to be."""
+    """Class names of transformers, one of which it has to be; none for a backbone of timm."""
     trains: bool = True
     """Whether training needs it; else only `duoflow answer` and `duoflow evaluate` with captions do."""
 
@@ -67,9 +70,10 @@ class Checkpoint(NamedTuple):
 def checkpoint_uses(config: RunConfig) -> list[Use]:
     """Every reference that the recipe's losses and streams use, `scratch` among them, and those of its captions."""
     model = config.model
-    uses = [Use("model.vision", model.vision, BLIP_ARCHITECTURES)]
-    if model.second_stream == "blip":
-        uses.append(Use("model.second_vision", model.second_vision, BLIP_ARCHITECTURES))
+    uses = [
+        Use(key, reference, () if read_reference(reference).is_timm else BLIP_ARCHITECTURES)
+        for key, reference in vision_references(model).values()
+    ]
     used = text_towers(TASKS[config.task], config.losses)
     if "match" in used:
         uses.append(Use("model.match", model.match, MATCH if config.losses.itm > 0 else READS_IMAGES))
@@ -125,19 +129,22 @@ def width_row(model: ModelConfig, uses: Sequence[Use], checkpoints: Mapping[str,
 
 def examine(reference: str, keys: Sequence[str]) -> Checkpoint:
     """Look for the files of a checkpoint, on this machine alone."""
-    directory = local_directory(reference)
-    if directory is not None:
-        return _examine_directory(directory)
-    hub_id, revision = hub_reference(reference)
-    if not is_hub_id(hub_id):
+    read = read_reference(reference)
+    if read.is_timm:
+        return _examine_backbone(read)
+    if read.directory is not None:
+        return _examine_directory(read.directory)
+    if read.hub_id is None or not is_hub_id(read.hub_id):
         return Checkpoint("nowhere", ["no such directory, and no hub id (OWNER/NAME)"], {}, ())
-    return _examine_cache(hub_id, revision, keys)
+    return _examine_cache(read.hub_id, read.revision, keys)
 
 
 def read_width(config: Mapping[str, Any]) -> int:
     """The width of the image tokens that a checkpoint's text side reads; for BLIP also that of its vision tower."""
     if config.get("model_type") == "t5":
         return config.get("d_model", T5_WIDTH)
+    if config.get("model_type") == BACKBONE:
+        return config["width"]
     # transformers makes BLIP's text side read what its own vision tower writes, whatever text_config says.
     return (config.get("vision_config") or {}).get("hidden_size", BLIP_WIDTH)
 
@@ -160,6 +167,25 @@ def _examine_directory(directory: Path) -> Checkpoint:
         return Checkpoint(str(directory), [f"no such directory; {expected}"], {}, ())
     faults, config = examine_files(in_directory(directory))
     return Checkpoint(f"in {directory}", faults, config, ())
+
+
+def _examine_backbone(reference: Reference) -> Checkpoint:
+    """A backbone of timm; it is built without its weights to say what it gives, where nothing has to be fetched."""
+    from model.towers.timm_backbone import examine as examine_backbone  # these import torch, and timm
+    from model.towers.timm_files import find_weights
+
+    try:
+        weights = find_weights(reference.text, reference)
+        if weights.missing is not None and reference.hub_id is not None:
+            return Checkpoint(weights.place, [weights.missing], {}, weights.steps)
+        layout = examine_backbone(reference.text, reference).layout
+    except UserError as error:
+        return Checkpoint("nowhere", [str(error).removeprefix(f"{reference.text}: ")], {}, ())
+    cells = f"{layout.grid} x {layout.grid} cells behind {layout.prefix} tokens"
+    given = f"{layout.width} wide, {cells}, of {layout.reads.size} pixels"
+    config = {"model_type": BACKBONE, "architectures": [given], "width": layout.width}
+    faults = [] if weights.missing is None else [weights.missing]
+    return Checkpoint(weights.place, faults, config, weights.steps)
 
 
 def _examine_cache(hub_id: str, revision: str | None, keys: Sequence[str]) -> Checkpoint:
@@ -186,7 +212,7 @@ def fetch_steps(hub_id: str, revision: str | None, keys: Sequence[str]) -> tuple
 def _misfits(uses: Sequence[Use], config: Mapping[str, Any]) -> Iterator[str]:
     found = architecture_of(config)
     for use in uses:
-        if found not in use.architectures:
+        if use.architectures and found not in use.architectures:
             yield f"is a {found}; {use.key} expects {' or '.join(use.architectures)}"
 
 

@@ -214,8 +214,10 @@ def _check_references(model: ModelConfig, used: Collection[str]) -> None:
 
 def _check_backbone(model: ModelConfig, tower: str, said: str, reference: Reference) -> None:
     """Whether a backbone of timm can be used so; its weights are fetched now, by one process and not by all."""
-    from model.towers.timm_backbone import check_trainable, examine  # it imports torch
+    from model.towers.timm_backbone import check_trainable, examine  # these import torch
+    from model.towers.timm_files import fetch
 
     backbone = examine(said, reference)
     if tower not in model.freeze:
         check_trainable(backbone, freeze=tower, checkpointing=model.gradient_checkpointing)
+    fetch(said, reference)

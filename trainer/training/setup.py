@@ -123,7 +123,7 @@ def _engine(config: RunConfig, objective: Objective, world: World) -> Engine:
         learning_rate=optim.lr,
         optimizer=optim.choice,
         groups=parameter_groups(objective, optim.weight_decay, lr_scales),
-        gradient_patience=2 if objective.adapters else 1,  # LoRA's B is 0 at first and holds A's gradient back
+        gradient_patience=2 if objective.starts_gated else 1,
     )
 
 
