@@ -55,7 +55,7 @@ def cached(home: Path, repository: str, directory: Path) -> Path:
         (f"timm:{DINOV2}.lvd142", rf"no weights lvd142 of {DINOV2}; did you mean lvd142m\?; its tags: lvd142m"),
         (f"timm:{DINOV2}@main", rf"has no backbone {DINOV2}@main; did you mean {DINOV2}\?"),
         ("timm:facebook/dinov2", r"has no backbone facebook/dinov2.*; a hub id is written timm:hf-hub:OWNER/NAME"),
-        ("timm:", r"has no backbone of no name"),
+        ("timm:", r"has no backbone \(no name\)"),
         ("timm:hf-hub:no hub id", r"no hub id is no hub id \(OWNER/NAME or OWNER/NAME@REVISION\)"),
     ],
 )
