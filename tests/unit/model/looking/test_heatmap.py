@@ -239,3 +239,11 @@ def test_a_block_that_tells_nothing_is_refused(block: int) -> None:
 @pytest.mark.parametrize(("num_layers", "block"), [(12, 7), (24, 7), (9, 7), (8, 6), (2, 0)])
 def test_the_block_is_that_of_pnp_vqa_or_the_last_that_can_be_used(num_layers: int, block: int) -> None:
     assert default_block(num_layers) == block
+
+
+def test_what_stands_in_front_of_the_cells_is_left_out_however_many_tokens_it_is() -> None:
+    model = plain_model(grid=3, heads=2, layers=3)
+    asked, tower = Asked(model, [[5, 3], [7]]), tower_of(model)
+    cells = asked.heatmaps(tower, block=1).flatten(1)
+    assert cells.shape == (3, 9)
+    assert torch.equal(asked.heatmaps(tower, block=1, prefix=6).flatten(1), cells[:, -4:])

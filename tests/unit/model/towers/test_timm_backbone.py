@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from model.config import GuidanceConfig
 from model.looking.second_stream import GridTokens, TowerStream
+from model.pnp.viewer import Viewer
 from model.references import read_reference
 from model.towers.timm_backbone import TimmVisionTower, examine, load_backbone
 from shards.errors import ConfigError
@@ -242,3 +244,20 @@ def test_what_cannot_be_recomputed_says_so(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"model\.gradient_checkpointing: model\.vision=.* has none; set it to false"):
         tiny_model(vision=reference, fusion=FITTING, gradient_checkpointing=True)
     tiny_model(vision=reference, fusion=FITTING, gradient_checkpointing=True, freeze=("vision",))
+
+
+@pytest.mark.parametrize("family", ["siglip", "registers", "swin"])
+def test_a_heatmap_lies_on_the_cells_whatever_stands_in_front(backbones: Backbones, family: str):
+    built = tiny_model(vision=backbones(family), fusion=FITTING)
+    viewer = Viewer(built.objective.eval(), built.match_codec, None, GuidanceConfig(block=0))
+    found = viewer.look(random_pixels(SIDE), ["is there a red square", "what color"], torch.tensor([0, 1]))
+    grid = FAMILIES[family].grid
+    assert found.heatmaps.shape == (2, grid, grid)
+    assert found.heatmaps.any()
+
+
+def test_streams_of_other_widths_can_be_summed_up(backbones: Backbones):
+    towers = {"vision": backbones("siglip"), "second_stream": "timm", "second_vision": backbones("swin")}
+    objective = tiny_model(**towers, fusion={"name": "sum"}).objective
+    objective(random_batch((2, 1))).loss.backward()
+    assert all(parameter.grad.any() for name, parameter in objective.named_parameters() if "vision" in name)

@@ -8,6 +8,7 @@ from huggingface_hub import constants
 from shards.errors import ConfigError, DataError, UserError
 from tests.backbones import write_backbone
 from tests.unit.trainer.doctor.recipe_files import loaded
+from trainer.cli import main
 from trainer.doctor.checkpoints import checkpoint_rows, checkpoint_uses, examine_all, width_row
 from trainer.doctor.table import Row
 from trainer.training.preflight import _check_references
@@ -104,3 +105,14 @@ def test_only_vision_towers_come_from_timm(recipe: Path, overrides: tuple[str, .
     with pytest.raises(ConfigError) as error:
         loaded(recipe, *SCRATCH, *overrides)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("reference", ["timm:vit_tiny_patch99_224", "timm:./nowhere", "timm:crossvit_9_240@scratch"])
+def test_a_start_ends_with_one_line_before_anything_is_written(recipe: Path, reference: str, capsys):
+    before = sorted(recipe.parent.iterdir())
+    overrides = [*SCRATCH, f"model.vision={reference}", "model.efficient_sam.checkpoint=sam.safetensors"]
+    assert main(["train", str(recipe), *overrides]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert f"model.vision={reference}: " in lines[0]
+    assert sorted(recipe.parent.iterdir()) == before
