@@ -113,7 +113,7 @@ class TestEquality:
         assert measured.encoders.exact <= LARGEST_EXACT_DIFFERENCE
 
     def test_a_vision_forward_that_mixes_up_images_is_found_out(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr("model.objective.encode_image", lambda *a, **k: encode_image(*a, **k).flip(0))
+        monkeypatch.setattr("model.towers.vision.encode_image", lambda *a, **k: encode_image(*a, **k).flip(0))
         wrong = measure_tiny(torch.float32, with_reference=True)
         assert wrong.unequal == [GROUPED, KEYS_PER_ROW, "image tokens", "grouped in fp64"]
 
