@@ -29,7 +29,6 @@ from shards.read.augment import RandAugment
 from shards.read.loader import EvaluationBatches, Loader, Split, Texts, TrainingBatches
 from shards.tasks import TASKS
 from shards.tasks.seam import Wanted
-from shards.vqa_text import normalise_label
 from trainer.config import RunConfig
 from trainer.config.schema import plan_order
 from trainer.engine.distributed import World
@@ -90,10 +89,10 @@ def classes_of(config: RunConfig, train: SplitIndex) -> tuple[str, ...]:
     if config.losses.classify == 0 and config.answers.by != "rank":
         return ()
     if config.answers.list is not None:
-        return _listed_answers(Path(config.answers.list).expanduser())
+        return _listed_answers(Path(config.answers.list).expanduser(), data.class_of)
     counts: Counter[str] = Counter()
     for answer, count in train.answers.items():
-        counts[normalise_label(answer)] += count
+        counts[data.class_of(answer)] += count
     frequent = [answer for answer, count in counts.items() if count >= config.answers.min_count]
     if not frequent:
         raise ConfigError(
@@ -103,7 +102,7 @@ def classes_of(config: RunConfig, train: SplitIndex) -> tuple[str, ...]:
     return tuple(sorted(frequent, key=lambda answer: (-counts[answer], answer)))
 
 
-def _listed_answers(path: Path) -> tuple[str, ...]:
+def _listed_answers(path: Path, class_of: Callable[[str], str]) -> tuple[str, ...]:
     try:
         found = msgspec.json.decode(path.read_bytes(), type=list[str])
     except OSError as error:
@@ -112,7 +111,7 @@ def _listed_answers(path: Path) -> tuple[str, ...]:
         ) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"answers.list: {path}: {error}; expected a JSON list of answers") from None
-    answers = tuple(dict.fromkeys(normalise_label(answer) for answer in found))
+    answers = tuple(dict.fromkeys(map(class_of, found)))
     if not answers:
         raise ConfigError(f"answers.list: {path}: no answer in it; expected a JSON list of answers")
     return answers

@@ -2,12 +2,21 @@
 
 from pathlib import Path
 
-from shards.annotations import gqa, nlvr2, snli_ve, table, vqa
+from shards.annotations import gqa, lxmert, nlvr2, snli_ve, table, vqa
 from shards.annotations.scene_graphs import SceneGraphs
 from shards.annotations.seam import Annotation, Beside, Reader
 from shards.errors import DataError
 from shards.format.index import INDEX_NAME, SplitIndex
-from shards.format.records import ImageSample, Question, Scene, Statement, VqaQuestion, VqaSample
+from shards.format.records import (
+    ImageSample,
+    Question,
+    Scene,
+    ScoredQuestion,
+    ScoredSample,
+    Statement,
+    VqaQuestion,
+    VqaSample,
+)
 
 _QUESTIONS = {"item": Question, "sample": ImageSample}
 _STATEMENTS = {"item": Statement, "sample": Scene}
@@ -34,6 +43,14 @@ READERS: dict[str, Reader] = {
     ),
     "snli_ve": Reader(**_STATEMENTS, read=snli_ve.read, endings=snli_ve.ENDINGS),
     "nlvr2": Reader(**_STATEMENTS, read=nlvr2.read, endings=nlvr2.ENDINGS),
+    "lxmert": Reader(
+        item=ScoredQuestion,
+        sample=ScoredSample,
+        read=lxmert.read_questions,
+        endings=lxmert.ENDINGS,
+        settle=lxmert.settle,
+    ),
+    lxmert.STATEMENTS: Reader(**_STATEMENTS, read=lxmert.read_statements, endings=lxmert.ENDINGS),
 }
 
 

@@ -52,6 +52,8 @@ class Reader:
     """(files, where a table may go, advance) -> what is looked up in them."""
     options: frozenset[Option] = frozenset()
     """Those that it takes."""
+    settle: Callable[[Sequence[Path]], str | None] = lambda _: None
+    """(files) -> the name of the format that they are of, where a name stands for several."""
 
     def decode_item(self, data: bytes) -> Item:
         """An item from its JSON."""

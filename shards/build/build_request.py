@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from shards.annotations import READERS
 from shards.annotations.seam import Option
 from shards.errors import ConfigError, DataError
+from shards.format.index import Medium
 
 OnMissing = Literal["fail", "skip"]
 SHARD_BYTES = 256 << 20
@@ -19,8 +20,11 @@ class BuildRequest:
 
     format: str
     questions: Sequence[Path]
-    images: Path
     out: Path
+    images: Path | None = None
+    """The directory of images; None for shards of regions."""
+    regions: Sequence[Path] = ()
+    """TSV files with the regions of the images, in place of their pixels."""
     scene_graphs: Path | None = None
     annotations: Sequence[Path] = ()
     limit: int | None = None
@@ -53,8 +57,18 @@ class BuildRequest:
                 )
         if not self.questions:
             raise ConfigError("--questions: no files given")
-        if not self.images.is_dir():
+        if (self.images is None) == (not self.regions):
+            found = "neither was given" if self.images is None else "both were given"
+            raise ConfigError(f"--images DIR or --regions TSV: {found}; a split has pixels, or regions in their place")
+        if self.regions and self.resize is not None:
+            raise ConfigError(f"--resize {self.resize}: regions have no pixels; leave it out")
+        if self.images is not None and not self.images.is_dir():
             raise DataError(f"--images {self.images}: no such directory")
+
+    @property
+    def medium(self) -> Medium:
+        """What the images are to be packed as."""
+        return "regions" if self.regions else "pixels"
 
     @property
     def beside(self) -> list[Path]:

@@ -41,8 +41,9 @@ def run_build(arguments: argparse.Namespace) -> int:
     request = BuildRequest(
         format=arguments.format,
         questions=arguments.questions,
-        images=arguments.images,
         out=arguments.out,
+        images=arguments.images,
+        regions=arguments.regions,
         scene_graphs=arguments.scene_graphs,
         annotations=arguments.annotations,
         limit=arguments.limit,
@@ -103,6 +104,7 @@ def describe(index: SplitIndex) -> dict[str, Any]:
         "sources": [source.name for source in index.sources],
         "options": index.options,
         "counts": index.counts,
+        **({} if index.medium == "pixels" else {"regions": str(index.regions)}),
         "shards": len(index.shards),
         "bytes": sum(shard.bytes for shard in index.shards),
         **{name: _most_first(index.types.get(name, {})) for name in {"structural": {}, "semantic": {}} | index.types},
@@ -123,7 +125,16 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help="question files; for gqa also a directory of chunks (train_all_questions_*.json)",
     )
-    parser.add_argument("--images", required=True, type=Path, metavar="DIR", help="the directory of images")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="the directory of images")
+    parser.add_argument(
+        "--regions",
+        nargs="+",
+        action="extend",
+        type=Path,
+        metavar="TSV",
+        default=[],
+        help="in place of --images: what a detector saw in them, in LXMERT's TSV files",
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the directory of shards to make")
     parser.add_argument("--scene-graphs", type=Path, metavar="F", help="GQA's scene graphs: adds boxes to questions")
     parser.add_argument(
@@ -173,6 +184,8 @@ def _most_first(table: dict[str, int]) -> dict[str, int]:
 
 def _table(facts: dict[str, Any]) -> list[str]:
     lines = [f"{'format':<22}{facts['format']}", f"{'built from':<22}{', '.join(facts['sources'])}"]
+    if "regions" in facts:
+        lines.append(f"{'images':<22}{facts['regions']}")
     given = {name: value for name, value in facts["options"].items() if value not in (None, False)}
     lines.append(f"{'options':<22}{', '.join(f'{name} {value}' for name, value in sorted(given.items()))}")
     numbers = {

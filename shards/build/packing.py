@@ -10,14 +10,14 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import connection, get_context, parent_process
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from shards.annotations import READERS
+from shards.build.media import Loaded, Origin
 from shards.build.tally import tally
-from shards.build.tar_writer import EncodedImage, Sample
+from shards.build.tar_writer import Sample
 from shards.errors import UserError
-from shards.format.images import MissingImage, UnreadableImage, decode_image, find_image, read_image, shrink
+from shards.format.images import MissingImage, UnreadableImage
 from shards.format.records import Kind, Picture, encode_sample
 
 AHEAD = 4
@@ -32,14 +32,17 @@ class Source(NamedTuple):
     """Where the images of a sample are."""
 
     sample_id: str
-    refs: tuple[str, ...]
-    directory: Path
-    endings: tuple[str, ...]
+    origins: tuple[Origin, ...]
+
+    @property
+    def refs(self) -> tuple[str, ...]:
+        """What the annotations call them."""
+        return tuple(origin.ref for origin in self.origins)
 
     @property
     def image_ids(self) -> tuple[str, ...]:
         """The sample's id for its only image; of several, what the annotations call each one's file."""
-        return (self.sample_id,) if len(self.refs) == 1 else self.refs
+        return (self.sample_id,) if len(self.origins) == 1 else self.refs
 
 
 class Task(NamedTuple):
@@ -71,14 +74,8 @@ class Unusable(NamedTuple):
     fingerprint: str
 
 
-class _File(NamedTuple):
-    path: Path | None
-    data: bytes
-    error: MissingImage | UnreadableImage | None
-
-
 def pack(task: Task) -> Packed | Unusable:
-    """Read, decode and, if asked, resize the images of a sample, and put its items beside them.
+    """Read, check and, if asked, resize the images of a sample, and put its items beside them.
 
     Raises:
         DataError: the annotation's path leads out of the image directory.
@@ -86,19 +83,17 @@ def pack(task: Task) -> Packed | Unusable:
     source, found = task.source, _load(task.source)
     mark = _fingerprint(source, found)
     images, pictures = [], []
-    for image_id, ref, file in zip(source.image_ids, source.refs, found, strict=True):
+    for image_id, origin, file in zip(source.image_ids, source.origins, found, strict=True):
         try:
             if file.error is not None:
                 raise file.error
-            decoded = decode_image(file.data, file.path)
+            image, (width, height) = origin.encode(file, task.resize)
         except (MissingImage, UnreadableImage) as error:
             reason = "missing" if isinstance(error, MissingImage) else "unreadable"
             message = f"{error} ({_named(source)}, {len(task.items)} questions)"
-            return Unusable(source, ref, len(task.items), reason, message, mark)
-        smaller = shrink(decoded, task.resize) if task.resize else None
-        extension, data = (decoded.extension, file.data) if smaller is None else ("jpg", smaller)
-        images.append(EncodedImage(ref, extension, data))
-        pictures.append(Picture(image_id=image_id, width=decoded.size[0], height=decoded.size[1]))
+            return Unusable(source, origin.ref, len(task.items), reason, message, mark)
+        images.append(image)
+        pictures.append(Picture(image_id=image_id, width=width, height=height))
     reader = READERS[task.format]
     items = [reader.decode_item(body) for body in task.items]
     text = encode_sample(reader.sample.of(source.sample_id, pictures, items))
@@ -144,23 +139,14 @@ def map_in_order(function: Callable[[T], R], tasks: Iterable[T], workers: int) -
 
 
 def _named(source: Source) -> str:
-    return f"image {source.sample_id!r}" if len(source.refs) == 1 else f"one of the images of {source.sample_id!r}"
+    return f"image {source.sample_id!r}" if len(source.origins) == 1 else f"one of the images of {source.sample_id!r}"
 
 
-def _load(source: Source) -> list[_File]:
-    return [_load_image(source, ref) for ref in source.refs]
+def _load(source: Source) -> list[Loaded]:
+    return [origin.load() for origin in source.origins]
 
 
-def _load_image(source: Source, ref: str) -> _File:
-    path: Path | None = None
-    try:
-        path = find_image(source.directory, ref, source.endings)
-        return _File(path, read_image(path), None)
-    except (MissingImage, UnreadableImage) as error:
-        return _File(path, b"", error)
-
-
-def _fingerprint(source: Source, files: list[_File]) -> str:
+def _fingerprint(source: Source, files: list[Loaded]) -> str:
     return "".join(
         f"{image_id}\0{file.path.name if file.path else ''}\0{hashlib.sha256(file.data).hexdigest()}\n"
         for image_id, file in zip(source.image_ids, files, strict=True)

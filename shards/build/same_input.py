@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from heapq import merge
 from pathlib import Path
 
-from shards.annotations import READERS
 from shards.build.build_request import BuildRequest
+from shards.build.media import open_medium
 from shards.build.packing import Source as ImageSource
 from shards.build.packing import fingerprint, map_in_order
 from shards.errors import DataError
@@ -31,8 +31,8 @@ def hash_sources(request: BuildRequest, files: Sequence[Path]) -> list[Source]:
 
 def refuse_another(present: SplitIndex, sources: list[Source], request: BuildRequest) -> None:
     """The directory must hold nothing, or this very data set."""
-    found = {"format": present.reader, **present.options}
-    asked = {"format": request.format, **request.options()}
+    found = {"format": present.reader, "medium": present.medium, **present.options}
+    asked = {"format": request.format, "medium": request.medium, **request.options()}
     changes = [
         f"{name} {found.get(name, False)} there, {asked.get(name, False)} asked"
         for name in {**asked, **found}
@@ -65,8 +65,9 @@ def images_digest(index: SplitIndex, request: BuildRequest) -> str:
         for position, sample_id in enumerate(shard.image_ids)
     )
     skipped = ((skip.image_id, tuple(skip.image_refs or [skip.image_ref])) for skip in index.skipped)
-    endings = READERS[request.format].endings
-    samples = [ImageSource(*pair, request.images, endings) for pair in merge(packed, skipped)]
+    named = list(merge(packed, skipped))
+    medium = open_medium(request, (ref for _, refs in named for ref in refs))
+    samples = [ImageSource(sample_id, tuple(map(medium.origin, refs))) for sample_id, refs in named]
     digest = hashlib.sha256()
     with Progress("comparing images", len(samples), "images", show=request.show_progress) as progress:
         for lines in map_in_order(fingerprint, samples, request.workers):

@@ -23,6 +23,7 @@ from shards.errors import DataError
 from shards.format.images import UnreadableImage, decode_image, resized_size
 from shards.format.index import INDEX_NAME, Shard, SplitIndex, decode_index, is_intact, read_index_bytes
 from shards.format.records import Kind, Picture, Sample, decode_sample
+from shards.format.regions import EXTENSION, Regions, RegionShape, decode_regions
 from shards.progress import Progress
 
 
@@ -44,6 +45,7 @@ class _Part(NamedTuple):
     first_sample: int
     resize: int | None
     format: str
+    regions: RegionShape | None
 
 
 class _Seen(NamedTuple):
@@ -96,7 +98,8 @@ def verify_shards(directory: Path, *, workers: int = 0, show_progress: bool = Fa
 def _parts(directory: Path, index: SplitIndex) -> Iterator[_Part]:
     resize = index.options.get("resize")
     for shard, first in zip(index.shards, index.first_image[:-1], strict=True):
-        yield _Part(directory, shard, int(first), resize if isinstance(resize, int) else None, index.reader)
+        shape = None if index.regions is UNSET else index.regions
+        yield _Part(directory, shard, int(first), resize if isinstance(resize, int) else None, index.reader, shape)
 
 
 def _table_faults(index: SplitIndex) -> list[str]:
@@ -238,7 +241,11 @@ def _json_member(descriptor: int, part: _Part, position: int, num_images: int, f
 def _check_image(descriptor: int, part: _Part, image: _ImageMember, picture: Picture | None, faults: list[str]) -> None:
     where = f"{part.shard.name}: {image.name}"
     try:
-        decoded = decode_image(_read(descriptor, image.offset, image.size), where)
+        data = _read(descriptor, image.offset, image.size)
+        if part.regions is not None:
+            faults += _region_faults(decode_regions(data, where), part.regions, image, picture, where)
+            return
+        decoded = decode_image(data, where)
     except UnreadableImage as error:
         faults.append(str(error))
         return
@@ -254,6 +261,18 @@ def _check_image(descriptor: int, part: _Part, image: _ImageMember, picture: Pic
             faults.append(
                 f"{where}: {decoded.size[0]} x {decoded.size[1]} pixels; expected {expected[0]} x {expected[1]}"
             )
+
+
+def _region_faults(
+    regions: Regions, shape: RegionShape, image: _ImageMember, picture: Picture | None, where: str
+) -> Iterator[str]:
+    if image.extension != EXTENSION:
+        yield f"{where}: regions; the index says {image.extension}"
+    if regions.shape != shape:
+        yield f"{where}: {regions.shape}; the index says {shape}"
+    width, height = regions.size.tolist()
+    if picture is not None and (width, height) != (picture.width, picture.height):
+        yield f"{where}: of {width} x {height} pixels; expected {picture.width} x {picture.height}"
 
 
 def _read(descriptor: int, offset: int, size: int) -> bytes:

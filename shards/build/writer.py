@@ -5,6 +5,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from msgspec import UNSET
 from shards.annotations import READERS
 from shards.build.build_request import SHARD_BYTES, BuildRequest, OnMissing
 from shards.build.grouping import Grouping
+from shards.build.media import Medium, open_medium
 from shards.build.output_directory import claimed, discard_unfinished, present_index, publish, staging_in
 from shards.build.packing import Packed, Task, Unusable, map_in_order, pack
 from shards.build.packing import Source as ImageSource
@@ -21,9 +23,10 @@ from shards.build.same_input import hash_sources, images_digest, is_whole, refus
 from shards.build.tally import summarise
 from shards.build.tar_writer import TarShards
 from shards.errors import DataError
-from shards.format.images import MissingImage, find_image
+from shards.format.images import MissingImage
 from shards.format.index import Shard, SkippedImage, Source, SplitIndex, read_index
 from shards.format.records import Kind, with_lowercase_answer
+from shards.format.regions import RegionShape
 from shards.progress import Progress
 
 
@@ -39,8 +42,9 @@ def build_shards(
     *,
     format: str,
     questions: Sequence[Path],
-    images: Path,
     out: Path,
+    images: Path | None = None,
+    regions: Sequence[Path] = (),
     scene_graphs: Path | None = None,
     annotations: Sequence[Path] = (),
     limit: int | None = None,
@@ -63,8 +67,9 @@ def build_shards(
     request = BuildRequest(
         format=format,
         questions=questions,
-        images=images,
         out=out,
+        images=images,
+        regions=regions,
         scene_graphs=scene_graphs,
         annotations=annotations,
         limit=limit,
@@ -82,6 +87,7 @@ def build_shards(
 def build(request: BuildRequest) -> Built:
     """Carry out a request; see `build_shards`."""
     files = READERS[request.format].expand(request.questions)
+    request = replace(request, format=READERS[request.format].settle(files) or request.format)
     sources = hash_sources(request, files)
     try:
         with claimed(request.out):
@@ -156,17 +162,19 @@ class _Result(NamedTuple):
     skipped: list[SkippedImage]
     kinds: Counter[Kind]
     images_sha256: str
+    regions: RegionShape | None
 
 
 def _pack_all(request: BuildRequest, grouping: Grouping, staging: Path) -> _Result:
-    total = _check_images(request, grouping)
+    medium = open_medium(request, (ref for _, refs in _checked(request, grouping) for ref in refs))
+    total = _check_images(request, grouping, medium)
     tars = TarShards(staging, request.shard_bytes)
     skipped: list[SkippedImage] = []
     kinds: Counter[Kind] = Counter()
     digest = hashlib.sha256()
     try:
         with Progress("packing", total, "images", show=request.show_progress) as progress:
-            for packed in _packed(request, grouping):
+            for packed in _packed(request, grouping, medium):
                 digest.update(packed.fingerprint.encode())
                 progress.advance()
                 if isinstance(packed, Unusable):
@@ -178,20 +186,25 @@ def _pack_all(request: BuildRequest, grouping: Grouping, staging: Path) -> _Resu
     finally:
         tars.abandon()
     if not tars.shards:
-        raise DataError(f"{request.images}: none of {len(skipped)} images can be used; first: {skipped[0].image_ref!r}")
-    return _Result(tars.shards, skipped, kinds, digest.hexdigest())
+        places = ", ".join(map(str, request.regions or [request.images]))
+        raise DataError(f"{places}: none of {len(skipped)} images can be used; first: {skipped[0].image_ref!r}")
+    return _Result(tars.shards, skipped, kinds, digest.hexdigest(), medium.shape)
 
 
-def _check_images(request: BuildRequest, grouping: Grouping) -> int:
-    """The number of images; with on_missing fail, every one of them is a file: minutes before hours."""
-    endings = READERS[request.format].endings
+def _checked(request: BuildRequest, grouping: Grouping) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """(sample id, files of its images) of all that may be packed."""
+    return islice(grouping.refs(), request.limit if request.on_missing == "fail" else None)
+
+
+def _check_images(request: BuildRequest, grouping: Grouping, medium: Medium) -> int:
+    """The number of images; with on_missing fail, every one of them is there: minutes before hours."""
     total = missing = 0
     first: MissingImage | None = None
-    for sample_id, refs in islice(grouping.refs(), request.limit if request.on_missing == "fail" else None):
+    for sample_id, refs in _checked(request, grouping):
         total += 1
         for ref in refs if request.on_missing == "fail" else ():
             try:
-                find_image(request.images, ref, endings)
+                medium.require(ref)
             except MissingImage as error:
                 missing += 1
                 first = first or MissingImage(f"{error} (image {sample_id!r})")
@@ -203,12 +216,11 @@ def _check_images(request: BuildRequest, grouping: Grouping) -> int:
     return min(total, request.limit or total)
 
 
-def _packed(request: BuildRequest, grouping: Grouping) -> Iterator[Packed | Unusable]:
+def _packed(request: BuildRequest, grouping: Grouping, medium: Medium) -> Iterator[Packed | Unusable]:
     """Packed images in the order of their ids, up to the limit; skipped ones do not count."""
-    endings = READERS[request.format].endings
     tasks = (
         Task(
-            ImageSource(group.sample_id, group.refs, request.images, endings),
+            ImageSource(group.sample_id, tuple(map(medium.origin, group.refs))),
             group.items,
             request.resize,
             request.format,
@@ -262,4 +274,5 @@ def _index(request: BuildRequest, sources: list[Source], result: _Result, left_o
         shards=result.shards,
         skipped=result.skipped,
         images_sha256=result.images_sha256,
+        regions=result.regions or UNSET,
     )

@@ -5,12 +5,16 @@ import re
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import DataError
+from shards.format.regions import RegionShape
+
+Medium = Literal["pixels", "regions"]
 
 FORMAT = "duoflow-shards"
 VERSION = 1
@@ -38,7 +42,7 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     image_ids: list[str]
     """The id of each sample: that of its image, where it has one."""
     image_formats: list[str]
-    """Member extension of each image: jpg, png or webp."""
+    """Member extension of each image: jpg, png or webp; regions.safetensors where a detector saw it."""
     image_offsets: list[int]
     image_bytes: list[int]
     json_offsets: list[int]
@@ -100,7 +104,14 @@ class SplitIndex(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     skipped: list[SkippedImage] = []
     images_sha256: str = ""
     """One digest over id, file name and content of every source image: tells whether the images have changed."""
+    regions: RegionShape | msgspec.UnsetType = msgspec.UNSET
+    """What all images have in common whose regions are packed; not there where the images themselves are."""
     shards: list[Shard]
+
+    @property
+    def medium(self) -> Medium:
+        """What the images are packed as."""
+        return "pixels" if self.regions is msgspec.UNSET else "regions"
 
     @cached_property
     def first_image(self) -> NDArray[np.int64]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, Self, TypeVar
 
 import msgspec
 
@@ -158,6 +158,35 @@ class VqaQuestion(msgspec.Struct, frozen=True, kw_only=True):
         return self.question, *self.answers
 
 
+class ScoredQuestion(msgspec.Struct, frozen=True, kw_only=True):
+    """One question with a score for each answer that is right in part, as LXMERT has those of VQA and GQA."""
+
+    question_id: str
+    question: str
+    label: dict[str, float] | None = None
+    """Answer -> score, from 0 to 1; empty where no answer scores, None in test files."""
+    source: Literal["vqa", "gqa"]
+    """Whose submission format it is answered in."""
+    question_type: str | None = None
+    answer_type: str | None = None
+
+    @property
+    def item_id(self) -> str:
+        """The question id."""
+        return self.question_id
+
+    @property
+    def kind(self) -> Kind:
+        """The answer that scores most, of several the first in alphabetical order; and its types, which VQA's have."""
+        best = min(self.label or (), key=lambda answer: (-self.label[answer], answer), default=None)
+        return Kind(best, None, (("answer_type", self.answer_type), ("question_type", self.question_type)))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The question and its answers."""
+        return self.question, *(self.label or ())
+
+
 class Statement(msgspec.Struct, frozen=True, kw_only=True):
     """A sentence that is true of its images or not, or follows from them or not. `label` is None in test files."""
 
@@ -181,7 +210,7 @@ class Statement(msgspec.Struct, frozen=True, kw_only=True):
         return (self.statement,)
 
 
-Q = TypeVar("Q", Question, VqaQuestion)
+Q = TypeVar("Q", Question, VqaQuestion, ScoredQuestion)
 
 
 class _OneImage(msgspec.Struct, Generic[Q], frozen=True, kw_only=True):
@@ -221,6 +250,10 @@ class ImageSample(_OneImage[Question], frozen=True, kw_only=True):
 
 class VqaSample(_OneImage[VqaQuestion], frozen=True, kw_only=True):
     """An image with questions of VQA v2."""
+
+
+class ScoredSample(_OneImage[ScoredQuestion], frozen=True, kw_only=True):
+    """An image with questions whose answers have scores."""
 
 
 class Scene(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,6 +1,6 @@
 """The tasks that shards can be read for: TASKS is the only list of them."""
 
-from shards.tasks import gqa, nlvr2, snli_ve, vqa
+from shards.tasks import gqa, lxmert, nlvr2, snli_ve, vqa
 from shards.tasks.seam import TaskData
 
 TASKS: dict[str, TaskData] = {
@@ -8,6 +8,7 @@ TASKS: dict[str, TaskData] = {
     "vqa": vqa.DATA,
     "snli_ve": snli_ve.DATA,
     "nlvr2": nlvr2.DATA,
+    "lxmert": lxmert.DATA,
 }
 
 __all__ = ["TASKS", "TaskData"]

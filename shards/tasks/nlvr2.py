@@ -4,7 +4,7 @@ from shards.tasks.seam import Block, TaskData
 from shards.tasks.statements import about_two
 
 DATA = TaskData(
-    formats=("nlvr2",),
+    formats=("nlvr2", "lxmert_nlvr2"),
     blocks={"statement": Block(tower="match", rows_per_item=2)},
     reads={"classify": "statement"},
     losses={"classify": 1.0},

@@ -113,3 +113,5 @@ class TaskData:
     or where images are told apart by their side."""
     soft_labels: bool = False
     """Whether several classes may be right in part."""
+    class_of: Callable[[str], str] = str
+    """An answer of the data set -> what it is called as a class."""

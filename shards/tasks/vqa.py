@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from shards.format.records import VqaQuestion
 from shards.tasks.seam import Block, Draw, Row, Rows, Target, TaskData, Visit, Wanted
-from shards.vqa_text import soft_scores
+from shards.vqa_text import normalise_label, soft_scores
 
 
 def rows(visit: Visit, draw: Draw, wanted: Wanted) -> Rows:  # noqa: ARG001 - nothing is drawn
@@ -46,4 +46,5 @@ DATA = TaskData(
     losses={"answer": 1.0},
     rows=rows,
     soft_labels=True,
+    class_of=normalise_label,
 )
