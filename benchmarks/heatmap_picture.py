@@ -130,7 +130,7 @@ def look(built: BuiltModel, scenes: dict[int, Scene], seed: int) -> list[Looked]
     codec, objective = built.answer_codec, built.objective
     texts_of = [[text.text for text, _ in found] for found in about.values()]
     batch = ask(pixels, texts_of, built.layouts["ask"])
-    fused, block = objective.fuse(batch.pixels), batch.blocks["ask"]
+    fused, block = objective.fuse(batch.shown), batch.blocks["ask"]
     tower = objective.tower("answer")
     answers = codec.decode(tower.generate(tower.read(fused, block).states, block.mask, codec, max_tokens=6).tolist())
     grouping = Grouping.of(block.image, num_images=len(fused), rows_per_image=block.rows_per_image)

@@ -38,7 +38,7 @@ ORDER = Order(seed=5, questions_per_visit=3, visits_per_step=8, lanes=4, shuffle
 
 def batch_digest_fields(batch: Batch) -> list[Field]:
     """Everything in a batch under names of its own. A block that is not made is absent, whatever stands for it."""
-    fields: list[Field] = [("pixels", batch.pixels), ("scale", batch.loss_scale)]
+    fields: list[Field] = [("pixels", batch.shown), ("scale", batch.loss_scale)]
     if "ask" not in batch.blocks:
         fields.append(("ask", None))
     else:

@@ -21,7 +21,7 @@ from model.rows import Grouping
 from model.towers.answer_towers import AnswerTower, T5AnswerTower
 from model.towers.match_tower import MatchTower
 from model.towers.vision import VisionTower
-from shards.read.collate import Batch
+from shards.read.collate import Batch, Shown
 
 
 class StepOutput(NamedTuple):
@@ -182,14 +182,14 @@ class Objective(nn.Module):
         part, _, block, _ = self.parts["answer"]
         return part.predict_with_probability(self._reads(fused, batch)[block])
 
-    def fuse(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) uint8 pixels to (B, N, D) fused tokens, once per image; not for a stream that is guided."""
-        return self.fusion(self.image_tokens(pixels), self.feature_map(pixels))
+    def fuse(self, shown: Shown) -> Tensor:
+        """What B images show to (B, N, D) fused tokens, once per image; not for a stream that is guided."""
+        return self.fusion(self.image_tokens(shown), self.feature_map(shown))
 
-    def image_tokens(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) uint8 pixels to (B, N, D) tokens of the first vision tower, the cells of its grid last."""
+    def image_tokens(self, shown: Shown) -> Tensor:
+        """What B images show to (B, N, D) tokens of the first vision tower, the cells of its grid last."""
         with self._no_grad_if_frozen("vision"):
-            return self.sight.encode(pixels)
+            return self.sight.encode(shown)
 
     def _reads(self, fused: Tensor, batch: Batch) -> dict[str, Read]:
         """Every block that is there with its reading, which the first part to ask for it makes and the others share."""
@@ -202,12 +202,12 @@ class Objective(nn.Module):
     def _see(self, batch: Batch) -> tuple[Tensor, Batch]:
         """Fused tokens, and the batch whose rows say which of them they read."""
         if self._guidance is None:
-            return self.fuse(batch.pixels), batch
+            return self.fuse(batch.shown), batch
         return self._fuse_for_each_question(batch), batch.each_item_alone()
 
     def _fuse_for_each_question(self, batch: Batch) -> Tensor:
         """(Q, N, D) fused tokens: the second stream is weighed by the mask that a question's heatmap leads to."""
-        tokens, maps = self.image_tokens(batch.pixels), self.feature_map(batch.pixels)
+        tokens, maps = self.image_tokens(batch.shown), self.feature_map(batch.shown)
         ask = batch.blocks["ask"]
         grouping = Grouping.of(ask.image, num_images=len(maps), rows_per_image=ask.rows_per_image)
         stream, config = self.tower("second_stream"), self._guidance
@@ -226,13 +226,13 @@ class Objective(nn.Module):
         weighed = stream.weigh(maps, ask.image, found, config.blend)
         return self.fusion(tokens[ask.image], weighed)
 
-    def feature_map(self, pixels: Tensor) -> Tensor | None:
-        """(B, 3, S, S) uint8 pixels to the second stream's map (B, C, h, w); None for a single stream."""
+    def feature_map(self, shown: Shown) -> Tensor | None:
+        """What B images show to the second stream's map (B, C, h, w); None for a single stream."""
         second_stream = self.tower("second_stream")
         if second_stream is None:
             return None
         with self._no_grad_if_frozen("second_stream"):
-            return second_stream(pixels)
+            return second_stream(shown)
 
     def _no_grad_if_frozen(self, name: str) -> AbstractContextManager:
         return torch.no_grad() if name in self._frozen else nullcontext()

@@ -1,4 +1,4 @@
-"""Rows of text in, one padded micro-batch out: pixels once per image, rows flattened with the index of their image."""
+"""Rows of text in, one padded micro-batch out: what images show once each, rows flattened with their image's number."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -63,7 +63,7 @@ class Block(NamedTuple):
     mask: Tensor
     """(R, L) bool, True at tokens"""
     image: Tensor
-    """(R,) int64 row of `Batch.pixels`"""
+    """(R,) int64 row of `Batch.shown`"""
     item: Tensor
     """(R,) int64 number of the item in the micro-batch"""
     weight: Tensor
@@ -84,12 +84,25 @@ class Block(NamedTuple):
         return self._replace(image=self.item, rows_per_image=self.rows_per_item)
 
 
+class SeenRegions(NamedTuple):
+    """What a detector saw in B images: R regions each, F numbers of each region."""
+
+    features: Tensor
+    """(B, R, F) float32; of one image (R, F), like the next"""
+    boxes: Tensor
+    """(B, R, 4) float32: left, top, right, bottom in parts of the image's width and height"""
+
+
+Shown = Tensor | SeenRegions
+"""Pixels (B, 3, S, S) uint8, of one image (3, S, S); or regions."""
+
+
 class Batch(NamedTuple):
-    """The tensors of one micro-batch. A micro-batch without any real visit holds the black images of one sample and
+    """The tensors of one micro-batch. A micro-batch without any real visit holds the blank images of one sample and
     the rows of one item with weight 0, so that every rank runs the same layers."""
 
-    pixels: Tensor
-    """(B, 3, S, S) uint8"""
+    shown: Shown
+    """What its images show; all batches of a split hold pixels, or all of them regions."""
     blocks: dict[str, Block]
     """By name; a block that nothing is learnt from is not there."""
     loss_scale: Tensor
@@ -98,6 +111,11 @@ class Batch(NamedTuple):
     def each_item_alone(self) -> Self:
         """The batch for image tokens that differ from item to item."""
         return self._replace(blocks={name: block.by_item() for name, block in self.blocks.items()})
+
+    @property
+    def num_images(self) -> int:
+        """B"""
+        return len(self.shown.features if isinstance(self.shown, SeenRegions) else self.shown)
 
     def to(self, device: torch.device) -> Self:
         """The batch on a device; from pinned memory the copies do not block."""
@@ -117,32 +135,31 @@ class Layout:
 
 
 def collate(
-    pixels: list[Tensor],
+    images: Sequence[Shown],
     visits: Sequence[Mapping[str, list[Row]]],
     layouts: Mapping[str, Layout],
     *,
     items_per_visit: Sequence[int],
     loss_scale: float,
-    image_size: int,
+    blank: Shown,
     images_per_visit: int = 1,
 ) -> tuple[Batch, int]:
     """One micro-batch, and how many of its items were cut at the limit of tokens in the first of its blocks.
 
     Args:
-        pixels: one (3, S, S) uint8 tensor per image, visit by visit.
+        images: what each image shows, visit by visit.
         visits: the rows of each visit, by block.
         layouts: the blocks to make.
         items_per_visit: how many items each visit has.
         loss_scale: see `Batch.loss_scale`.
-        image_size: S, for the black images of an empty micro-batch.
+        blank: what an image of an empty micro-batch shows.
     """
-    images = pixels or [torch.zeros(3, image_size, image_size, dtype=torch.uint8)] * images_per_visit
     numbered = [_numbered([visit[name] for visit in visits], items_per_visit, images_per_visit) for name in layouts]
     num_items = max(sum(items_per_visit), 1)
     made = [_collate_block(rows, layout, num_items) for rows, layout in zip(numbered, layouts.values(), strict=True)]
     blocks = dict(zip(layouts, (block for block, _ in made), strict=True))
     scale = torch.tensor(loss_scale, dtype=torch.float32)
-    return Batch(torch.stack(images), blocks, scale), made[0][1] if made else 0
+    return Batch(_stacked(images or [blank] * images_per_visit), blocks, scale), made[0][1] if made else 0
 
 
 def ask(pixels: list[Tensor], questions: Sequence[Sequence[str]], layout: Layout) -> Batch:
@@ -159,9 +176,15 @@ def ask(pixels: list[Tensor], questions: Sequence[Sequence[str]], layout: Layout
         {"ask": replace(layout, targets=False)},
         items_per_visit=[len(texts) for texts in questions],
         loss_scale=1.0,
-        image_size=pixels[0].shape[-1],
+        blank=pixels[0],
     )
     return batch
+
+
+def _stacked(images: Sequence[Shown]) -> Shown:
+    if isinstance(images[0], SeenRegions):
+        return SeenRegions(*(torch.stack(parts) for parts in zip(*images, strict=True)))
+    return torch.stack(images)
 
 
 def _numbered(visits: Sequence[list[Row]], items_per_visit: Sequence[int], images_per_visit: int) -> list[Row]:

@@ -11,12 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from shards.annotations import reader_of
 from shards.errors import DataError, UserError
-from shards.format.images import UnreadableImage, as_rgb, decode_image
+from shards.format.images import UnreadableImage
 from shards.format.index import SplitIndex, read_index
 from shards.format.records import Item
 from shards.format.tar_reader import ShardReader
@@ -34,7 +33,8 @@ from shards.plan import (
     sample_images,
 )
 from shards.read.augment import RandAugment, tells_sides
-from shards.read.collate import Batch, Layout, collate
+from shards.read.collate import Batch, Layout, Shown, collate
+from shards.read.eyes import Augment, eyes_for
 from shards.read.workers import leave_with_parent, worker_context
 from shards.tasks import TASKS
 from shards.tasks.seam import Draw, Visit, Wanted
@@ -53,9 +53,9 @@ class MicroBatch(NamedTuple):
     items: tuple[Item, ...]
     """The items by their number in the blocks, for scoring; empty in training."""
     item_images: tuple[int, ...]
-    """The row of `batch.pixels` of the first image of each of `items`."""
+    """The row of `batch.shown` of the first image of each of `items`."""
     samples: tuple[int, ...]
-    """The number of each sample, in the order of its images in `batch.pixels`."""
+    """The number of each sample, in the order of its images in `batch.shown`."""
     num_visits: int
     """Visits, padding excluded: an evaluation joins those of a sample."""
 
@@ -115,8 +115,8 @@ class Split:
 class _MicroBatches(Dataset):
     """What training and evaluation share: visits to tensors."""
 
-    def __init__(self, split: Split, texts: Texts, image_size: int) -> None:
-        self.split, self.texts, self.image_size = split, texts, image_size
+    def __init__(self, split: Split, texts: Texts, image_size: int | None) -> None:
+        self.split, self.texts, self.eyes = split, texts, eyes_for(split.index, image_size)
 
     @property
     def modules(self) -> set[str]:
@@ -156,16 +156,16 @@ class _MicroBatches(Dataset):
         draw = Draw(draws_from, self.split.index, self.split.reader.sample)
         made = [task.rows(visit, draw, self.texts.wanted) for visit in read]
 
-        def augment_of(visit: Visit) -> Callable[[Image.Image], Image.Image] | None:
+        def augment_of(visit: Visit) -> Augment | None:
             return None if augment is None or tells_sides(visit.items) else partial(augment, sample=visit.sample)
 
         batch, cut = collate(
-            [pixels for visit in read for pixels in self._pixels(self._shown_image(visit.sample), augment_of(visit))],
+            [shown for visit in read for shown in self._images(self._shown_image(visit.sample), augment_of(visit))],
             [rows.blocks for rows in made],
             self.texts.layouts,
             items_per_visit=[len(visit.items) for visit in read],
             loss_scale=loss_scale,
-            image_size=self.image_size,
+            blank=self.eyes.blank,
             images_per_visit=task.images,
         )
         items = tuple(item for visit in read for item in visit.items)
@@ -189,11 +189,11 @@ class _MicroBatches(Dataset):
     def _shown_image(self, image: int) -> int:
         return image
 
-    def _pixels(self, sample: int, augment: Callable[[Image.Image], Image.Image] | None) -> list[Tensor]:
+    def _images(self, sample: int, augment: Augment | None) -> list[Shown]:
         reader = self.split.reader
         try:
             where = reader.describe(sample)
-            return [square_pixels(data, self.image_size, where, augment) for data in reader.images(sample)]
+            return [self.eyes.see(data, where, augment) for data in reader.images(sample)]
         except UnreadableImage as error:
             raise DataError(
                 f"{error}; list every fault with `duoflow shards verify {self.split.directory}` and build the shards "
@@ -205,11 +205,11 @@ class TrainingBatches(_MicroBatches):
     """Micro-batches by (epoch, step, micro-step), for one rank.
 
     Args:
-        augment: changes the pictures of visits whose texts tell no sides; for tasks that it may.
+        augment: changes the pictures of visits whose texts tell no sides; for tasks that it may, and for pixels.
     """
 
     def __init__(
-        self, split: Split, texts: Texts, image_size: int, share: Share, *, augment: RandAugment | None = None
+        self, split: Split, texts: Texts, image_size: int | None, share: Share, *, augment: RandAugment | None = None
     ) -> None:
         super().__init__(split, texts, image_size)
         assert augment is None or TASKS[texts.task].augments, f"{texts.task}: checked with the recipe"
@@ -247,7 +247,7 @@ class EvaluationBatches(_MicroBatches):
         self,
         split: Split,
         texts: Texts,
-        image_size: int,
+        image_size: int | None,
         share: Share,
         *,
         max_images: int | None = None,
@@ -334,32 +334,6 @@ def _start_worker(_: int) -> None:
 def training_keys(epoch: int, first_step: int, last_step: int, accumulation: int) -> list[tuple[int, int, int]]:
     """Keys of the micro-batches of steps first_step .. last_step - 1 of an epoch."""
     return [(epoch, step, micro) for step in range(first_step, last_step) for micro in range(accumulation)]
-
-
-def square_pixels(
-    data: bytes, size: int, where: str, augment: Callable[[Image.Image], Image.Image] | None = None
-) -> Tensor:
-    """An encoded image as (3, size, size) uint8: upright, RGB, resized bicubically without keeping the aspect ratio.
-
-    That is BLIP's evaluation transform (Resize((s, s), BICUBIC)); the towers normalise on the device.
-
-    Args:
-        where: what to call the image in a message.
-        augment: changes the image while it has its own size and shape.
-
-    Raises:
-        UnreadableImage: not a JPEG, PNG or WebP image of a sane size, or damaged.
-    """
-    image = decode_image(data, where).image
-    return square_image(image if augment is None else augment(as_rgb(image)), size)
-
-
-def square_image(image: Image.Image, size: int) -> Tensor:
-    """A decoded image as (3, size, size) uint8, in RGB on white."""
-    image = as_rgb(image)
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def alone(micro_visits: int) -> Share:

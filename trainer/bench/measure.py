@@ -177,7 +177,7 @@ def _compare_gradients(
         return {name: _gradients(objective, path)[0] for name, path in contenders.items()}, {}
     losses, differences = {}, {}
     reference: list[Tensor] | None = None
-    given = _given_tokens(objective, batch.pixels) if batch.pixels.is_cuda else contextlib.nullcontext()
+    given = _given_tokens(objective, batch.shown) if batch.shown.is_cuda else contextlib.nullcontext()
     with given:
         for name in sorted(contenders, key=lambda name: name != PLAIN):
             progress(f"gradients: {name}")
@@ -189,7 +189,7 @@ def _compare_gradients(
 
 def _compare_encoders(workload: Workload, sizes: Sizes, seed: int, progress: Callable[[str], None]) -> Encoders:
     progress("gradients: in fp64")
-    objective, pixels = workload.objective, workload.batch.pixels
+    objective, pixels = workload.objective, workload.batch.shown
     tokens = relative_difference([objective.image_tokens(pixels)], [plain_image_tokens(objective, pixels)])
     few = build_workload(sizes, images=_EXACT_IMAGES, questions_per_image=_EXACT_QUESTIONS, seed=seed)
     few = _place(few, pixels.device, torch.float64)

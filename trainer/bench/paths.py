@@ -49,7 +49,7 @@ def _grouped(workload: Workload) -> Iterator[Tensor]:
 
 def _keys_per_row(workload: Workload) -> Iterator[Tensor]:
     objective, batch = workload
-    fused = objective.fuse(batch.pixels)
+    fused = objective.fuse(batch.shown)
     tower, ask, match = objective.tower("answer"), batch.blocks["ask"], batch.blocks["match"]
     states = _encode_alone(tower.text_encoder, ask, fused)
     logits = decode_text(tower.text_decoder, ask.targets.ids, states, ask.mask)

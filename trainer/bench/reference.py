@@ -48,7 +48,7 @@ class PlainPath:
     def __init__(self, workload: Workload) -> None:
         self._objective, self._batch = workload
         self._ask, self._match = self._batch.blocks["ask"], self._batch.blocks["match"]
-        self.questions, self.pairs = (Rows.of(self._batch.pixels, block) for block in (self._ask, self._match))
+        self.questions, self.pairs = (Rows.of(self._batch.shown, block) for block in (self._ask, self._match))
         self._answer_mask = self._ask.targets.labels != IGNORED_LABEL
         attend_to_question_tokens_alone(self._objective.tower("answer").text_decoder)
 
@@ -64,7 +64,7 @@ class PlainPath:
 
     def images_once(self) -> Iterator[Tensor]:
         """The vision transformer runs once per image; from there on everything is per row."""
-        tokens = self._encode(self._batch.pixels)
+        tokens = self._encode(self._batch.shown)
         yield self._answer_loss(self._fuse(tokens[self.questions.image], self.questions))
         yield self._match_loss(self._fuse(tokens[self.pairs.image], self.pairs))
 

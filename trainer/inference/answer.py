@@ -9,7 +9,7 @@ from PIL import Image
 
 from shards.atomic import check_writable, write_atomically
 from shards.errors import UserError
-from shards.read.loader import square_image
+from shards.read.eyes import square_image
 from shards.read.photo import check_question, read_photo
 from trainer.build import build_pnp, build_viewer, image_size
 from trainer.export.read import Pipeline, load_exported, open_keys, read_run

@@ -120,7 +120,7 @@ def evaluate_pnp(
         if item.items:
             texts, keys = zip(*((question.question, question.item_id) for question in item.items), strict=True)
             images = torch.tensor(item.item_images)
-            found = pipeline.answer(item.batch.pixels.to(world.device), texts, images, keys)
+            found = pipeline.answer(item.batch.shown.to(world.device), texts, images, keys)
             predictions |= task.observe(scores, item.items, Outputs([answer.text for answer in found]), detailed)
         progress(item.num_visits)
     return _merged(scores, task, world, prefix, predictions)

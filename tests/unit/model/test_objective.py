@@ -31,7 +31,7 @@ def part_of(batch: Batch, images: slice) -> Batch:
         name: rows_of(block, (block.image >= images.start) & (block.image < images.stop))
         for name, block in batch.blocks.items()
     }
-    return batch._replace(pixels=batch.pixels[images], blocks=blocks)
+    return batch._replace(shown=batch.shown[images], blocks=blocks)
 
 
 def changed_blocks(batch: Batch, change: Callable[[Block], Block]) -> Batch:

@@ -8,6 +8,7 @@ import torch
 
 from shards.plan import PADDING, Share
 from shards.read.collate import collate
+from shards.read.eyes import eyes_for
 from shards.tasks import TASKS
 from shards.tasks.seam import Draw, Item, Visit
 from tests.task_corpora import CORPORA
@@ -102,7 +103,7 @@ def test_a_micro_batch_without_a_visit_adds_nothing_and_runs_every_layer(trial_o
     last = trial.train.steps_per_epoch - 1
     empty = [item for item in trial.step(last, world_size=4, micro_visits=1) if item.num_visits == 0]
     assert empty, "the last step of these shards leaves somebody without work"
-    assert len(empty[0].batch.pixels) == TASKS[choice.task].images
+    assert empty[0].batch.num_images == TASKS[choice.task].images
     output = trial.objective(empty[0].batch)
     assert (float(output.loss.detach()), bool(output.sums.any())) == (0.0, False)
     output.loss.backward()
@@ -134,9 +135,9 @@ def test_items_of_which_nothing_is_known_weigh_nothing(trial_of: Trials, choice:
         items = [_unknown(item) for item in reader.sample(sample).items]
         visits.append(Visit(sample, items, list(range(len(items)))))
     rows = [task.rows(visit, Draw(order, trial.train.index, reader.sample), texts.wanted).blocks for visit in visits]
-    pixels = [torch.zeros(3, 32, 32, dtype=torch.uint8)] * (2 * task.images)
+    blank = eyes_for(trial.train.index, 32).blank
     sizes = {"items_per_visit": [len(visit.items) for visit in visits], "images_per_visit": task.images}
-    batch, _ = collate(pixels, rows, texts.layouts, loss_scale=1.0, image_size=32, **sizes)
+    batch, _ = collate([blank] * (2 * task.images), rows, texts.layouts, loss_scale=1.0, blank=blank, **sizes)
     output = trial.objective(batch)
     assert float(output.loss.detach()) == 0.0
     assert not output.sums.any()

@@ -13,7 +13,8 @@ from model.objective import Objective
 from model.parts import PARTS
 from shards.plan import Share
 from shards.read.collate import Batch, collate
-from shards.read.loader import EvaluationBatches, Loader, MicroBatch, Split, TrainingBatches, square_pixels
+from shards.read.eyes import eyes_for
+from shards.read.loader import EvaluationBatches, Loader, MicroBatch, Split, TrainingBatches
 from shards.tasks import TASKS
 from shards.tasks.seam import Draw, Visit
 from tests.task_corpora import task_recipe
@@ -112,19 +113,19 @@ class Trial:
     def items_alone(self, step: int) -> Iterator[Batch]:
         """Every item of a step in a batch of its own, with loss scales that make their losses add up to the step's."""
         order, reader, texts = self.train.epoch(0), self.train.reader, make_texts(self.config, self.built)
-        task = TASKS[self.config.task]
+        task, eyes = TASKS[self.config.task], eyes_for(self.train.index, self._size)
         for visit in order.step(step).ravel():
             if visit < 0:
                 continue
             sample = int(order.visits.image[visit])
             first, items = int(self.train.visits.first_question[sample]), reader.sample(sample).items
-            pixels = [square_pixels(data, self._size, "an image") for data in reader.images(sample)]
+            shown = [eyes.see(data, "an image") for data in reader.images(sample)]
             for position in order.questions(visit).tolist():
                 alone = Visit(sample, [items[position]], [first + position])
                 rows = task.rows(alone, Draw(order, self.train.index, reader.sample), texts.wanted)
                 scale = 1 / order.questions_in_step(step)
-                sizes = {"image_size": self._size, "images_per_visit": task.images}
-                yield collate(pixels, [rows.blocks], texts.layouts, items_per_visit=[1], loss_scale=scale, **sizes)[0]
+                sizes = {"blank": eyes.blank, "images_per_visit": task.images}
+                yield collate(shown, [rows.blocks], texts.layouts, items_per_visit=[1], loss_scale=scale, **sizes)[0]
 
     def evaluation(self, *, world_size: int = 1, micro_visits: int = 4) -> list[Evaluation]:
         """What each rank gets from an evaluation of the validation split."""

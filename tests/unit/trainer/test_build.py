@@ -247,7 +247,7 @@ def test_the_loader_makes_what_the_model_reads(project: Project):
     batches, loader = training_loader(config, open_split(config, "train"), built, World())
     item = next(loader.batches([(0, 0, 0)]))
     assert batches.accumulation == 4
-    assert item.batch.pixels.shape == (2, 3, 32, 32)
+    assert item.batch.shown.shape == (2, 3, 32, 32)
     assert torch.isfinite(built.objective(item.batch).loss)
 
 

@@ -47,7 +47,7 @@ def one_question(batch: Batch, number: int) -> Batch:
     """The part of a batch that is about one question."""
     image = batch.blocks["ask"].image[number]
     blocks = {name: rows_of(block, block.item == number) for name, block in batch.blocks.items()}
-    return batch._replace(pixels=batch.pixels[[int(image)]], blocks=blocks)
+    return batch._replace(shown=batch.shown[[int(image)]], blocks=blocks)
 
 
 def test_a_question_is_answered_as_if_it_were_alone_with_its_mask(checkpoints: dict[str, str]) -> None:
@@ -93,7 +93,7 @@ def test_masks_weigh_the_map_and_a_question_without_points_keeps_it() -> None:
 
 def looked(objective: Objective, batch: Batch, config: GuidanceConfig) -> tuple[Look, Tensor]:
     stream = objective.tower("second_stream")
-    tokens, maps = objective.image_tokens(batch.pixels), stream(batch.pixels)
+    tokens, maps = objective.image_tokens(batch.shown), stream(batch.shown)
     ask = batch.blocks["ask"]
     grouping = Grouping.of(ask.image, num_images=len(maps), rows_per_image=ask.rows_per_image)
     texts, segmenter = (ask.ids, ask.mask), stream.segmenter
@@ -194,8 +194,8 @@ def test_a_second_blip_gives_its_patches_as_a_map_and_is_not_the_first(checkpoin
     assert stream.encoder is not first
     assert all(p is not q for p in first.parameters() for q in stream.encoder.parameters())
     batch = random_batch(ROWS)
-    tokens = objective.image_tokens(batch.pixels)[:, 1:]
-    found = stream(batch.pixels)
+    tokens = objective.image_tokens(batch.shown)[:, 1:]
+    found = stream(batch.shown)
     assert found.shape == (len(ROWS), stream.width, 4, 4)
     torch.testing.assert_close(found.flatten(2).transpose(1, 2), tokens)
     objective(batch).loss.backward()

@@ -71,7 +71,7 @@ def guided(tmp_path_factory: pytest.TempPathFactory) -> Objective:
 def test_look_finds_the_same_points_under_autocast(guided: Objective) -> None:
     batch = random_batch(ROWS)
     ask = batch.blocks["ask"]
-    tokens, maps = guided.image_tokens(batch.pixels), guided.feature_map(batch.pixels)
+    tokens, maps = guided.image_tokens(batch.shown), guided.feature_map(batch.shown)
     grouping = Grouping.of(ask.image, num_images=len(maps), rows_per_image=ask.rows_per_image)
     config = GuidanceConfig(block=0, min_share=0.6, smoothing=0.0)
     settings = {"segmenter": guided.tower("second_stream").segmenter, "embeddings": maps, "config": config}

@@ -13,6 +13,7 @@ from shards.tasks.seam import Block, Row, Target
 from tests.rows import LetterCodec, leaves
 
 SIZE = 8
+BLACK = torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)
 CLASSES = 5
 CODEC = LetterCodec()
 ASK = Layout(block=Block(tower="answer"), codec=CODEC, targets=True)
@@ -33,7 +34,7 @@ def batch_of(
         layouts,
         items_per_visit=items,
         loss_scale=0.25,
-        image_size=SIZE,
+        blank=BLACK,
         images_per_visit=images,
     )[0]
 
@@ -160,8 +161,8 @@ class TestNothing:
 
     def test_an_empty_micro_batch_has_the_images_of_a_sample_and_rows_of_weight_zero(self) -> None:
         batch = batch_of([], LAYOUTS, [], images=2)
-        assert batch.pixels.shape == (2, 3, SIZE, SIZE)
-        assert not batch.pixels.any()
+        assert batch.shown.shape == (2, 3, SIZE, SIZE)
+        assert not batch.shown.any()
         assert {name: block.image.tolist() for name, block in batch.blocks.items()} == {
             "ask": [0],
             "choose": [0, 1],
@@ -184,7 +185,7 @@ class TestNothing:
         assert [len(batch.blocks[name].weight) for name in LAYOUTS] == [4, 4, 4, 1]
         for name in ("choose", "soft", "match"):
             assert not batch.blocks[name].weight.any(), name
-            assert int(batch.blocks[name].image.max()) < len(batch.pixels), name
+            assert int(batch.blocks[name].image.max()) < len(batch.shown), name
 
 
 def example() -> Batch:
@@ -224,7 +225,7 @@ def test_each_item_alone_reads_image_tokens_of_its_own() -> None:
     for name, block in alone.blocks.items():
         whole = batch.blocks[name]
         assert block._replace(image=whole.image, rows_per_image=whole.rows_per_image) == whole, name
-    assert alone.pixels is batch.pixels
+    assert alone.shown is batch.shown
 
 
 def test_items_that_were_cut_are_counted_once_by_the_first_block() -> None:
@@ -236,7 +237,7 @@ def test_items_that_were_cut_are_counted_once_by_the_first_block() -> None:
     pixels = [torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)]
     for first, counted in (("match", 1), ("ask", 2)):
         layouts = {name: {"ask": ASK, "match": MATCH}[name] for name in sorted(visit, key=lambda name: name != first)}
-        _, cut = collate(pixels, [visit], layouts, items_per_visit=[2], loss_scale=1.0, image_size=SIZE)
+        _, cut = collate(pixels, [visit], layouts, items_per_visit=[2], loss_scale=1.0, blank=BLACK)
         assert cut == counted
 
 
@@ -248,5 +249,5 @@ def test_questions_alone_make_a_batch_without_answers() -> None:
     assert block.targets is None
     assert [said(ids) for ids in block.ids] == ["a", "b", "c"]
     assert block.image.tolist() == [0, 0, 1]
-    assert torch.equal(batch.pixels, torch.stack(pixels))
+    assert torch.equal(batch.shown, torch.stack(pixels))
     assert batch.loss_scale == 1.0

@@ -83,7 +83,7 @@ def test_augmented_pictures_are_the_same_for_any_number_of_workers_and_ranks_and
         return {
             (sample, pixels.numpy().tobytes())
             for item in found
-            for sample, pixels in zip(item.samples, item.batch.pixels, strict=False)
+            for sample, pixels in zip(item.samples, item.batch.shown, strict=False)
         }
 
     alone_ = batches(0)
@@ -185,8 +185,8 @@ def test_an_empty_micro_batch_has_one_black_image_and_rows_of_weight_zero(shards
     empty = [item for item in batches if item.num_items == 0]
     assert empty, "this corpus must leave padding in its last step"
     for item in empty:
-        assert item.batch.pixels.shape == (1, 3, SIZE, SIZE)
-        assert not item.batch.pixels.any()
+        assert item.batch.shown.shape == (1, 3, SIZE, SIZE)
+        assert not item.batch.shown.any()
         ask, match = item.batch.blocks["ask"], item.batch.blocks["match"]
         assert (len(ask.ids), len(match.ids)) == (1, 1)
         assert ask.targets.weight.tolist() == [0.0]
@@ -248,9 +248,9 @@ def test_evaluation_keeps_the_questions_and_the_negatives_of_epoch_0(shards: Pat
 def test_an_evaluation_joins_the_visits_of_an_image_and_loses_none(shards: Path) -> None:
     dataset = EvaluationBatches(open_split(shards), TEXTS, SIZE, alone(5))
     items = [dataset[key] for key in dataset.all_keys()]
-    assert sum(item.num_visits for item in items) == len(dataset.order.visits) > sum(len(i.batch.pixels) for i in items)
+    assert sum(item.num_visits for item in items) == len(dataset.order.visits) > sum(len(i.batch.shown) for i in items)
     for item in items:
-        assert len(set(item.samples)) == len(item.samples) == len(item.batch.pixels)
+        assert len(set(item.samples)) == len(item.samples) == len(item.batch.shown)
         ask = item.batch.blocks["ask"]
         assert ask.image.tolist() == list(item.item_images)
         assert ask.image.bincount().max() == ask.rows_per_image
@@ -291,7 +291,7 @@ def test_shuffled_images_show_every_image_once_and_never_the_own_one(shards: Pat
     own = EvaluationBatches(split, TEXTS, SIZE, alone(1))
     other = EvaluationBatches(split, TEXTS, SIZE, alone(1), shuffle_images=True)
     shown = [
-        [tuple(dataset[key].batch.pixels.flatten().tolist()) for key in dataset.all_keys()] for dataset in (own, other)
+        [tuple(dataset[key].batch.shown.flatten().tolist()) for key in dataset.all_keys()] for dataset in (own, other)
     ]
     assert set(shown[0]) == set(shown[1])
     assert [own[key].items for key in own.all_keys()] == [other[key].items for key in own.all_keys()]

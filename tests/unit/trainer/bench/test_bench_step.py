@@ -157,7 +157,7 @@ class TestWork:
         for rows, block in ((plain.questions, batch.blocks["ask"]), (plain.pairs, batch.blocks["match"])):
             assert rows.ids.shape[1] == int(block.mask.sum(dim=1).max()) < block.mask.shape[1]
             assert torch.equal(rows.mask.sum(dim=1), block.mask.sum(dim=1))
-            assert torch.equal(rows.pixels, batch.pixels[block.image])
+            assert torch.equal(rows.pixels, batch.shown[block.image])
 
     def test_without_the_reference_nothing_but_the_grouped_path_runs(self):
         alone = measure_tiny(torch.float32, with_reference=False)
@@ -198,8 +198,8 @@ class TestBatch:
             for seed in (4, 4, 5)
         )
         assert torch.equal(first.blocks["match"].ids, second.blocks["match"].ids)
-        assert torch.equal(first.pixels, second.pixels)
-        assert not torch.equal(first.pixels, other.pixels)
+        assert torch.equal(first.shown, second.shown)
+        assert not torch.equal(first.shown, other.shown)
 
 
 class TestRounds:

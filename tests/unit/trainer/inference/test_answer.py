@@ -16,7 +16,7 @@ from model.config import LoraParts, ModelConfig
 from model.looking.guidance import Look
 from model.pnp.overlay import POINT_FILL, display_size
 from shards.errors import ConfigError, UserError
-from shards.read.loader import square_image
+from shards.read.eyes import square_image
 from shards.read.photo import read_photo
 from tests.models import tiny_captioner, tiny_t5
 from tests.runs import Project, weights
