@@ -12,7 +12,8 @@ from shards.build.build_request import BuildRequest
 from shards.build.tar_writer import EncodedImage
 from shards.errors import DataError
 from shards.format.images import MissingImage, UnreadableImage, decode_image, find_image, read_image, shrink
-from shards.format.regions import EXTENSION, RegionShape
+from shards.format.index import RegionShape
+from shards.format.regions import EXTENSION
 from shards.progress import Progress
 
 _READ_AHEAD = 1 << 20

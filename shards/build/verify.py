@@ -21,9 +21,9 @@ from shards.build.tally import summarise, tally
 from shards.build.tar_writer import BLOCK, image_extensions, padded, sample_key, shard_name
 from shards.errors import DataError
 from shards.format.images import UnreadableImage, decode_image, resized_size
-from shards.format.index import INDEX_NAME, Shard, SplitIndex, decode_index, is_intact, read_index_bytes
+from shards.format.index import INDEX_NAME, RegionShape, Shard, SplitIndex, decode_index, is_intact, read_index_bytes
 from shards.format.records import Kind, Picture, Sample, decode_sample
-from shards.format.regions import EXTENSION, Regions, RegionShape, decode_regions
+from shards.format.regions import EXTENSION, Regions, decode_regions
 from shards.progress import Progress
 
 

@@ -24,9 +24,8 @@ from shards.build.tally import summarise
 from shards.build.tar_writer import TarShards
 from shards.errors import DataError
 from shards.format.images import MissingImage
-from shards.format.index import Shard, SkippedImage, Source, SplitIndex, read_index
+from shards.format.index import RegionShape, Shard, SkippedImage, Source, SplitIndex, read_index
 from shards.format.records import Kind, with_lowercase_answer
-from shards.format.regions import RegionShape
 from shards.progress import Progress
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import DataError
-from shards.format.regions import RegionShape
 
 Medium = Literal["pixels", "regions"]
 
@@ -77,6 +76,18 @@ class SkippedImage(msgspec.Struct, frozen=True, kw_only=True):
     """missing or unreadable."""
     image_refs: list[str] | msgspec.UnsetType = msgspec.UNSET
     """All images of its sample, where there are several."""
+
+
+class RegionShape(msgspec.Struct, frozen=True, kw_only=True):
+    """What all images of a split have in common whose regions are packed."""
+
+    count: int
+    """R"""
+    width: int
+    """F"""
+
+    def __str__(self) -> str:
+        return f"{self.count} regions of {self.width} numbers"
 
 
 class SplitIndex(msgspec.Struct, frozen=True, kw_only=True, dict=True):

@@ -5,27 +5,15 @@ Shapes: R regions, F numbers of a feature.
 
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from shards.format.images import UnreadableImage
+from shards.format.index import RegionShape
 
 EXTENSION = "regions.safetensors"
-
-
-class RegionShape(msgspec.Struct, frozen=True, kw_only=True):
-    """What all images of a split have in common."""
-
-    count: int
-    """R"""
-    width: int
-    """F"""
-
-    def __str__(self) -> str:
-        return f"{self.count} regions of {self.width} numbers"
 
 
 class Regions(NamedTuple):

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from shards.format.images import UnreadableImage, as_rgb, decode_image
-from shards.format.index import SplitIndex
-from shards.format.regions import RegionShape, decode_regions
+from shards.format.index import RegionShape, SplitIndex
+from shards.format.regions import decode_regions
 from shards.read.collate import SeenRegions, Shown
 
 Augment = Callable[[Image.Image], Image.Image]

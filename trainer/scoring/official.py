@@ -1,4 +1,4 @@
-"""VQA, NLVR2 and SNLI-VE for `duoflow score`: which files they read, and their scores as lines and as JSON."""
+"""VQA, NLVR2, SNLI-VE and LXMERT for `duoflow score`: which files they read, and their scores as lines and as JSON."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 from shards.errors import UserError
 from shards.progress import Progress
-from trainer.scoring import nlvr2, nlvr2_files, snli_ve, snli_ve_files, vqa, vqa_files
+from trainer.scoring import nlvr2, nlvr2_files, scored_files, snli_ve, snli_ve_files, vqa, vqa_files
 from trainer.scoring.task import Scored
 
 SNLI_VE_DIGITS = 4
@@ -92,6 +92,22 @@ def score_snli_ve(arguments: argparse.Namespace) -> Scored:
         per_label = {label: round(value, SNLI_VE_DIGITS) for label, value in result.per_label.items()}
         scores = {"accuracy": round(result.accuracy, SNLI_VE_DIGITS), "perLabel": per_label}
     return Scored(lines, _document(arguments, scores, {"questions": len(labels), "perLabel": result.num_pairs}))
+
+
+def score_lxmert(arguments: argparse.Namespace) -> Scored:
+    """The mean score of the answers as LXMERT's own code prints it, a part of 1.
+
+    Raises:
+        UserError: a file does not hold what it should.
+    """
+    questions = _only_file(arguments)
+    with _reading([questions, arguments.predictions]) as progress:
+        labels = scored_files.read_labels(questions, progress.advance)
+        answers = scored_files.read_answers(arguments.predictions, labels, progress.advance)
+    accuracy = sum(label.get(answers[name], 0.0) for name, label in labels.items()) / len(labels)
+    lines = [f"Accuracy: {100 * accuracy:.2f} %", "", f"{len(labels):,} questions"]
+    scores = {"accuracy": round(accuracy, 4) if arguments.rounded else accuracy}
+    return Scored(lines, _document(arguments, scores, {"questions": len(labels)}))
 
 
 def _vqa_lines(result: vqa.VqaResult) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """What a task measures, and the file that it hands in."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -24,6 +24,8 @@ class Outputs(NamedTuple):
     """Written or chosen, one for each item."""
     classes: Sequence[str] | None = None
     """The names of the most likely classes, one for each item."""
+    vocabulary: Collection[str] = frozenset()
+    """Every class that there is."""
 
 
 def paired(items: Sequence[_Item], said: Sequence[str] | None) -> list[tuple[_Item, str]]:

@@ -63,11 +63,11 @@ def evaluate(
         DataError: an image or its annotations cannot be read.
     """
     sums = torch.zeros(len(objective.sum_names), dtype=torch.float64)
-    scores, predictions = task.scores(), {}
+    scores, predictions, vocabulary = task.scores(), {}, frozenset(built.classes)
     for item in loader.batches(batches.all_keys()):
         output = objective.evaluate(item.batch.to(world.device))
         sums += output.sums.double().cpu()
-        predictions |= task.observe(scores, item.items, _said(built, output.predictions), detailed)
+        predictions |= task.observe(scores, item.items, _said(built, output.predictions, vocabulary), detailed)
         progress(item.num_visits)
         if world.any_rank(stop_requested()):
             return None
@@ -76,7 +76,7 @@ def evaluate(
     return merged._replace(metrics={**total_loss(merged.metrics, losses, prefix), **merged.metrics})
 
 
-def _said(built: BuiltModel, predictions: Mapping[str, Tensor]) -> Outputs:
+def _said(built: BuiltModel, predictions: Mapping[str, Tensor], vocabulary: frozenset[str]) -> Outputs:
     """What the parts predict, in words: of the two that may answer, the one that the recipe asks for."""
     answers = classes = None
     if "answer" in predictions:
@@ -84,7 +84,7 @@ def _said(built: BuiltModel, predictions: Mapping[str, Tensor]) -> Outputs:
         answers = [built.classes[n] for n in found] if built.answers_by == "rank" else built.answer_codec.decode(found)
     if "classify" in predictions:
         classes = [built.classes[number] for number in predictions["classify"].argmax(dim=-1).tolist()]
-    return Outputs(answers, classes)
+    return Outputs(answers, classes, vocabulary)
 
 
 def _merged(
