@@ -18,6 +18,7 @@ from model.objective import Objective, Towers, WeightedPart
 from model.parts import PARTS, sum_names
 from model.parts.seam import PartContext
 from model.source import TowerSource
+from model.towers.match_tower import MatchTower
 from model.towers.tokenizer import BlipCodec, T5Codec
 from shards.errors import ConfigError
 from shards.read.collate import Layout, TextCodec
@@ -44,8 +45,9 @@ class BuiltModel(NamedTuple):
     objective: Objective
     answer_codec: BlipCodec | T5Codec | None
     match_codec: BlipCodec | None
-    image_size: int
-    """Side in pixels of the largest input of the vision towers: what the loader should make by default."""
+    image_size: int | None
+    """Side in pixels of the largest input of the vision towers: what the loader should make by default. None where
+    they read regions."""
     source: TowerSource
     layouts: dict[str, Layout]
     """How the loader lays out the blocks of text that the parts of the loss read."""
@@ -89,7 +91,7 @@ def build_model(
     guided = config.second_stream == "efficient_sam_masks"
     if guided:
         _check_guide(config, source, towers)
-    if match is not None and config.guidance.block is not None:
+    if isinstance(match, MatchTower) and config.guidance.block is not None:
         block_of(match, config.guidance)
     torch.manual_seed(seed)  # the fusion starts the same whatever was loaded or made before it
     fusion = _build_fusion(config.fusion, towers, config.gradient_checkpointing)
@@ -217,8 +219,10 @@ def _read_width(towers: Towers) -> int:
     return widths.pop()
 
 
-def _largest_input(towers: Towers) -> int:
+def _largest_input(towers: Towers) -> int | None:
     second = towers.second_stream
+    if towers.vision.medium == "regions":
+        return None
     return max(towers.vision.image_size, second.image_size if second is not None else 0)
 
 

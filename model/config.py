@@ -136,9 +136,10 @@ class ModelConfig(Section):
     """
 
     vision: str = SCRATCH
-    """Reference of the first vision tower: BLIP's ViT, or a backbone of timm (`timm:NAME.TAG`)."""
+    """Reference of the first vision tower: BLIP's ViT, a backbone of timm (`timm:NAME.TAG`), or an LXMERT, which reads
+    regions."""
     match: str = SCRATCH
-    """Reference of the matching text encoder and its head (BLIP ITM)."""
+    """Reference of the matching text encoder and its head (BLIP ITM), or of the LXMERT that `vision` names."""
     answer: str = SCRATCH
     """Reference of the question encoder and answer decoder (BLIP VQA), or of T5."""
     text_start: TextStart | None = None
@@ -217,6 +218,11 @@ class AnswersConfig(Section):
     """JSON file with a list of answers; null takes those of the training split."""
     min_count: int = Field(default=9, ge=1)
     """Without a file: questions of the training split that an answer must be the most frequent one of."""
+    start_from: str | None = None
+    """LXMERT whose head over answers the class head starts from, by what the answers are called; null starts anew."""
+    start_list: str | None = None
+    """JSON file with the answers of that head in their order, such as LXMERT's all_ans.json; null takes those that its
+    config.json names."""
     by: Literal["generate", "classify", "rank"] | None = None
     """Whose answers are scored and handed in: those that the decoder writes, those of the class head, or those that the
     decoder finds most likely in the list; null is the first that the recipe's losses train."""

@@ -19,6 +19,7 @@ from model.parts.seam import Part, Read
 from model.precision import t5_dtype
 from model.rows import Grouping
 from model.towers.answer_towers import AnswerTower, T5AnswerTower
+from model.towers.lxmert import LxmertTower
 from model.towers.match_tower import MatchTower
 from model.towers.vision import VisionTower
 from shards.read.collate import Batch, Shown
@@ -48,7 +49,7 @@ class Towers(NamedTuple):
     vision: VisionTower
     second_stream: nn.Module | None
     """(B, 3, S, S) uint8 to a (B, C, h, w) map."""
-    match: MatchTower | None
+    match: MatchTower | LxmertTower | None
     answer: AnswerTower | None
 
 

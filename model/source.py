@@ -1,5 +1,5 @@
-"""References to checkpoints become towers: BLIP and T5 from a hub id or a directory, EfficientSAM from its file,
-and any backbone of timm.
+"""References become towers: BLIP, T5 and LXMERT from a hub id or a directory, EfficientSAM from its file, and any
+backbone of timm.
 
 Each checkpoint is read once; equal references share their modules, but for the two vision towers.
 """
@@ -14,6 +14,7 @@ from transformers import (
     BlipForQuestionAnswering,
     BlipTextConfig,
     BlipVisionConfig,
+    LxmertModel,
     PreTrainedTokenizerBase,
     T5ForConditionalGeneration,
 )
@@ -24,9 +25,10 @@ from model.efficient_sam.weights import load_efficient_sam_encoder, load_segment
 from model.looking.second_stream import EfficientSamMaskStream, EfficientSamStream, TowerStream
 from model.references import SCRATCH, read_reference
 from model.towers.answer_towers import AnswerTower, BlipAnswerTower, T5AnswerTower
-from model.towers.checkpoint_files import BLIP_ARCHITECTURES, T5_ARCHITECTURES
+from model.towers.checkpoint_files import BLIP_ARCHITECTURES, LXMERT_ARCHITECTURES, T5_ARCHITECTURES
 from model.towers.hub import Checkpoint, load_pretrained
 from model.towers.lora import add_lora
+from model.towers.lxmert import LxmertTower, RegionTower
 from model.towers.match_tower import MatchTower
 from model.towers.timm_backbone import check_trainable, examine, load_backbone
 from model.towers.tokenizer import BlipCodec, T5Codec
@@ -59,12 +61,16 @@ class TowerSource:
         """
         if read_reference(self.config.vision).is_timm:
             return self._backbone("vision")
+        if self.is_lxmert(self.config.vision):
+            return RegionTower(self.lxmert(), checkpointing=self.config.gradient_checkpointing)
         module = self._part("model.vision", self.config.vision, "vision_model")
         return BlipVisionTower(module, checkpointing=self.config.gradient_checkpointing)
 
-    def match(self, *, with_head: bool = True) -> MatchTower:
-        """The ITM text encoder, with its head where pairs are matched."""
+    def match(self, *, with_head: bool = True) -> MatchTower | LxmertTower:
+        """The ITM text encoder, with its head where pairs are matched; or LXMERT's side of text."""
         reference = self.config.match
+        if self.is_lxmert(reference):
+            return self._lxmert_text(matches=with_head)
         encoder = self._part("model.match", reference, "text_encoder")
         if not with_head:
             return MatchTower(encoder, None, checkpointing=self.config.gradient_checkpointing)
@@ -80,6 +86,39 @@ class TowerSource:
         encoder = self._part("model.answer", reference, "text_encoder")
         decoder = self._part("model.answer", reference, "text_decoder") if with_decoder else None
         return BlipAnswerTower(encoder, decoder, checkpointing=self.config.gradient_checkpointing)
+
+    def is_lxmert(self, reference: str) -> bool:
+        """Whether a reference is to an LXMERT."""
+        return isinstance(self._load(reference).model, LxmertModel)
+
+    def lxmert(self) -> LxmertModel:
+        """The whole model of which both towers are parts.
+
+        Raises:
+            ConfigError: the recipe names something else for one of them, or what goes with pixels alone.
+        """
+        config = self.config
+        if config.second_stream != "none":
+            raise ConfigError(
+                f"model.second_stream: {config.second_stream} looks at pixels, and {config.vision} reads regions; "
+                "set it to none"
+            )
+        if config.match != config.vision:
+            raise ConfigError(
+                f"model.match: {config.match}, and model.vision is {config.vision}: the two halves of one LXMERT; name "
+                "one checkpoint in both"
+            )
+        if config.lora.match.rank:
+            raise ConfigError("model.lora.match: an LXMERT is trained whole or not at all; set its rank to 0")
+        return self._load(config.vision).model
+
+    def _lxmert_text(self, *, matches: bool) -> LxmertTower:
+        if matches:
+            raise ConfigError(
+                f"losses.itm: {self.config.match} has no head that matches pairs here; set it to 0, or name a BLIP "
+                "checkpoint in model.match"
+            )
+        return LxmertTower(self.lxmert(), checkpointing=self.config.gradient_checkpointing)
 
     def second_stream(self) -> EfficientSamStream | TowerStream:
         """EfficientSAM's image encoder, alone or with what makes masks; or a second BLIP's; or a backbone of timm."""
@@ -111,6 +150,8 @@ class TowerSource:
         limits = {"max_question_tokens": max_question_tokens, "max_answer_tokens": max_answer_tokens}
         if isinstance(checkpoint.model, T5ForConditionalGeneration):
             return T5Codec.of(checkpoint.model.config, checkpoint.tokenizer, **limits)
+        if isinstance(checkpoint.model, LxmertModel):
+            return self._lxmert_codec(reference, checkpoint, **limits)
         text = checkpoint.model.config.text_config
         longest = max_question_tokens + max_answer_tokens
         if longest > text.max_position_embeddings:
@@ -125,6 +166,25 @@ class TowerSource:
             pad_id=text.pad_token_id,
             first_id=self._first_id(reference, checkpoint),
             **limits,
+        )
+
+    def _lxmert_codec(
+        self, reference: str, checkpoint: Checkpoint, *, max_question_tokens: int, max_answer_tokens: int
+    ) -> BlipCodec:
+        """`[CLS] text [SEP]`, as BERT reads it."""
+        tokenizer, positions = checkpoint.tokenizer, checkpoint.model.config.max_position_embeddings
+        if max_question_tokens > positions:
+            raise ConfigError(
+                f"data.max_question_tokens: {max_question_tokens}, but {reference} has {positions} positions; lower it"
+            )
+        return BlipCodec(
+            tokenizer=tokenizer,
+            start_id=tokenizer.cls_token_id,
+            end_id=tokenizer.sep_token_id,
+            pad_id=tokenizer.pad_token_id,
+            first_id=tokenizer.cls_token_id,
+            max_question_tokens=max_question_tokens,
+            max_answer_tokens=max_answer_tokens,
         )
 
     def named_parts(self, reference: str) -> Iterator[tuple[str, nn.Module]]:
@@ -193,7 +253,7 @@ class TowerSource:
             model = BlipForQuestionAnswering(scratch_blip_config(self.config.scratch, tokenizer))
             initialize_untrained(model, model.vision_model.embeddings.position_embedding)
             return Checkpoint(model, tokenizer)
-        return load_pretrained(reference, (*BLIP_ARCHITECTURES, *T5_ARCHITECTURES))
+        return load_pretrained(reference, (*BLIP_ARCHITECTURES, *T5_ARCHITECTURES, *LXMERT_ARCHITECTURES))
 
 
 def text_start_of(config: ModelConfig, reference: str, checkpoint: BlipConfig) -> TextStart:

@@ -21,6 +21,7 @@ from model.pnp.fid import load_reader
 from model.pnp.pipeline import PnpPipeline
 from model.pnp.viewer import Viewer
 from model.source import efficient_sam_sizes
+from model.towers.lxmert import RegionTower
 from model.towers.tokenizer import build_tokenizer, load_tokenizer
 from shards.errors import ConfigError, UserError
 from shards.format.index import SplitIndex
@@ -30,6 +31,7 @@ from shards.read.loader import EvaluationBatches, Loader, Split, Texts, Training
 from shards.tasks import TASKS
 from shards.tasks.seam import Wanted
 from trainer.config import RunConfig
+from trainer.config.faults import wrong_medium
 from trainer.config.schema import plan_order
 from trainer.engine.distributed import World
 from trainer.run_directory import RunDirectory, replace_directory
@@ -166,13 +168,38 @@ def make_texts(config: RunConfig, built: BuiltModel) -> Texts:
     return Texts(task=config.task, layouts=built.layouts, wanted=wanted)
 
 
-def image_size(config: RunConfig, built: BuiltModel) -> int:
-    """Side in pixels of the images that the loader makes."""
+def image_size(config: RunConfig, built: BuiltModel) -> int | None:
+    """Side in pixels of the images that the loader makes; None where it gives regions.
+
+    Raises:
+        ConfigError: the recipe names one, and regions have none.
+    """
+    if built.image_size is None and config.data.image_size is not None:
+        raise ConfigError(
+            f"data.image_size: {config.data.image_size}, but {config.model.vision} reads regions; set it to null"
+        )
     return config.data.image_size or built.image_size
+
+
+def check_medium(config: RunConfig, built: BuiltModel, split: Split) -> None:
+    """Whether the first tower reads what the images of a split are packed as.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    sight, index, reference = built.objective.sight, split.index, config.model.vision
+    if sight.medium != index.medium:
+        raise ConfigError(wrong_medium(reference, sight.medium, split.directory, index.medium))
+    if isinstance(sight, RegionTower) and sight.region_width != index.regions.width:
+        raise ConfigError(
+            f"model.vision: {reference} reads regions of {sight.region_width} numbers, and {split.directory} holds "
+            f"{index.regions}; name a checkpoint, or shards, of the same detector"
+        )
 
 
 def training_loader(config: RunConfig, split: Split, built: BuiltModel, world: World) -> tuple[TrainingBatches, Loader]:
     """The micro-batches of this rank, and the workers that prepare them."""
+    check_medium(config, built, split)
     share = Share(rank=world.rank, world_size=world.world_size, micro_visits=config.batch.micro_visits)
     augment = None if config.data.augment is None else RandAugment(config.data.augment, config.run.seed)
     batches = TrainingBatches(split, make_texts(config, built), image_size(config, built), share, augment=augment)
@@ -189,6 +216,7 @@ def evaluation_loader(
     shuffle_images: bool = False,
 ) -> tuple[EvaluationBatches, Loader]:
     """The micro-batches of this rank's part of a split, in index order."""
+    check_medium(config, built, split)
     share = Share(rank=world.rank, world_size=world.world_size, micro_visits=config.batch.micro_visits)
     batches = EvaluationBatches(
         split,

@@ -82,7 +82,7 @@ def make(context: PartContext) -> ClassPart:
         )
     head = ClassHead(
         context.head,
-        width=context.tower.text_encoder.config.hidden_size,
+        width=context.tower.state_width,
         rows_per_item=context.block.rows_per_item,
         num_classes=len(context.classes),
     )

@@ -10,6 +10,7 @@ H heads.
 """
 
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextLayer, BlipTextL
 
 from model.rows import Grouping, Words
 
+T = TypeVar("T")
 KeysValues = tuple[Tensor, Tensor]
 """(., H, tokens, D/H) each."""
 
@@ -40,7 +42,7 @@ def encode_image(model: BlipVisionModel, pixels: Tensor, *, checkpointing: bool 
     """
     hidden = model.embeddings(pixels)
     for layer in model.encoder.layers:
-        hidden = _maybe_checkpointed(_vision_layer, checkpointing, layer, hidden)
+        hidden = maybe_checkpointed(_vision_layer, checkpointing, layer, hidden)
     return model.post_layernorm(hidden)
 
 
@@ -101,7 +103,7 @@ def encode_text(
     hidden = words.pack(model.embeddings(ids))
     visible = mask[:, None, None, :]
     for layer in model.encoder.layer:
-        hidden = _maybe_checkpointed(
+        hidden = maybe_checkpointed(
             encode_text_layer, checkpointing, layer, hidden, words, visible, image_tokens, grouping
         )
     return words.unpack(hidden)
@@ -158,7 +160,7 @@ def decode_text(
     hidden = model.bert.embeddings(ids)
     readable = question_mask[:, None, None, :]
     for layer in model.bert.encoder.layer:
-        hidden = _maybe_checkpointed(_decoder_layer, checkpointing, layer, hidden, question_states, readable)
+        hidden = maybe_checkpointed(_decoder_layer, checkpointing, layer, hidden, question_states, readable)
     return model.cls(hidden)
 
 
@@ -322,7 +324,8 @@ def _merge_heads(mixed: Tensor) -> Tensor:
     return mixed.transpose(1, 2).flatten(2)
 
 
-def _maybe_checkpointed(function: Callable[..., Tensor], checkpointing: bool, *inputs: object) -> Tensor:
+def maybe_checkpointed(function: Callable[..., T], checkpointing: bool, *inputs: object) -> T:
+    """What the function makes of its inputs; with `checkpointing`, its inside is computed again for the gradient."""
     if checkpointing and torch.is_grad_enabled():
         return checkpoint(function, *inputs, use_reentrant=False)
     return function(*inputs)

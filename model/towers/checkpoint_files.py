@@ -13,10 +13,12 @@ from typing import Any
 from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
-from model.references import SCRATCH
+from model.references import SCRATCH, read_reference
+from shards.format.index import Medium
 
 BLIP_ARCHITECTURES = ("BlipForQuestionAnswering", "BlipForImageTextRetrieval", "BlipForConditionalGeneration")
 T5_ARCHITECTURES = ("T5ForConditionalGeneration",)
+LXMERT_ARCHITECTURES = ("LxmertForPreTraining", "LxmertForQuestionAnswering", "LxmertModel")
 _OLD_NAMES = {"T5WithLMHeadModel": "T5ForConditionalGeneration"}
 """What the first releases of transformers called a class; checkpoints of their time still say so."""
 
@@ -70,6 +72,22 @@ def examine_files(find: Find) -> tuple[list[str], Mapping[str, Any]]:
     file = find(CONFIG)
     faults, config = ([f"no {CONFIG}"], {}) if file is None else _read_config(file)
     return [*faults, *_weights_faults(find), *_tokenizer_faults(find)], config
+
+
+def medium_of(reference: str) -> Medium | None:
+    """What the vision tower behind a reference reads, by its config.json; None where that is not on this machine."""
+    read = read_reference(reference)
+    if read.is_untrained or read.is_timm:
+        return "pixels"
+    if read.directory is not None:
+        find = in_directory(read.directory)
+    elif read.hub_id is not None and is_hub_id(read.hub_id):
+        find = in_cache(read.hub_id, read.revision)
+    else:
+        return None
+    file = find(CONFIG)
+    config = {} if file is None else _read_config(file)[1]
+    return ("regions" if config["model_type"] == "lxmert" else "pixels") if "model_type" in config else None
 
 
 def is_damaged(path: Path) -> bool:

@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 from model.references import SCRATCH, hub_reference, local_directory
 from model.towers.checkpoint_files import (
     CONFIG,
+    LXMERT_ARCHITECTURES,
     SCRATCH_REFUSED,
     TOKENIZERS,
     WEIGHTS,
@@ -37,13 +38,20 @@ class Checkpoint(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
 
 
-def load_pretrained(reference: str, architectures: Sequence[str], *, key: str | None = None) -> Checkpoint:
+_ORIGINAL_NAMES = {r"^(module\.)?bert\.": "lxmert.", r"^module\.": ""}
+"""Of weights as LXMERT's own code saves them -> transformers'; the first of DataParallel's, too."""
+
+
+def load_pretrained(
+    reference: str, architectures: Sequence[str], *, key: str | None = None, answer_head: bool = False
+) -> Checkpoint:
     """A checkpoint in fp32, from a local directory or the hub (`id` or `id@revision`), without running its code.
 
     Args:
         reference: what a recipe names.
         architectures: class names of `transformers`, one of which it has to be.
         key: of the recipe that names it, for errors.
+        answer_head: whether the head over answers is wanted of an LXMERT; else it is loaded without any head.
 
     Raises:
         DataError: it is not there, or damaged; the message says where it was looked for and how to get it.
@@ -54,7 +62,7 @@ def load_pretrained(reference: str, architectures: Sequence[str], *, key: str | 
         raise ConfigError(SCRATCH_REFUSED if key is None else f"{key}: {SCRATCH_REFUSED}")
     source = _Source.of(said, reference)
     with _without_reports():
-        return _load(source, architectures)
+        return _load(source, architectures, answer_head)
 
 
 class _Source(NamedTuple):
@@ -128,16 +136,20 @@ def _reading(source: _Source, names: Sequence[str]) -> Iterator[None]:
         raise DataError(source.damaged(file, "; ".join([*examine_files(source.find)[0], reason]))) from None
 
 
-def _load(source: _Source, architectures: Sequence[str]) -> Checkpoint:
+def _load(source: _Source, architectures: Sequence[str], answer_head: bool) -> Checkpoint:
     name, revision = source.name, source.revision
     with _reading(source, [CONFIG]):
         config = AutoConfig.from_pretrained(name, revision=revision)
         kind = architecture_of(config.to_dict())
     if kind not in architectures:
         raise ConfigError(f"{source.said}: is a {kind}; expected {' or '.join(architectures)}")
+    names = None
+    if kind in LXMERT_ARCHITECTURES:
+        kind, names = ("LxmertForQuestionAnswering" if answer_head else "LxmertModel"), _ORIGINAL_NAMES
     with _reading(source, WEIGHTS):
         model, report = getattr(transformers, kind).from_pretrained(
             name,
+            key_mapping=names,
             revision=revision,
             config=config,
             dtype=torch.float32,

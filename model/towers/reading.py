@@ -38,6 +38,11 @@ class BlipReader(nn.Module):
         """Width of the image tokens that it reads."""
         return self.text_encoder.config.encoder_hidden_size
 
+    @property
+    def state_width(self) -> int:
+        """Width of what stands for a whole row."""
+        return self.text_encoder.config.hidden_size
+
     def read(self, fused: Tensor, block: Block) -> Reading:
         """(B, N, D) fused tokens and a block of texts to their states."""
         grouping = Grouping.of(block.image, num_images=len(fused), rows_per_image=block.rows_per_image)

@@ -11,6 +11,8 @@ from transformers import BlipVisionModel
 
 from model.pixels import blip_pixels
 from model.towers.blip import encode_image
+from shards.format.index import Medium
+from shards.read.collate import Shown
 
 
 class VisionTower(ABC):
@@ -22,18 +24,21 @@ class VisionTower(ABC):
     module: nn.Module
     width: int
     """D."""
-    image_size: int
-    """Side in pixels of the squares that the module reads."""
-    grid: int
-    """g."""
+    medium: Medium = "pixels"
+    """What it reads of an image."""
+    image_size: int | None
+    """Side in pixels of the squares that the module reads; None for one that reads regions."""
+    grid: int | None
+    """g; None where tokens lie on no grid."""
     prefix: int
     """P: class token, registers; 0 for an encoder that gives cells alone."""
     starts_gated: bool = False
     """Whether a factor in it may start at zero and hold back the gradients of others for a step."""
 
     @abstractmethod
-    def encode(self, shown: Tensor) -> Tensor:
-        """What a batch shows, (B, 3, S, S) uint8 of any S, to (B, P + g², D): the cells row by row."""
+    def encode(self, shown: Shown) -> Tensor:
+        """What a batch shows, pixels (B, 3, S, S) uint8 of any S, to (B, P + g², D): the cells row by row. Of regions,
+        as many tokens as there are."""
 
 
 class BlipVisionTower(VisionTower):

@@ -27,6 +27,7 @@ def cross_faults(config: RunConfig) -> tuple[Fault, ...]:
         _augment,
         _losses,
         _answers,
+        _start_answers,
         _metric,
         _fusion,
         _scratch,
@@ -133,6 +134,18 @@ def _answers(config: RunConfig) -> Iterator[Fault]:
         yield Fault("answers.by", f"{by} has no effect on task {config.task}; remove it")
     elif by is not None and getattr(config.losses, needed[by]) == 0:
         yield Fault("answers.by", f"{by} needs what losses.{needed[by]} trains, and that is 0; give it a weight")
+
+
+def _start_answers(config: RunConfig) -> Iterator[Fault]:
+    answers, key = config.answers, "answers.start_from"
+    if answers.start_from is None:
+        if answers.start_list is not None:
+            yield Fault("answers.start_list", "has no effect without answers.start_from; remove it, or set both")
+        return
+    if TASKS[config.task].classes is not None or config.losses.classify == 0:
+        yield Fault(key, "gives weights to a head over answers, and this recipe trains none; set it to null")
+    if config.model.head != "lxmert":
+        yield Fault(key, f"is a head of LXMERT's form, and model.head is {config.model.head}; set that to lxmert")
 
 
 def _metric(config: RunConfig) -> Iterator[Fault]:

@@ -34,6 +34,15 @@ class Fault(NamedTuple):
     message: str
 
 
+def wrong_medium(reference: str, reads: str, directory: str, holds: str) -> str:
+    """That a tower and shards do not go together."""
+    options, towers = {"pixels": "--images", "regions": "--regions"}, {"pixels": "BLIP's", "regions": "LXMERT's"}
+    return (
+        f"model.vision: {reference} reads {reads}, and {directory} holds {holds}; name shards built with "
+        f"{options[reads]}, or a tower such as {towers[holds]}"
+    )
+
+
 def leaf_keys(section: type[Section], prefix: str = "") -> Iterator[str]:
     """The dotted keys of all values under a section, in the order of their declaration."""
     for name, field in section.model_fields.items():

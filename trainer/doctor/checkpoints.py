@@ -12,6 +12,7 @@ from model.references import SCRATCH, Reference, read_reference
 from model.towers.checkpoint_files import (
     BLIP_ARCHITECTURES,
     CONFIG,
+    LXMERT_ARCHITECTURES,
     SCRATCH_REFUSED,
     T5_ARCHITECTURES,
     architecture_of,
@@ -27,9 +28,10 @@ from trainer.config import RunConfig
 from trainer.doctor.table import Row
 
 MATCH = ("BlipForImageTextRetrieval",)
-READS_IMAGES = (*MATCH, "BlipForQuestionAnswering")
-"""Those with an image-grounded text encoder."""
+READS_IMAGES = (*MATCH, "BlipForQuestionAnswering", *LXMERT_ARCHITECTURES)
+"""Those with a text encoder that reads images."""
 CAPTIONER = ("BlipForConditionalGeneration",)
+VISION = (*BLIP_ARCHITECTURES, *LXMERT_ARCHITECTURES)
 ANSWER = ("BlipForQuestionAnswering", *T5_ARCHITECTURES)
 
 BACKBONE = "timm"
@@ -70,15 +72,18 @@ class Checkpoint(NamedTuple):
 def checkpoint_uses(config: RunConfig) -> list[Use]:
     """Every reference that the recipe's losses and streams use, `scratch` among them, and those of its captions."""
     model = config.model
+    kinds = {"vision": VISION, "second_stream": BLIP_ARCHITECTURES}
     uses = [
-        Use(key, reference, () if read_reference(reference).is_timm else BLIP_ARCHITECTURES)
-        for key, reference in vision_references(model).values()
+        Use(key, reference, () if read_reference(reference).is_timm else kinds[tower])
+        for tower, (key, reference) in vision_references(model).items()
     ]
     used = text_towers(TASKS[config.task], config.losses)
     if "match" in used:
         uses.append(Use("model.match", model.match, MATCH if config.losses.itm > 0 else READS_IMAGES))
     if "answer" in used:
         uses.append(Use("model.answer", model.answer, ANSWER))
+    if config.answers.start_from is not None:
+        uses.append(Use("answers.start_from", config.answers.start_from, LXMERT_ARCHITECTURES))
     pipeline = (("captioner", CAPTIONER), ("reader", T5_ARCHITECTURES))
     named = [(part, getattr(config.pnp, part), kinds) for part, kinds in pipeline]
     return uses + [Use(f"pnp.{part}", name, kinds, trains=False) for part, name, kinds in named if name is not None]
@@ -145,6 +150,8 @@ def read_width(config: Mapping[str, Any]) -> int:
         return config.get("d_model", T5_WIDTH)
     if config.get("model_type") == BACKBONE:
         return config["width"]
+    if config.get("model_type") == "lxmert":
+        return config.get("hidden_size", BLIP_WIDTH)
     # transformers makes BLIP's text side read what its own vision tower writes, whatever text_config says.
     return (config.get("vision_config") or {}).get("hidden_size", BLIP_WIDTH)
 

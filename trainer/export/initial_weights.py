@@ -1,4 +1,4 @@
-"""`initialize_from`: the weights of another run, and nothing else of it, into the trained parts of an objective."""
+"""What a run starts from: `initialize_from`, the weights of another run; `answers.start_from`, a head over answers."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,7 +8,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from model.build import BuiltModel
+from model.config import AnswersConfig
 from model.objective import Objective
+from model.towers.answer_head import load_answer_head, read_answer_list, start_from
 from model.towers.lora import WEIGHTS, plain_names
 from shards.errors import ConfigError, DataError
 from trainer.build import FUSION_FILE
@@ -63,6 +66,19 @@ def initialize_from(objective: Objective, source: str) -> str:
         for name in wanted:
             own[name].copy_(weights[name])
     return f"weights of {len(wanted)} of {len(own)} trained tensors from {path}{_left_out(own, weights, wanted)}"
+
+
+def start_answers(built: BuiltModel, answers: AnswersConfig) -> str:
+    """Load `answers.start_from` into the class head of an objective; says what was found.
+
+    Raises:
+        ConfigError, DataError: there is no such head, its answers are not known, or it is of another width.
+    """
+    assert answers.start_from is not None, "asked for"
+    known = None if answers.start_list is None else read_answer_list(Path(answers.start_list), "answers.start_list")
+    head = load_answer_head(answers.start_from, known)
+    found = start_from(built.objective.parts["classify"].part.head.layers, built.classes, head)
+    return f"{found:,} of {len(built.classes):,} answers are among the {len(head.answers):,} of {answers.start_from}"
 
 
 def _of_export(export: Path, fusion: dict[str, Tensor]) -> dict[str, Tensor]:

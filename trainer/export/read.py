@@ -14,7 +14,7 @@ from trainer.build import assemble_model, classes_of
 from trainer.config import RunConfig, load_run_config
 from trainer.engine.deepspeed_config import resolve_precision
 from trainer.engine.distributed import device_type
-from trainer.export.initial_weights import initialize_from
+from trainer.export.initial_weights import initialize_from, start_answers
 from trainer.export.run_arguments import check_run
 from trainer.export.write import (
     exported_classes,
@@ -106,8 +106,11 @@ def load_exported(path: Path, config: RunConfig, *, weights: Weights = "trained"
         load_fusion(objective, export)
         load_exported_adapters(objective, export)
         load_heads(objective, export)
-    elif config.initialize_from is not None:
-        initialize_from(objective, config.initialize_from)
+    else:
+        if config.answers.start_from is not None:
+            start_answers(built, config.answers)
+        if config.initialize_from is not None:
+            initialize_from(objective, config.initialize_from)
     dtype = _DTYPES[resolve_precision(config.precision, device.type, t5_is_trained=objective.trains_t5)]
     objective.to(device=device, dtype=dtype).eval()
     objective.place_frozen(device, dtype)

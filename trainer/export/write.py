@@ -2,6 +2,7 @@
 
 fusion_encoder.safetensors   grid token, adapters and fusion encoder
 blip_vqa/, blip_itm/         BLIP in Hugging Face format with its tokenizer, where any of its parts was trained
+lxmert/                      LXMERT in Hugging Face format with its tokenizer, if any of it was trained
 t5/                          T5 with its tokenizer, if it was trained whole
 lora_match/, lora_answer/    adapters in PEFT's format, where there are any
 blip_vision/                 BLIP's vision tower, if it was trained and fits into neither of these
@@ -43,7 +44,7 @@ from trainer.run_directory import replace_directory, write_json
 
 EXPORT_FILE = "export.json"
 VQA, ITM, T5, VISION, SECOND_BLIP = "blip_vqa", "blip_itm", "t5", "blip_vision", "blip_second"
-TIMM_VISION, TIMM_SECOND = "timm_vision", "timm_second"
+TIMM_VISION, TIMM_SECOND, LXMERT = "timm_vision", "timm_second", "lxmert"
 SECOND_STREAM = "efficient_sam.safetensors"
 HEADS = "heads.safetensors"
 
@@ -191,6 +192,11 @@ def _export_towers(model: ModelConfig, built: BuiltModel, weights: Mapping[str, 
     A trained vision tower goes into every checkpoint that has one of its sizes, so that each can be used alone.
     """
     trained = {name.partition(".")[0] for name in weights} & {"vision", "match", "answer"}
+    if built.objective.sight.medium == "regions":
+        if not trained:
+            return {}
+        _save_lxmert(built, model.vision, _below(weights, "vision.") | _below(weights, "match."), aside / LXMERT)
+        return dict.fromkeys(("match", "vision"), LXMERT)  # both, trained or not: one checkpoint is named in both
     answer, match, vision = *map(built.objective.tower, ("answer", "match")), _below(weights, "vision.")
     parts: dict[str, str] = {}
     if isinstance(answer, T5AnswerTower):
@@ -237,6 +243,17 @@ def _export_second(model: ModelConfig, built: BuiltModel, weights: Mapping[str, 
     encoder.load_state_dict(trained, strict=True)
     save_efficient_sam_encoder(encoder, aside / SECOND_STREAM)
     return {"second_stream": SECOND_STREAM}
+
+
+def _save_lxmert(built: BuiltModel, reference: str, weights: Mapping[str, Tensor], directory: Path) -> None:
+    """A whole LXMERT without heads: trained tensors, and the others, dead ones among them, as they were loaded."""
+    loaded = built.source.lxmert()
+    with torch.device("meta"):
+        model = type(loaded)(type(loaded.config).from_dict(loaded.config.to_dict()))
+    others = {name: value.float().cpu() for name, value in loaded.state_dict().items() if name not in weights}
+    model.load_state_dict({**others, **weights}, strict=True, assign=True)
+    model.save_pretrained(directory)
+    built.source.tokenizer(reference).save_pretrained(directory)
 
 
 def _save_t5(

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from shards.atomic import check_writable, write_atomically
-from shards.errors import UserError
+from shards.errors import ConfigError, UserError
 from shards.read.eyes import square_image
 from shards.read.photo import check_question, read_photo
 from trainer.build import build_pnp, build_viewer, image_size
@@ -44,6 +44,11 @@ def answer_photo(
     pnp_asked = pipeline == "pnp"
     keys = open_keys(looks=pnp_asked or overlay is not None, pnp=pnp_asked)
     exported = load_exported(run, read_run(run, overrides, open_keys=keys))
+    if exported.built.objective.sight.medium == "regions":
+        raise ConfigError(
+            f"{run}: its model reads regions of a detector, which a photo does not have; `duoflow evaluate` answers "
+            "what is asked in shards"
+        )
     pixels = square_image(image, image_size(exported.config, exported.built))[None].to(exported.device)
     alone = torch.zeros(1, dtype=torch.int64)
     if pnp_asked:

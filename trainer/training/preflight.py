@@ -9,10 +9,12 @@ from typing import NamedTuple
 from launch.local import count_gpus
 from model.config import ModelConfig, text_towers, vision_references
 from model.references import Reference, read_reference
+from model.towers.checkpoint_files import medium_of
 from shards.errors import ConfigError, DataError, UserError
 from shards.format.index import SplitIndex, index_digest, read_index
 from shards.tasks import TASKS
 from trainer.config import RunConfig
+from trainer.config.faults import wrong_medium
 from trainer.config.schema import check_world_size, policy_path
 from trainer.engine.optimizers import check_stage
 from trainer.run_directory import RunDirectory
@@ -101,6 +103,7 @@ def _check_data(config: RunConfig) -> None:
             continue
         index = _read_index(key, directory)
         check_format(config.task, index, key, directory)
+        _check_medium(config.model.vision, index, directory)
         if index.counts.get("answered", 0) == 0:
             raise ConfigError(f"{key}: {directory}: no question has an answer; training and validation need answers")
         if key == "data.val":
@@ -121,6 +124,13 @@ def check_format(task: str, index: SplitIndex, key: str, directory: str) -> None
             f"{key}: {directory} was built from format {index.reader}, and task {task} reads "
             f"{', '.join(formats)}{remedy}"
         )
+
+
+def _check_medium(reference: str, index: SplitIndex, directory: str) -> None:
+    """As far as it shows without loading anything: a checkpoint that is not here yet is judged when it is loaded."""
+    reads = medium_of(reference)
+    if reads is not None and reads != index.medium:
+        raise ConfigError(wrong_medium(reference, reads, directory, index.medium))
 
 
 def _check_metric(config: RunConfig, index: SplitIndex, directory: str) -> None:
@@ -174,7 +184,11 @@ def _check_weights(config: RunConfig) -> None:
 
 
 def _check_answers(config: RunConfig) -> None:
-    """Whether there is a list of answers, where one is learnt or ranked."""
+    """Whether there is a list of answers, where one is learnt or ranked, and that of a head to start from."""
+    if config.answers.start_list is not None:
+        from model.towers.answer_head import read_answer_list  # it imports torch
+
+        read_answer_list(Path(config.answers.start_list), "answers.start_list")
     if TASKS[config.task].classes is not None or not (config.losses.classify > 0 or config.answers.by == "rank"):
         return
 

@@ -17,7 +17,7 @@ from trainer.engine.distributed import World
 from trainer.engine.engine import Engine
 from trainer.engine.parameter_groups import parameter_groups
 from trainer.engine.signals import StopRequest
-from trainer.export.initial_weights import initialize_from
+from trainer.export.initial_weights import initialize_from, start_answers
 from trainer.reporting.environment import collect_environment
 from trainer.reporting.progress import Console, Progress
 from trainer.reporting.recorders import JsonlRecorder, Recorders, TensorBoardRecorder
@@ -50,6 +50,8 @@ def set_up(config: RunConfig, directory: RunDirectory, world: World, stop: StopR
     )
     checkpoints = Checkpoints(directory.checkpoints, world)
     newest = checkpoints.newest()
+    if config.answers.start_from is not None and newest is None:
+        logger.info("answers.start_from: %s", world.agree_on(lambda: start_answers(built, config.answers)))
     if config.initialize_from is not None and newest is None:
         source = config.initialize_from
         logger.info("initialize_from: %s", world.agree_on(lambda: initialize_from(built.objective, source)))
