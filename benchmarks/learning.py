@@ -1,7 +1,8 @@
 """Whether tasks are learnt: rendered scenes in each task's own format, from files to official scores.
 
-`python -m benchmarks.learning [--tasks vqa,snli_ve,nlvr2] [--seeds 1,2] [--json O]` renders scenes, packs shards,
-trains the task's recipe from scratch and scores it on unseen scenes; at most 10 minutes a task and seed on two cores.
+`python -m benchmarks.learning [--tasks vqa,snli_ve,nlvr2,lxmert] [--seeds 1,2] [--json O]` renders scenes, packs
+shards, trains the task's recipe from scratch and scores it on unseen scenes; at most 10 minutes a task and seed on two
+cores.
 Beside it stands what shows that it looked: the text alone, other images, and the same model before it was trained.
 Every stage is a command that a user would type. The JSON is {task: {seed: {row: percent}}}.
 """
@@ -17,16 +18,35 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from transformers import LxmertConfig, LxmertModel
+
+from model.towers.tokenizer import build_tokenizer
 from shards.annotations import reader_of
 from shards.format.index import read_index
 from shards.format.records import Item
 from shards.format.tar_reader import ShardReader
+from shards.scenes.lxmert import NUM_REGIONS, WIDTH
 from shards.vqa_text import soft_scores
 from trainer.run_directory import write_json
 from trainer.scoring.vqa import answer_accuracy
 
 HOME = Path("learning")
 UNTRAINED = ("limits.max_steps=1", "optim.lr=1.0e-12", "optim.warmup_steps=0", "early_stopping.patience=null")
+LXMERT_SIZES = {
+    "hidden_size": 96,
+    "num_attention_heads": 4,
+    "intermediate_size": 384,
+    "l_layers": 1,
+    "r_layers": 1,
+    "x_layers": 2,
+    "max_position_embeddings": 32,
+    "visual_feat_dim": WIDTH,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "initializer_range": 0.1,
+}
+"""1 / sqrt(96) is .1: with the usual .02 a narrow model starts almost silent."""
 Scores = dict[str, float]
 """Row of the table -> percent."""
 
@@ -41,11 +61,17 @@ class Proof:
     """Split of the recipe -> arguments of `shards build` that name its files, below the directory of scenes."""
     starts_from_vqa: bool = False
     """Whether vision and text come from a run that learnt to answer questions about scenes; it counts as well."""
+    reads_regions: bool = False
+    """Whether its files hold what a detector saw, and the model is a small LXMERT that has learnt nothing yet."""
 
 
 def _vqa_files(name: str) -> tuple[str, ...]:
     questions, annotations = f"v2_OpenEnded_mscoco_{name}_questions.json", f"v2_mscoco_{name}_annotations.json"
     return "--questions", questions, "--annotations", annotations
+
+
+def _lxmert_files(name: str) -> tuple[str, ...]:
+    return "--questions", f"{name}.json", "--regions", f"{name}_obj{NUM_REGIONS}.tsv"
 
 
 PROOFS = {
@@ -70,12 +96,17 @@ PROOFS = {
         },
         starts_from_vqa=True,
     ),
+    "lxmert": Proof(
+        3000,
+        {"train": _lxmert_files("train"), "val": _lxmert_files("valid"), "testdev": _lxmert_files("test")},
+        reads_regions=True,
+    ),
 }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tasks", type=_names, default=list(PROOFS), help="of vqa,snli_ve,nlvr2 (default: all)")
+    parser.add_argument("--tasks", type=_names, default=list(PROOFS), help="of vqa,snli_ve,nlvr2,lxmert (default: all)")
     parser.add_argument("--seeds", type=_numbers, default=[1], help="of scenes and training (default: 1)")
     parser.add_argument("--json", type=Path, metavar="O", help="write the table to this file as well")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values in place of the recipes'")
@@ -107,6 +138,9 @@ class Lesson:
             self._train("vqa", "losses.answer=0", "losses.classify=1")
             weights = self.home / "runs" / "scenes_vqa" / "export" / "blip_vqa"
             before += [f"model.vision={weights}", f"model.match={weights}"]
+        if self.proof.reads_regions:
+            weights = write_lxmert(self.home / "untrained", self._texts(), self.seed)
+            before += [f"model.vision={weights}", f"model.match={weights}"]
         self._train(self.task, *before)
         self._train(self.task, *before, *UNTRAINED, f"run.name={name}_untrained")
         rows = {"text only": self._text_only()}
@@ -126,8 +160,8 @@ class Lesson:
         self._run("scenes", str(scenes), "--task", task, "--images", str(proof.images), "--seed", str(self.seed))
         for split, named in proof.splits.items():
             files = [word if word.startswith("--") else str(scenes / word) for word in named]
-            images, out = str(scenes / "images"), str(self._shards(task, split))
-            self._run("shards", "build", "--format", task, *files, "--images", images, "--out", out)
+            images = () if proof.reads_regions else ("--images", str(scenes / "images"))
+            self._run("shards", "build", "--format", task, *files, *images, "--out", str(self._shards(task, split)))
 
     def _shards(self, task: str, split: str) -> Path:
         return self.home / task / "shards" / split
@@ -142,13 +176,18 @@ class Lesson:
         scores = self.home / "scores.json"
         self._run("evaluate", str(self.home / "runs" / run), "--split", "testdev", "--json", str(scores), *options)
         metrics = json.loads(scores.read_text(encoding="utf-8"))["metrics"]
-        names = ("accuracy", "consistency")
+        names = ("accuracy", "consistency", "oracle")
         return {name: 100 * metrics[f"testdev/{name}"] for name in names if f"testdev/{name}" in metrics}
 
     def _text_only(self) -> float:
         """What a text is worth without its images, in percent: the best single answer to each text of the very split
         that is scored. No model that does not look can have more."""
         items = self._items("testdev")
+        if self.task == "lxmert":
+            scores: dict[str, Counter[str]] = defaultdict(Counter)
+            for item in items:
+                scores[item.question].update(item.label)
+            return 100 * sum(max(answers.values()) for answers in scores.values()) / len(items)
         if self.task != "vqa":
             labels: dict[str, Counter[str]] = defaultdict(Counter)
             for item in items:
@@ -176,6 +215,9 @@ class Lesson:
         )
         return 100 * sum(best) / len(items)
 
+    def _texts(self) -> list[str]:
+        return [text for item in self._items("train") for text in item.texts]
+
     def _items(self, split: str) -> list[Item]:
         shards = self._shards(self.task, split)
         index = read_index(shards)
@@ -189,6 +231,15 @@ class Lesson:
         print(f"[{self.task}, seed {self.seed}: {time.monotonic() - self.started:.0f} s]", flush=True)
         if code:
             raise SystemExit(code)
+
+
+def write_lxmert(directory: Path, texts: Iterable[str], seed: int) -> Path:
+    """A small LXMERT with random weights and a tokenizer of these texts, as `save_pretrained` writes them."""
+    tokenizer = build_tokenizer(texts, vocab_size=300)
+    torch.manual_seed(seed)
+    LxmertModel(LxmertConfig(vocab_size=len(tokenizer), **LXMERT_SIZES)).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
 
 
 def _show(table: Mapping[str, Mapping[str, Scores]]) -> None:

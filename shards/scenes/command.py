@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from shards.errors import UserError
-from shards.scenes import nlvr2, snli_ve, vqa
+from shards.scenes import lxmert, nlvr2, snli_ve, vqa
 from shards.scenes.gqa_format import choice_records, question_records, questions, scene_graph
+from shards.scenes.lxmert import lxmert_files
 from shards.scenes.nlvr2 import nlvr2_files
 from shards.scenes.raster import encode_png, paint
 from shards.scenes.snli_ve import snli_ve_files
@@ -34,6 +35,7 @@ TASKS = {
     "vqa": SceneTask(vqa.MIN_IMAGES, vqa.image_counts),
     "nlvr2": SceneTask(nlvr2.MIN_IMAGES, nlvr2.image_counts),
     "snli_ve": SceneTask(snli_ve.MIN_IMAGES, snli_ve.image_counts),
+    "lxmert": SceneTask(lxmert.MIN_IMAGES, lxmert.image_counts),
 }
 
 
@@ -41,7 +43,7 @@ def add_scenes_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
     """Add the `scenes` verb; its namespace carries `handler`: namespace -> exit code."""
     parser = subparsers.add_parser(
         "scenes",
-        help="render a small set in the format of GQA, VQA v2, NLVR2 or SNLI-VE",
+        help="render a small set in the format of GQA, VQA v2, NLVR2, SNLI-VE or LXMERT",
         description="Render coloured shapes with questions, scene graphs and choices as GQA writes them, or with what "
         "another task's files hold. The splits share no image; GQA's are "
         f"{', '.join(SPLITS)}, where `backbone` is there to train vision encoders on before `train`.",
@@ -86,7 +88,13 @@ def write_scenes(out: Path, *, num_images: int, seed: int, task: str = "gqa") ->
 
 def task_files(task: str, *, num_images: int, seed: int) -> Iterator[tuple[str, bytes]]:
     """(path, content) of every file of a task's set, images first: a pure function of its arguments."""
-    makers = {"gqa": scene_files, "vqa": vqa_files, "nlvr2": nlvr2_files, "snli_ve": snli_ve_files}
+    makers = {
+        "gqa": scene_files,
+        "vqa": vqa_files,
+        "nlvr2": nlvr2_files,
+        "snli_ve": snli_ve_files,
+        "lxmert": lxmert_files,
+    }
     return makers[task](num_images=num_images, seed=seed)
 
 
@@ -134,8 +142,8 @@ def _write_new(out: Path, files: Iterator[tuple[str, bytes]]) -> None:
     staged = out.with_name(f".{out.name}.{os.getpid()}")
     staged.mkdir()
     try:
-        (staged / "images").mkdir()
         for path, content in files:
+            (staged / path).parent.mkdir(exist_ok=True)
             (staged / path).write_bytes(content)
         os.replace(staged, out)
     except BaseException:
