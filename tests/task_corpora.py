@@ -10,7 +10,9 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from shards.build.writer import build_shards
+from shards.format.regions import Regions
 from tests.corpora import COLORS, SIDES, SMALL_SHARD, write_corpus
+from tests.regions import regions_of, row_of, shared_lxmert, write_tsv
 from tests.runs import write_recipe
 
 ANNOTATORS = 10
@@ -24,20 +26,23 @@ class Official:
     """The files of a split as its task hands them out."""
 
     format: str
-    images: Path
+    images: Path | None
     questions: tuple[Path, ...]
     annotations: tuple[Path, ...] = ()
+    regions: tuple[Path, ...] = ()
 
     def words(self, out: Path) -> list[str]:
         """`duoflow shards build` of these files."""
-        words = ["shards", "build", "--format", self.format, "--images", str(self.images), "--out", str(out)]
+        shown = ["--regions", *map(str, self.regions)] if self.regions else ["--images", str(self.images)]
+        words = ["shards", "build", "--format", self.format, *shown, "--out", str(out)]
         words += ["--questions", *map(str, self.questions), "--workers", "1", "--shard-bytes", str(SMALL_SHARD)]
         return [*words, *(["--annotations", *map(str, self.annotations)] if self.annotations else [])]
 
     def build(self, out: Path) -> Path:
         """Shards of these files, several of them; returns their directory."""
         files = {"questions": self.questions, "annotations": self.annotations}
-        build_shards(format=self.format, images=self.images, out=out, shard_bytes=SMALL_SHARD, **files)
+        shown = {"images": self.images, "regions": self.regions}
+        build_shards(format=self.format, out=out, shard_bytes=SMALL_SHARD, **shown, **files)
         return out
 
 
@@ -174,25 +179,106 @@ def write_nlvr2(directory: Path, *, num_samples: int, seed: int, whole: bool = F
     return Official("nlvr2", directory / "images", (_lines(directory / "statements.json", rows),))
 
 
-CORPORA: Mapping[str, Writer] = {"gqa": write_gqa, "vqa": write_vqa, "snli_ve": write_snli_ve, "nlvr2": write_nlvr2}
+def seen_in(scene: Scene, rng: random.Random) -> Regions:
+    """What a detector makes of a scene: the square by color and side, and what is not there, in any order."""
+    kinds = [10 * (1 + list(COLORS).index(scene.color)) + SIDES.index(scene.side), 1, 2, 3]
+    rng.shuffle(kinds)
+    return regions_of(*kinds, size=SIZE, seed=rng.randrange(100))
+
+
+def write_lxmert(directory: Path, *, num_samples: int, seed: int, whole: bool = False, of: str = "vqa") -> Official:
+    """Questions with scores of answers, some of which nobody gave, over regions in two files; one without a label
+    unless `whole`."""
+    rows, seen = [], []
+    for number in range(num_samples):
+        rng = random.Random(f"lxmert/{seed}/{number}")
+        scene, image_id = Scene(rng.choice(list(COLORS)), rng.choice(SIDES)), f"COCO_val2014_{number:012d}"
+        seen.append(row_of(image_id, seen_in(scene, rng)))
+        for place, (question, answer, others) in enumerate(scene.asked()[: num_items(number)]):
+            name: int | str = 1000 * (number + 1) + place
+            label = {answer: 1, rng.choice(others): 0.3} if place % 2 else {answer: rng.choice((0.6, 0.9, 1))}
+            row = {"question_id": name if of == "vqa" else f"0{name}", "img_id": image_id, "sent": question}
+            known = {} if number == 5 and place == 0 and not whole else {"label": {} if number == 6 else label}
+            types = {"answer_type": "other", "question_type": "what"} if of == "vqa" else {}
+            rows.append(row | known | types)
+    path = directory / f"{of}.json"
+    files = [write_tsv(directory / f"{part}_obj36.tsv", seen[part::2]) for part in range(2)]
+    path.write_text(json.dumps(rows))
+    return Official("lxmert", None, (path,), regions=tuple(files))
+
+
+def write_lxmert_nlvr2(directory: Path, *, num_samples: int, seed: int, whole: bool = False) -> Official:
+    """Statements about two pictures in LXMERT's form, over regions; one without a label unless `whole`."""
+    rows, seen = [], []
+    for number in range(num_samples):
+        rng = random.Random(f"lxmert_nlvr2/{seed}/{number}")
+        pair, scenes = f"dev-{number // 2}-{number % 2}", []
+        for place in range(2):
+            scenes.append(Scene(rng.choice(list(COLORS)), rng.choice(SIDES)))
+            seen.append(row_of(f"{pair}-img{place}", seen_in(scenes[-1], rng)))
+        one, other = scenes
+        said = [
+            ("Both squares are on the left.", (one.side, other.side) == ("left", "left")),
+            ("Both squares have one color.", one.color == other.color),
+            ("At least one square is red.", "red" in (one.color, other.color)),
+            ("The second square is red.", other.color == "red"),
+        ]
+        for place, (sentence, truth) in enumerate(said[: num_items(number)]):
+            row = {"identifier": f"{pair}-{place}", "uid": f"nlvr2_dev_{len(rows)}", "sent": sentence}
+            row |= {"img0": f"{pair}-img0", "img1": f"{pair}-img1"}
+            rows.append(row | ({} if number == 5 and place == 0 and not whole else {"label": int(truth)}))
+    seen_file = write_tsv(directory / "valid_obj36.tsv", seen)
+    path = directory / "valid.json"
+    path.write_text(json.dumps(rows))
+    return Official("lxmert", None, (path,), regions=(seen_file,))
+
+
+CORPORA: Mapping[str, Writer] = {
+    "gqa": write_gqa,
+    "vqa": write_vqa,
+    "snli_ve": write_snli_ve,
+    "nlvr2": write_nlvr2,
+    "lxmert": write_lxmert,
+}
 """One for each task of shards.tasks.TASKS."""
 
-NEEDS: Mapping[str, Mapping[str, Any]] = {"vqa": {"answers": {"min_count": 1}}}
-"""What a task's recipe says beyond data and sizes, for so few items."""
+MORE_CORPORA: Mapping[str, tuple[str, Writer]] = {"lxmert_nlvr2": ("nlvr2", write_lxmert_nlvr2)}
+"""Others of such a task."""
+
+OVER_REGIONS = ("lxmert", "lxmert_nlvr2")
+"""Corpora whose images are regions."""
+
+NEEDS: Mapping[str, Mapping[str, Any]] = {"vqa": {"answers": {"min_count": 1}}, "lxmert": {"answers": {"min_count": 1}}}
+"""What a corpus wants of a recipe beyond data and sizes, for so few items."""
 
 
-def write_task(directory: Path, task: str) -> dict[str, str]:
-    """Files and shards of two splits of a task: a `data` section."""
+def task_of(corpus: str) -> str:
+    """Of which task a corpus is."""
+    return MORE_CORPORA[corpus][0] if corpus in MORE_CORPORA else corpus
+
+
+def writer_of(corpus: str) -> Writer:
+    """What writes its files."""
+    return MORE_CORPORA[corpus][1] if corpus in MORE_CORPORA else CORPORA[corpus]
+
+
+def write_task(directory: Path, corpus: str) -> dict[str, str]:
+    """Files and shards of two splits of a corpus: a `data` section."""
     data = {}
     for seed, (split, num_samples) in enumerate((("train", TRAIN), ("val", VAL))):
-        files = CORPORA[task](directory / split / "files", num_samples=num_samples, seed=seed)
+        files = writer_of(corpus)(directory / split / "files", num_samples=num_samples, seed=seed)
         data[split] = str(files.build(directory / split / "shards"))
     return data
 
 
-def task_recipe(path: Path, task: str, data: Mapping[str, Any], **sections: Any) -> Path:
-    """A recipe of a task in which everything is trained from scratch: see `write_recipe`."""
-    return write_recipe(path, data, task=task, **{**NEEDS.get(task, {}), **sections})
+def task_recipe(path: Path, corpus: str, data: Mapping[str, Any], **sections: Any) -> Path:
+    """A recipe of a corpus' task in which everything is trained, from scratch or from a small LXMERT: see
+    `write_recipe`."""
+    needs = dict(NEEDS.get(corpus, {}))
+    if corpus in OVER_REGIONS:
+        towers = dict.fromkeys(("vision", "match"), shared_lxmert())
+        needs["model"] = {**towers, "second_stream": "none", "fusion": {"name": "sum"}, "freeze": []}
+    return write_recipe(path, data, task=task_of(corpus), **{**needs, **sections})
 
 
 def _lines(path: Path, rows: list[dict[str, Any]]) -> Path:

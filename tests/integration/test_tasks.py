@@ -16,9 +16,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LxmertModel
 
+from model.towers.lxmert import dead_modules
 from tests.distributed.launch import ROOT, launch_alone
 from tests.distributed.training_worker import Case, Fault, read_codes, write_cases
+from tests.regions import shared_lxmert
 from tests.runs import NO_COMPILER, LeftOver
 from tests.task_corpora import CORPORA, TRAIN, VAL, Official, task_recipe
 from trainer.cli import main
@@ -26,10 +29,10 @@ from trainer.cli import main
 pytestmark = pytest.mark.integration
 
 STEPS = 6
-LOSSES = {"vqa": {"answer": 1.0, "classify": 1.0}, "snli_ve": {}, "nlvr2": {}}
+LOSSES = {"vqa": {"answer": 1.0, "classify": 1.0}, "snli_ve": {}, "nlvr2": {}, "lxmert": {}}
 """Of each task that is trained here: all parts that it has."""
 BY_COMMAND = "nlvr2"
-KILLED_TASKS = ("vqa", "nlvr2")
+KILLED_TASKS = ("vqa", "nlvr2", "lxmert")
 """gqa's runs are killed in tests/distributed; a run of snli_ve is one of nlvr2 with a single image."""
 KILLED = -9
 IN_SECOND_EPOCH = Fault(function="trainer.training.loop:train_step", call=5, signal="SIGKILL")
@@ -38,6 +41,7 @@ SCORED = {
     "vqa": {"accuracy": "val/accuracy"},
     "snli_ve": {"accuracy": "val/accuracy"},
     "nlvr2": {"accuracy": "val/accuracy", "consistency": "val/consistency"},
+    "lxmert": {"accuracy": "val/accuracy"},
 }
 """The official scores of a task, and what a validation calls them."""
 
@@ -179,6 +183,17 @@ def test_snli_ves_predictions_name_a_label_for_every_pair(runs: Runs):
     rows = json.loads(trained.predictions.read_text())
     assert [row["pairID"] for row in rows] == sorted(pairs)
     assert {row["prediction"] for row in rows} <= {"entailment", "neutral", "contradiction"}
+
+
+def test_an_export_over_regions_is_a_checkpoint_that_transformers_reads(runs: Runs):
+    """With the dead tensors as they were, and the others as they were trained."""
+    directory = runs["lxmert"].run.directory.export / "lxmert"
+    model, report = LxmertModel.from_pretrained(directory, output_loading_info=True)
+    assert not any(report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    start = LxmertModel.from_pretrained(shared_lxmert()).state_dict()
+    dead = dead_modules(model.config)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, start[name]) == name.startswith(dead), name
 
 
 def test_nlvr2s_predictions_are_lines_of_an_identifier_and_true_or_false(runs: Runs):

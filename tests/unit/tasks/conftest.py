@@ -11,8 +11,8 @@ from tests.unit.tasks.trials import Choice, Trial
 
 @pytest.fixture(scope="package")
 def data_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, str]]:
-    """The `data` section of a task."""
-    return cache(lambda task: write_task(tmp_path_factory.mktemp(task), task))
+    """The `data` section of a corpus."""
+    return cache(lambda corpus: write_task(tmp_path_factory.mktemp(corpus), corpus))
 
 
 @pytest.fixture(scope="package")
@@ -20,4 +20,4 @@ def trial_of(
     data_of: Callable[[str], dict[str, str]], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[Choice], Trial]:
     """A choice of a task's losses, built."""
-    return cache(lambda choice: Trial.of(tmp_path_factory.mktemp("recipe"), choice, data_of(choice.task)))
+    return cache(lambda choice: Trial.of(tmp_path_factory.mktemp("recipe"), choice, data_of(choice.corpus)))

@@ -17,7 +17,7 @@ from shards.read.eyes import eyes_for
 from shards.read.loader import EvaluationBatches, Loader, MicroBatch, Split, TrainingBatches
 from shards.tasks import TASKS
 from shards.tasks.seam import Draw, Visit
-from tests.task_corpora import task_recipe
+from tests.task_corpora import MORE_CORPORA, task_of, task_recipe
 from tests.thread_ranks import on_ranks
 from trainer.build import assemble_model, classes_of, image_size, make_texts, open_split, training_tokenizer
 from trainer.config import RunConfig, load_config
@@ -40,13 +40,17 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Choice:
-    """A task, and what its recipe says of losses and answers."""
+    """Files of a task, and what its recipe says of losses and answers."""
 
-    task: str
+    corpus: str
     overrides: tuple[str, ...]
 
+    @property
+    def task(self) -> str:
+        return task_of(self.corpus)
+
     def __str__(self) -> str:
-        return "-".join((self.task, *(text.partition(".")[2] for text in self.overrides)))
+        return "-".join((self.corpus, *(text.partition(".")[2] for text in self.overrides)))
 
 
 def choices() -> list[Choice]:
@@ -61,7 +65,7 @@ def choices() -> list[Choice]:
                 ]
                 found.append(Choice(name, tuple(weights) if len(parts) > 1 else ()))
         found += [Choice(name, overrides) for overrides in VARIANTS.get(name, ())]
-    return found
+    return [*found, *(Choice(corpus, ()) for corpus in MORE_CORPORA)]
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Trial:
 
     @classmethod
     def of(cls, directory: Path, choice: Choice, data: dict[str, str]) -> "Trial":
-        recipe = task_recipe(directory / f"{choice.task}.yaml", choice.task, data)
+        recipe = task_recipe(directory / f"{choice.corpus}.yaml", choice.corpus, data)
         by_loss = ("early_stopping.metric=val/loss", "early_stopping.mode=min")  # which every choice records
         config = load_config(recipe, (*choice.overrides, *by_loss))
         train = open_split(config, "train")

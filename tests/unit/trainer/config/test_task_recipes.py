@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.regions import shared_lxmert
 from tests.task_corpora import CORPORA, task_recipe
 from trainer import cli
 from trainer.config import load_config
@@ -37,6 +38,7 @@ def refused(
     def run(task: str, *overrides: str, data: str | None = None) -> str:
         before = {tmp_path / "own.yaml", *tmp_path.iterdir()}
         recipe = task_recipe(tmp_path / "own.yaml", task, data_of(data or task))
+        capsys.readouterr()  # a recipe over regions comes with a checkpoint, whose making imports much
         assert cli.main(["train", str(recipe), *overrides]) == 2
         output = capsys.readouterr()
         assert output.out == ""
@@ -65,7 +67,7 @@ def test_a_validation_split_of_another_task_is_refused_too(refused: Say, data_of
 @pytest.mark.parametrize(("task", "hint"), [("nlvr", "nlvr2"), ("snli-ve", "snli_ve"), ("vqav2", "vqa"), ("zzz", None)])
 def test_an_unknown_task_is_named_with_the_nearest_one(refused: Say, task: str, hint: str | None):
     line = refused("vqa", f"task={task}")
-    known = "gqa, vqa, snli_ve, nlvr2"
+    known = "gqa, vqa, snli_ve, nlvr2, lxmert"
     assert line.endswith(f"task: expected one of {known}{f' (did you mean {hint}?)' if hint else ''}, got {task}")
 
 
@@ -160,6 +162,7 @@ def test_the_losses_that_a_recipe_leaves_out_are_those_of_its_task(data_of, task
         "vqa": (0.0, 1.0, 0.0),
         "snli_ve": (0.0, 0.0, 1.0),
         "nlvr2": (0.0, 0.0, 1.0),
+        "lxmert": (0.0, 0.0, 1.0),
     }
     assert (losses.itm, losses.answer, losses.classify) == expected[task]
     beside = load_config(recipe, ["losses.genome=0.1"]).losses
@@ -171,4 +174,26 @@ def test_a_recipe_of_each_task_passes_every_check_of_a_start(data_of, task: str,
     recipe = task_recipe(tmp_path / "own.yaml", task, data_of(task))
     assert cli.main(["train", str(recipe), "--dry-run"]) == 0
     rows = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
-    assert ("heads" in rows["parameters trained"]) == (task in ("snli_ve", "nlvr2"))
+    assert ("heads" in rows["parameters trained"]) == (task in ("snli_ve", "nlvr2", "lxmert"))
+
+
+def test_a_tower_that_reads_something_else_than_the_shards_hold_is_one_line(refused: Say):
+    line = refused("lxmert", "model.vision=scratch", "model.match=scratch")
+    assert "model.vision: scratch reads pixels, and /" in line
+    assert line.endswith("holds regions; name shards built with --images, or a tower such as LXMERT's")
+    line = refused("nlvr2", f"model.vision={shared_lxmert()}", f"model.match={shared_lxmert()}")
+    assert "reads regions, and /" in line
+    assert line.endswith("holds pixels; name shards built with --regions, or a tower such as BLIP's")
+
+
+@pytest.mark.parametrize(
+    ("task", "overrides", "message"),
+    [
+        ("nlvr2", ("answers.start_from=x/y",), "answers.start_from: gives weights to a head over answers, and this"),
+        ("lxmert", ("answers.start_list=x",), "answers.start_list: has no effect without answers.start_from"),
+        ("lxmert", ("answers.start_from=x/y", "model.head=albef"), "answers.start_from: is a head of LXMERT's form"),
+        ("lxmert", ("answers.start_from=x/y", "answers.start_list=gone"), "answers.start_list: gone: cannot be read"),
+    ],
+)
+def test_heads_to_start_from_that_have_no_place_are_one_line(refused: Say, task: str, overrides, message: str):
+    assert message in refused(task, *overrides)
