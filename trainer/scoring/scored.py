@@ -13,6 +13,9 @@ CELLS = ("accuracy", "oracle")
 _PARTS = 10**6
 """Scores are added up as whole numbers of millionths, so that no sum depends on how questions were split."""
 
+_LIMB = 2**24
+"""A sum goes into a vector as two whole numbers below this, which fp32 still holds; 17 questions have more parts."""
+
 
 @dataclass
 class ScoredAnswers:
@@ -43,12 +46,14 @@ class ScoredAnswers:
         return type(self)(millionths, self.count + other.count)
 
     def to_vector(self) -> list[float]:
-        return [*map(float, self.millionths), float(self.count)]
+        limbs = (limb for value in self.millionths for limb in divmod(value, _LIMB))
+        return [*map(float, limbs), float(self.count)]
 
     def with_vector(self, vector: Sequence[float]) -> Self:
-        *millionths, count = map(round, vector)
-        assert len(millionths) == len(CELLS), len(vector)
-        return type(self)(millionths, count)
+        *limbs, count = map(round, vector)
+        assert len(limbs) == 2 * len(CELLS), len(vector)
+        high, low = limbs[::2], limbs[1::2]
+        return type(self)([one * _LIMB + other for one, other in zip(high, low, strict=True)], count)
 
     def as_metrics(self, prefix: str = "val") -> dict[str, float]:
         """Parts of 1 under `prefix/accuracy` and `prefix/oracle`, if anything was counted."""

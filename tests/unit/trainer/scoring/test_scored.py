@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from model.config import LossConfig
 from shards.format.records import ScoredQuestion
@@ -36,6 +37,12 @@ def test_no_value_depends_on_how_questions_were_split(cut: int):
     assert one + two == scored()
     (merged,) = merge_over_ranks([one], lambda vector: [a + b for a, b in zip(vector, two.to_vector(), strict=True)])
     assert merged == scored()
+
+
+def test_the_sums_of_a_large_split_pass_through_single_precision():
+    large = ScoredAnswers([447_793 * 10**6, 447_792_700_001], 447_793)
+    (merged,) = merge_over_ranks([large], lambda vector: torch.tensor(vector, dtype=torch.float32).tolist())
+    assert merged == large
 
 
 def question(name: str, source: str, label: dict[str, float] | None) -> ScoredQuestion:
