@@ -62,8 +62,10 @@ class Medium(Protocol):
         ...
 
     def require(self, ref: str) -> None:
-        """Raises:
-        MissingImage: there is no such image.
+        """Refuse an image that is not there.
+
+        Raises:
+            MissingImage: there is no such image.
         """
         ...
 
