@@ -21,6 +21,7 @@ from shards.errors import DataError
 from shards.plan import Order, Share
 from shards.read.augment import RandAugment
 from shards.read.collate import IGNORED_LABEL
+from shards.read.eyes import square_pixels
 from shards.read.loader import (
     EvaluationBatches,
     Loader,
@@ -28,7 +29,6 @@ from shards.read.loader import (
     Split,
     TrainingBatches,
     alone,
-    square_pixels,
     training_keys,
 )
 from tests.corpora import build_corpus
