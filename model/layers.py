@@ -15,7 +15,7 @@ from torch import nn
 from model.config import Tower
 
 _LAYER = re.compile(r"(?:^|\.)(?:\w*layers?|blocks?)\.(\d+)\.")
-_EMBEDDINGS = re.compile(r"(?:^|\.)(?:embeddings|shared|embed_tokens|patch_embed|pos_embed)(?:\.|$)")
+_EMBEDDINGS = re.compile(r"(?:^|\.)(?:embeddings|shared|embed_tokens|patch_embed|pos_embed|visn_fc)(?:\.|$)")
 _HEADS = re.compile(r"(?:^|\.)(?:itm_head|lm_head|cls)\.")
 
 
@@ -56,22 +56,34 @@ def _by_timm(model: nn.Module) -> dict[str, int]:
 
 
 def _by_name(names: list[str]) -> Iterator[tuple[str, int]]:
-    """By the names that transformers and this package give: the layers of an encoder and of a decoder count apart."""
+    """By the names that transformers and this package give: the layers of an encoder and of a decoder count apart, and
+    stacks within one of them (LXMERT's cross layers) lie on each other in their order."""
     counts: dict[str, int] = {}
     for name in names:
         if layer := _LAYER.search(name):
-            stack = name[: layer.start()]
+            stack = name[: layer.start(1) - 1]
             counts[stack] = max(counts.get(stack, 0), int(layer[1]) + 1)
+    top = _tops(counts)
     for name in names:
         layer, stack = _LAYER.search(name), _nearest_stack(name, counts)
         if _HEADS.search(name) or stack is None:
             yield name, 0
         elif layer:
-            yield name, counts[stack] - int(layer[1])
+            yield name, top[stack] - int(layer[1])
         elif _EMBEDDINGS.search(name):
-            yield name, counts[stack] + 1
+            yield name, top[stack] + 1
         else:
             yield name, 1
+
+
+def _tops(counts: Mapping[str, int]) -> dict[str, int]:
+    """How many layers lie from the lowest of each stack up, with those of the stacks on it."""
+    tops: dict[str, int] = {}
+    above: dict[str, int] = {}
+    for stack in reversed(counts):
+        parent = stack.rpartition(".")[0]
+        above[parent] = tops[stack] = above.get(parent, 0) + counts[stack]
+    return tops
 
 
 def _nearest_stack(name: str, counts: Mapping[str, int]) -> str | None:

@@ -103,7 +103,7 @@ def _check_data(config: RunConfig) -> None:
             continue
         index = _read_index(key, directory)
         check_format(config.task, index, key, directory)
-        _check_medium(config.model.vision, index, directory)
+        _check_medium(config, index, directory)
         if index.counts.get("answered", 0) == 0:
             raise ConfigError(f"{key}: {directory}: no question has an answer; training and validation need answers")
         if key == "data.val":
@@ -126,11 +126,16 @@ def check_format(task: str, index: SplitIndex, key: str, directory: str) -> None
         )
 
 
-def _check_medium(reference: str, index: SplitIndex, directory: str) -> None:
+def _check_medium(config: RunConfig, index: SplitIndex, directory: str) -> None:
     """As far as it shows without loading anything: a checkpoint that is not here yet is judged when it is loaded."""
+    reference = config.model.vision
     reads = medium_of(reference)
     if reads is not None and reads != index.medium:
         raise ConfigError(wrong_medium(reference, reads, directory, index.medium))
+    if index.medium == "regions" and config.data.augment is not None:
+        raise ConfigError(
+            f"data.augment: {config.data.augment} changes pictures, and {directory} holds regions; set it to null"
+        )
 
 
 def _check_metric(config: RunConfig, index: SplitIndex, directory: str) -> None:

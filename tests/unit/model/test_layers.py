@@ -6,10 +6,12 @@ import pytest
 import timm
 from timm.optim import param_groups_layer_decay
 from torch import nn
-from transformers import T5ForConditionalGeneration
+from transformers import LxmertModel, T5ForConditionalGeneration
 
 from model.layers import layer_scales, tower_depths
+from model.towers.lxmert import LxmertTower, RegionTower
 from tests.models import tiny_model, tiny_t5
+from tests.regions import tiny_config
 from trainer.engine.parameter_groups import parameter_groups
 
 DECAY, WEIGHT_DECAY = 0.75, 0.05
@@ -104,6 +106,23 @@ def test_encoder_and_decoder_of_t5_count_apart(tmp_path: Path):
         assert {depths[name] for name in depths if name.startswith(f"{stack}.block.0.")} == {layers}
         assert depths[f"{stack}.final_layer_norm.weight"] == 1
     assert depths.get("lm_head.weight", 0) == 0
+
+
+def test_the_cross_layers_of_lxmert_lie_on_those_of_its_language():
+    model = LxmertModel(tiny_config(vocab_size=60, l_layers=3, r_layers=2, x_layers=2))
+    text, regions = tower_depths(LxmertTower(model)), tower_depths(RegionTower(model).module)
+    for depths, part, depth in (
+        (text, "embeddings.", 6),
+        (text, "encoder.layer.0.", 5),
+        (text, "encoder.layer.2.", 3),
+        (text, "encoder.x_layers.0.", 2),
+        (text, "encoder.x_layers.1.", 1),
+        (text, "pooler.", 1),
+        (regions, "encoder.visn_fc.", 3),
+        (regions, "encoder.r_layers.0.", 2),
+        (regions, "encoder.r_layers.1.", 1),
+    ):
+        assert {found for name, found in depths.items() if name.startswith(part)} == {depth}, part
 
 
 def test_a_decay_of_1_scales_nothing():

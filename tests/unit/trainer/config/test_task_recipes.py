@@ -186,6 +186,12 @@ def test_a_tower_that_reads_something_else_than_the_shards_hold_is_one_line(refu
     assert line.endswith("holds pixels; name shards built with --regions, or a tower such as BLIP's")
 
 
+def test_regions_are_no_pictures_to_be_changed(refused: Say):
+    line = refused("lxmert", "data.augment=rand-m9")
+    assert "data.augment: rand-m9 changes pictures, and /" in line
+    assert line.endswith("holds regions; set it to null")
+
+
 @pytest.mark.parametrize(
     ("task", "overrides", "message"),
     [
