@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 import msgspec
 
 from shards.errors import UserError
-from shards.scenes import lxmert, nlvr2, snli_ve, vqa
+from shards.scenes import color_and_detail, lxmert, nlvr2, six_things, snli_ve, vqa
+from shards.scenes.color_and_detail import color_and_detail_files
 from shards.scenes.gqa_format import choice_records, question_records, questions, scene_graph
 from shards.scenes.lxmert import lxmert_files
 from shards.scenes.nlvr2 import nlvr2_files
 from shards.scenes.raster import encode_png, paint
+from shards.scenes.six_things import six_things_files
 from shards.scenes.snli_ve import snli_ve_files
 from shards.scenes.vqa import vqa_files
 from shards.scenes.world import MIN_IMAGES, SPLITS, Dice, scene, split_of
@@ -36,6 +38,8 @@ TASKS = {
     "nlvr2": SceneTask(nlvr2.MIN_IMAGES, nlvr2.image_counts),
     "snli_ve": SceneTask(snli_ve.MIN_IMAGES, snli_ve.image_counts),
     "lxmert": SceneTask(lxmert.MIN_IMAGES, lxmert.image_counts),
+    "color_and_detail": SceneTask(color_and_detail.MIN_IMAGES, color_and_detail.image_counts),
+    "six_things": SceneTask(six_things.MIN_IMAGES, six_things.image_counts),
 }
 
 
@@ -46,7 +50,9 @@ def add_scenes_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
         help="render a small set in the format of GQA, VQA v2, NLVR2, SNLI-VE or LXMERT",
         description="Render coloured shapes with questions, scene graphs and choices as GQA writes them, or with what "
         "another task's files hold. The splits share no image; GQA's are "
-        f"{', '.join(SPLITS)}, where `backbone` is there to train vision encoders on before `train`.",
+        f"{', '.join(SPLITS)}, where `backbone` is there to train vision encoders on before `train`. `six_things` "
+        "and `color_and_detail` are in GQA's format as well: several things in a picture, of which a question names "
+        "one; and things whose color a coarse look tells and whose shape only a fine one.",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="directory to write; it appears when it is complete")
     parser.add_argument("--images", metavar="N", type=int, default=2000, help="how many images (default: %(default)s)")
@@ -94,6 +100,8 @@ def task_files(task: str, *, num_images: int, seed: int) -> Iterator[tuple[str, 
         "nlvr2": nlvr2_files,
         "snli_ve": snli_ve_files,
         "lxmert": lxmert_files,
+        "color_and_detail": color_and_detail_files,
+        "six_things": six_things_files,
     }
     return makers[task](num_images=num_images, seed=seed)
 

@@ -8,13 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.format.records import Box
-from shards.scenes.world import IMAGE_SIZE, SIZES, Scene, Thing
+from shards.scenes.world import IMAGE_SIZE, SIZES, Rgb, Scene, Thing
 
 
 @cache
-def shape_mask(shape: str, size: str) -> NDArray[np.bool_]:
-    """Which pixels around its centre a shape covers: (2h + 1, 2h + 1), h half of the extent of that size."""
-    half = SIZES[size]
+def shape_mask(shape: str, half: int) -> NDArray[np.bool_]:
+    """Which pixels around its centre a shape covers: (2h + 1, 2h + 1), h half of its extent."""
     y, x = np.mgrid[-half : half + 1, -half : half + 1]
     wide, high = np.abs(x), np.abs(y)
     disk = x * x + y * y <= half * (half + 1)
@@ -31,8 +30,8 @@ def shape_mask(shape: str, size: str) -> NDArray[np.bool_]:
 
 def bounding_box(thing: Thing) -> Box:
     """x, y, width, height of the pixels that a thing covers."""
-    mask = shape_mask(thing.shape, thing.size)
     half = SIZES[thing.size]
+    mask = shape_mask(thing.shape, half)
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     left, top = int(columns[0]), int(rows[0])
     x, y = thing.center
@@ -44,10 +43,14 @@ def paint(scene: Scene) -> NDArray[np.uint8]:
     pixels = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     pixels[:] = scene.sky
     for thing in scene.things:
-        half = SIZES[thing.size]
-        x, y = thing.center
-        pixels[y - half : y + half + 1, x - half : x + half + 1][shape_mask(thing.shape, thing.size)] = thing.rgb
+        stamp(pixels, thing.shape, SIZES[thing.size], thing.center, thing.rgb)
     return pixels
+
+
+def stamp(pixels: NDArray[np.uint8], shape: str, half: int, center: tuple[int, int], rgb: Rgb) -> None:
+    """Paint a shape over a picture (height, width, 3)."""
+    x, y = center
+    pixels[y - half : y + half + 1, x - half : x + half + 1][shape_mask(shape, half)] = rgb
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
