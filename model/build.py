@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from model.config import AnswersConfig, FusionConfig, HeadKind, LossConfig, ModelConfig, text_towers
+from model.fusion.concatenation import ConcatenationEncoder
 from model.fusion.difnet import DifnetEncoder
 from model.fusion.encoder import FusionEncoder, PlainSum
 from model.looking.guidance import block_of, check_plain_width
@@ -183,17 +184,22 @@ def _build_fusion(config: FusionConfig, towers: Towers, checkpointing: bool) -> 
     vision = towers.vision
     width = config.width or vision.width
     second = towers.second_stream
+    sizes = {
+        "width": width,
+        "heads": config.heads,
+        "ffn_width": config.ffn_width or 4 * width,
+        "layers": config.layers,
+        "dropout": config.dropout,
+        "gradient_checkpointing": checkpointing,
+    }
     fusion: nn.Module = PlainSum()
-    if config.name == "difnet":
+    if config.name == "concatenation":
+        fusion = ConcatenationEncoder(**sizes)
+    elif config.name == "difnet":
         fusion = DifnetEncoder(
-            width=width,
-            heads=config.heads,
-            ffn_width=config.ffn_width or 4 * width,
-            layers=config.layers,
+            **sizes,
             separate_layers=config.separate_layers,
             repeats=config.repeats,
-            dropout=config.dropout,
-            gradient_checkpointing=checkpointing,
             second_stream=second is not None,
         )
     encoder = FusionEncoder(

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from model.references import SCRATCH, read_reference
+from model.references import EFFICIENT_SAM, SCRATCH, read_reference
 from shards.config_base import Section
 from shards.tasks import TaskData
 
@@ -49,14 +49,16 @@ class EfficientSamConfig(Section):
 class FusionConfig(Section):
     """The fusion encoder between the two vision towers: the part that a run trains."""
 
-    name: Literal["difnet", "sum"] = "difnet"
-    """DIFNet's encoder (Wu et al. 2022), or the sum of both streams as a baseline."""
+    name: Literal["difnet", "concatenation", "sum"] = "difnet"
+    """DIFNet's encoder (Wu et al. 2022); for comparison, both streams side by side before the same layers, or the bare
+    sum of both."""
     width: int | None = Field(default=None, ge=1)
     """Width inside the encoder; null is the width of the first stream."""
     layers: int = Field(default=3, ge=1)
     """N: layers of the encoder."""
     separate_layers: int = Field(default=1, ge=0)
-    """Lf: the first of them, which the streams pass apart before they are added; less than `layers`."""
+    """Lf: the first of them, which the streams pass apart before they are added; less than `layers`. With 0 all layers
+    follow the sum. DIFNet's alone, as is T."""
     repeats: int = Field(default=2, ge=1)
     """T: how often a stream passes each of its separate layers, with the same weights."""
     heads: int = Field(default=8, ge=1)
@@ -137,7 +139,7 @@ class ModelConfig(Section):
 
     vision: str = SCRATCH
     """Reference of the first vision tower: BLIP's ViT, a backbone of timm (`timm:NAME.TAG`), or an LXMERT, which reads
-    regions."""
+    regions; `efficient_sam` is the encoder of `model.efficient_sam`, frozen."""
     match: str = SCRATCH
     """Reference of the matching text encoder and its head (BLIP ITM), or of the LXMERT that `vision` names."""
     answer: str = SCRATCH
@@ -253,11 +255,18 @@ class LossConfig(Section):
 
 
 def vision_references(model: ModelConfig) -> dict[Tower, tuple[str, str]]:
-    """The vision towers that come from a reference: (key, reference) by tower."""
-    found: dict[Tower, tuple[str, str]] = {"vision": ("model.vision", model.vision)}
+    """The vision towers that come from a reference to a checkpoint: (key, reference) by tower."""
+    found: dict[Tower, tuple[str, str]] = {}
+    if model.vision != EFFICIENT_SAM:
+        found["vision"] = ("model.vision", model.vision)
     if model.second_stream in ("blip", "timm"):
         found["second_stream"] = ("model.second_vision", model.second_vision)
     return found
+
+
+def uses_efficient_sam(model: ModelConfig) -> bool:
+    """Whether one of the streams is EfficientSAM's."""
+    return model.vision == EFFICIENT_SAM or model.second_stream.startswith(EFFICIENT_SAM)
 
 
 def second_stream_is_untrained(model: ModelConfig) -> bool:
@@ -275,7 +284,9 @@ def text_towers(task: TaskData, losses: LossConfig) -> frozenset[str]:
 def untrained_towers(model: ModelConfig, used: Collection[str]) -> tuple[Tower, ...]:
     """Towers of a run that start from random weights; `used` are its text towers."""
     starts_untrained: dict[Tower, bool] = {
-        "vision": read_reference(model.vision).is_untrained,
+        "vision": model.efficient_sam.checkpoint is None
+        if model.vision == EFFICIENT_SAM
+        else read_reference(model.vision).is_untrained,
         "second_stream": second_stream_is_untrained(model),
         "match": "match" in used and model.match == SCRATCH,
         "answer": "answer" in used and model.answer == SCRATCH,

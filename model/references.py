@@ -1,6 +1,7 @@
 """What a recipe writes in the place of a checkpoint: this file alone reads it. Nothing is looked up.
 
 scratch                      untrained, with the sizes of model.scratch
+efficient_sam                as model.vision alone: the encoder of model.efficient_sam as first stream
 Salesforce/blip-vqa-base     a checkpoint of transformers on the hub, with @REVISION to pin it
 ./weights/blip               a directory that save_pretrained wrote
 timm:NAME or timm:NAME.TAG   a backbone of timm with the weights that timm has for it
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 SCRATCH = "scratch"
+EFFICIENT_SAM = "efficient_sam"
 TIMM = "timm:"
 
 _UNTRAINED = f"@{SCRATCH}"

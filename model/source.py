@@ -23,7 +23,7 @@ from model.config import EfficientSamConfig, ModelConfig, ScratchConfig, TextSta
 from model.efficient_sam.encoder import EFFICIENT_SAM_CONFIGS, EfficientSamEncoder, EfficientSamEncoderConfig
 from model.efficient_sam.weights import load_efficient_sam_encoder, load_segmenter
 from model.looking.second_stream import EfficientSamMaskStream, EfficientSamStream, TowerStream
-from model.references import SCRATCH, read_reference
+from model.references import EFFICIENT_SAM, SCRATCH, read_reference
 from model.towers.answer_towers import AnswerTower, BlipAnswerTower, T5AnswerTower
 from model.towers.checkpoint_files import BLIP_ARCHITECTURES, LXMERT_ARCHITECTURES, T5_ARCHITECTURES
 from model.towers.hub import Checkpoint, load_pretrained
@@ -32,7 +32,7 @@ from model.towers.lxmert import LxmertTower, RegionTower
 from model.towers.match_tower import MatchTower
 from model.towers.timm_backbone import check_trainable, examine, load_backbone
 from model.towers.tokenizer import BlipCodec, T5Codec
-from model.towers.vision import BlipVisionTower, VisionTower
+from model.towers.vision import BlipVisionTower, EfficientSamTower, VisionTower
 from model.untrained import initialize_untrained
 from shards.errors import ConfigError
 
@@ -54,11 +54,13 @@ class TowerSource:
         self._load = lru_cache(self._load_once)
 
     def vision(self) -> VisionTower:
-        """The first vision tower: BLIP's vision transformer, or a backbone of timm.
+        """The first vision tower: BLIP's vision transformer, a backbone of timm, or EfficientSAM's encoder.
 
         Raises:
             ConfigError, DataError: the checkpoint is missing or holds none (all methods).
         """
+        if self.config.vision == EFFICIENT_SAM:
+            return EfficientSamTower(build_efficient_sam(self.config.efficient_sam, checkpointing=False))
         if read_reference(self.config.vision).is_timm:
             return self._backbone("vision")
         if self.is_lxmert(self.config.vision):

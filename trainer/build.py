@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from model.build import BuiltModel, build_model
-from model.config import ImageTokens, ModelConfig
+from model.config import ImageTokens, ModelConfig, uses_efficient_sam
 from model.efficient_sam.segmenter import Segmenter
 from model.efficient_sam.weights import EncoderAloneError, load_efficient_sam_encoder, load_segmenter
 from model.looking.second_stream import EfficientSamMaskStream, EfficientSamStream
@@ -273,7 +273,7 @@ def _build_segmenter(model: ModelConfig, objective: Objective) -> Segmenter | No
     checkpoint, stream = model.efficient_sam.checkpoint, objective.tower("second_stream")
     if checkpoint is None or model.guidance.blend == 0:
         return None
-    if not model.second_stream.startswith("efficient_sam") and not Path(checkpoint).expanduser().is_file():
+    if not uses_efficient_sam(model) and not Path(checkpoint).expanduser().is_file():
         logger.info("no masks: model.efficient_sam.checkpoint: %s is not there, and nothing else needs it", checkpoint)
         return None
     if isinstance(stream, EfficientSamMaskStream):

@@ -231,17 +231,28 @@ def attention_mask(mask: Tensor | None) -> Tensor | None:
 def _check_sizes(
     width: int, heads: int, ffn_width: int, layers: int, separate_layers: int, repeats: int, dropout: float
 ) -> None:
-    for name, value in (("width", width), ("heads", heads), ("ffn_width", ffn_width), ("repeats", repeats)):
-        if value < 1:
-            raise ConfigError(f"fusion encoder: {name} is {value}, expected at least 1")
-    if width % heads:
-        fits = max(count for count in range(1, heads) if width % count == 0)
-        raise ConfigError(f"fusion encoder: width {width} is not a multiple of heads {heads}; heads={fits} fits")
+    check_layers(width, heads, ffn_width, dropout)
+    if repeats < 1:
+        raise ConfigError(f"fusion encoder: repeats is {repeats}, expected at least 1")
     if not 0 <= separate_layers < layers:
         raise ConfigError(
             f"fusion encoder: separate_layers is {separate_layers}, expected 0 <= separate_layers < layers ({layers}): "
             "at least one layer must follow the sum"
         )
+
+
+def check_layers(width: int, heads: int, ffn_width: int, dropout: float) -> None:
+    """Whether a `FusionLayer` can have these sizes.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    for name, value in (("width", width), ("heads", heads), ("ffn_width", ffn_width)):
+        if value < 1:
+            raise ConfigError(f"fusion encoder: {name} is {value}, expected at least 1")
+    if width % heads:
+        fits = max(count for count in range(1, heads) if width % count == 0)
+        raise ConfigError(f"fusion encoder: width {width} is not a multiple of heads {heads}; heads={fits} fits")
     if not 0.0 <= dropout < 1.0:
         raise ConfigError(f"fusion encoder: dropout is {dropout}, expected 0 <= dropout < 1")
 

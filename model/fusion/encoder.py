@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from model.fusion.concatenation import ConcatenationEncoder
 from model.fusion.difnet import DifnetEncoder
 from shards.errors import ConfigError
 
@@ -40,7 +41,7 @@ class FusionEncoder(nn.Module):
 
     def __init__(
         self,
-        fusion: DifnetEncoder | PlainSum,
+        fusion: DifnetEncoder | ConcatenationEncoder | PlainSum,
         *,
         width_a: int,
         width_b: int | None,
@@ -82,12 +83,10 @@ def _adapter(width_in: int, width_out: int, dropout: float, linear_only: bool) -
     return nn.Sequential(nn.Linear(width_in, width_out), nn.ReLU(), nn.Dropout(dropout), nn.LayerNorm(width_out))
 
 
-def _check_fusion(fusion: DifnetEncoder | PlainSum, *, width: int, two_streams: bool) -> None:
-    if not isinstance(fusion, DifnetEncoder):
-        return
-    if fusion.width != width:
+def _check_fusion(fusion: DifnetEncoder | ConcatenationEncoder | PlainSum, *, width: int, two_streams: bool) -> None:
+    if not isinstance(fusion, PlainSum) and fusion.width != width:
         raise ConfigError(f"fusion encoder: adapters of width {width} around a fusion of width {fusion.width}")
-    if fusion.second_stream != two_streams:
+    if isinstance(fusion, DifnetEncoder) and fusion.second_stream != two_streams:
         # private norms without a second stream would never see a gradient
         raise ConfigError(
             f"fusion encoder: built with second_stream={fusion.second_stream}, but "

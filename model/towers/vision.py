@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 from transformers import BlipVisionModel
 
+from model.efficient_sam.encoder import EfficientSamEncoder
 from model.pixels import blip_pixels
 from model.towers.blip import encode_image
 from shards.format.index import Medium
@@ -61,3 +62,16 @@ class BlipVisionTower(VisionTower):
     def inputs(self, shown: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 to what the module reads, in its precision."""
         return blip_pixels(shown, self.image_size, self.module.embeddings.patch_embedding.weight.dtype)
+
+
+class EfficientSamTower(VisionTower):
+    """EfficientSAM's image encoder, which has no class token."""
+
+    prefix = 0
+
+    def __init__(self, module: EfficientSamEncoder) -> None:
+        self.module, self.width = module, module.config.neck_width
+        self.image_size, self.grid = module.config.image_size, module.config.grid
+
+    def encode(self, shown: Tensor) -> Tensor:
+        return self.module(shown.float() / 255).flatten(2).transpose(1, 2)

@@ -3,9 +3,9 @@
 import difflib
 from collections.abc import Iterator
 
-from model.config import EfficientSamConfig, LossConfig, text_towers, untrained_towers, vision_references
+from model.config import EfficientSamConfig, LossConfig, ModelConfig, text_towers, untrained_towers, vision_references
 from model.parts import PARTS
-from model.references import SCRATCH, TIMM, read_reference
+from model.references import EFFICIENT_SAM, SCRATCH, TIMM, read_reference
 from shards.read.augment import augment_fault
 from shards.tasks import TASKS
 from trainer.config.faults import Fault
@@ -178,9 +178,13 @@ def _metric(config: RunConfig) -> Iterator[Fault]:
 
 def _fusion(config: RunConfig) -> Iterator[Fault]:
     fusion, model = config.model.fusion, config.model
-    if fusion.name != "difnet":
+    if fusion.name == "sum":
         return
-    if fusion.separate_layers >= fusion.layers:
+    if fusion.name == "concatenation" and model.second_stream == "none":
+        yield Fault(
+            "model.fusion.name", "concatenation needs two streams; name a model.second_stream, or set it to difnet"
+        )
+    if fusion.name == "difnet" and fusion.separate_layers >= fusion.layers:
         yield Fault(
             "model.fusion.separate_layers",
             f"{fusion.separate_layers} leaves no layer behind the sum; expected less than model.fusion.layers "
@@ -205,6 +209,8 @@ def _libraries(config: RunConfig) -> Iterator[Fault]:
     for part in ("match", "answer"):
         if read_reference(getattr(model, part)).is_timm:
             yield Fault(f"model.{part}", f"{getattr(model, part)} reads no text; expected a checkpoint of transformers")
+    if model.vision == EFFICIENT_SAM:
+        yield from _first_efficient_sam(model)
     if model.second_stream not in ("blip", "timm"):
         return
     is_timm = read_reference(model.second_vision).is_timm
@@ -216,6 +222,13 @@ def _libraries(config: RunConfig) -> Iterator[Fault]:
             f"{model.second_vision} is no backbone of timm; expected {TIMM}NAME.TAG, {TIMM}hf-hub:OWNER/NAME or "
             f"{TIMM}./DIR, or set model.second_stream=blip",
         )
+
+
+def _first_efficient_sam(model: ModelConfig) -> Iterator[Fault]:
+    if model.second_stream.startswith(EFFICIENT_SAM):
+        yield Fault("model.second_stream", "is EfficientSAM, as model.vision is; name another encoder in one of them")
+    if "vision" not in model.freeze:
+        yield Fault("model.freeze", "lacks vision, and EfficientSAM as first stream is not trained; add it")
 
 
 def _efficient_sam(config: RunConfig) -> Iterator[Fault]:

@@ -122,7 +122,7 @@ def width_row(model: ModelConfig, uses: Sequence[Use], checkpoints: Mapping[str,
     if len(set(read.values())) > 1:
         different = f"{', '.join(read)}: read image tokens of different widths {sorted(read.values())}"
         fault = f"{different}; name checkpoints of one size"
-    elif model.fusion.name == "difnet" and inside is not None and inside % model.fusion.heads:
+    elif model.fusion.name != "sum" and inside is not None and inside % model.fusion.heads:
         fault = f"model.fusion.heads: {model.fusion.heads} does not divide the width {inside}; name a divisor"
     elif model.second_stream == "efficient_sam_masks" and None not in (vision, match) and vision != match:
         fault = (

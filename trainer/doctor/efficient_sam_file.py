@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from model.config import ModelConfig
+from model.config import ModelConfig, uses_efficient_sam
 from model.efficient_sam.encoder import EFFICIENT_SAM_CONFIGS
 from model.efficient_sam.weights import BLOB_SHA1, OFFICIAL, OTHER_PREFIXES, SOURCE, how_to_get
 from model.towers.checkpoint_files import is_damaged
@@ -20,7 +20,7 @@ _PIECE_BYTES = 1 << 20
 def efficient_sam_row(model: ModelConfig) -> Row | None:
     """What there is of the file; None if the recipe names none, or has another second stream."""
     checkpoint = model.efficient_sam.checkpoint
-    if checkpoint is None or not model.second_stream.startswith("efficient_sam"):
+    if checkpoint is None or not uses_efficient_sam(model):
         return None
     path = Path(checkpoint).expanduser()
     variant = model.efficient_sam.variant

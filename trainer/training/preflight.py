@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from launch.local import count_gpus
-from model.config import ModelConfig, text_towers, vision_references
+from model.config import ModelConfig, text_towers, uses_efficient_sam, vision_references
 from model.references import Reference, read_reference
 from model.towers.checkpoint_files import medium_of
 from shards.errors import ConfigError, DataError, UserError
@@ -203,7 +203,7 @@ def _check_answers(config: RunConfig) -> None:
 
 
 def _check_efficient_sam(model: ModelConfig) -> None:
-    checkpoint = model.efficient_sam.checkpoint if model.second_stream.startswith("efficient_sam") else None
+    checkpoint = model.efficient_sam.checkpoint if uses_efficient_sam(model) else None
     if checkpoint is None or Path(checkpoint).expanduser().is_file():
         return
 

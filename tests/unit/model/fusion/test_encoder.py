@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from model.fusion.concatenation import ConcatenationEncoder
 from model.fusion.difnet import DifnetEncoder
 from model.fusion.encoder import FusionEncoder, PlainSum
 from shards.errors import ConfigError
@@ -11,6 +12,10 @@ from shards.errors import ConfigError
 
 def difnet(width=16, **sizes):
     return DifnetEncoder(width=width, heads=4, ffn_width=32, **sizes)
+
+
+def concatenation():
+    return ConcatenationEncoder(width=16, heads=4, ffn_width=32, layers=2, dropout=0.0)
 
 
 def build(fusion, *, width_a=16, width_b=12, width=16, out_width=16):
@@ -22,7 +27,7 @@ def tokens(width, seed=0):
     return torch.randn(2, 5, width, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("fusion", [difnet, PlainSum])
+@pytest.mark.parametrize("fusion", [difnet, concatenation, PlainSum])
 @pytest.mark.parametrize(("width_a", "out_width"), [(16, 16), (10, 16), (16, 20), (10, 20)])
 def test_output_has_the_asked_width_and_every_parameter_a_gradient(fusion, width_a, out_width):
     encoder = build(fusion(), width_a=width_a, out_width=out_width)
@@ -89,3 +94,46 @@ def test_bfloat16_runs_end_to_end():
     output = encoder(tokens(10).bfloat16(), tokens(12).bfloat16())
     assert output.dtype == torch.bfloat16
     assert output.isfinite().all()
+
+
+def test_concatenation_reads_both_streams_through_one_linear_and_then_layers():
+    fusion = concatenation().eval()
+    a, b = tokens(16), tokens(16, seed=1)
+    mixed = torch.cat([a, b], dim=-1) @ fusion.mix.weight.T + fusion.mix.bias
+    for layer in fusion.layers:
+        mixed = layer(mixed, None, False)
+    torch.testing.assert_close(fusion(a, b), mixed)
+
+
+def test_concatenation_counts_masked_tokens_of_the_second_stream_as_nothing():
+    fusion = concatenation().eval()
+    a, b = tokens(16), tokens(16, seed=1)
+    mask = torch.zeros(2, 5, dtype=torch.bool)
+    mask[:, 3:] = True
+    blank = b.masked_fill(mask[..., None], 0.0)
+    torch.testing.assert_close(fusion(a, b, None, mask), fusion(a, blank))
+    other = torch.where(mask[..., None], torch.randn_like(b), b)
+    torch.testing.assert_close(fusion(a, other, None, mask), fusion(a, blank))
+    moved = torch.where(mask[..., None], torch.randn_like(a), a)
+    torch.testing.assert_close(fusion(moved, b, mask)[:, :3], fusion(a, b, mask)[:, :3])
+
+
+def test_concatenation_of_one_stream_is_refused():
+    with pytest.raises(ConfigError, match=r"concatenation needs two streams of one shape, got one stream"):
+        concatenation()(tokens(16))
+    with pytest.raises(ConfigError, match=r"got \(2, 5, 16\) and \(2, 4, 16\)"):
+        concatenation()(tokens(16), tokens(16)[:, :4])
+
+
+def test_concatenation_recomputes_the_same_gradients():
+    a, b = tokens(16).requires_grad_(), tokens(16, seed=1)
+    grads = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        fusion = ConcatenationEncoder(
+            width=16, heads=4, ffn_width=32, layers=2, dropout=0.0, gradient_checkpointing=again
+        )
+        fusion(a, b).square().sum().backward()
+        grads.append([parameter.grad for parameter in fusion.parameters()])
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other)

@@ -281,6 +281,19 @@ class TestCrossChecks:
         assert [line.split(": ")[-2].split()[0] for line in lines] == ["vision", "second_stream", "match", "answer"]
         assert all("an untrained frozen tower" in line for line in lines)
 
+    def test_efficient_sam_as_first_stream_is_frozen_and_not_the_second_as_well(self, recipe: Path):
+        first = ["model.vision=efficient_sam", "model.freeze=[vision]"]
+        assert "model.second_stream: is EfficientSAM, as model.vision is" in fault(recipe, *first)
+        alone = ["model.vision=efficient_sam", "model.second_stream=none"]
+        assert "model.freeze: lacks vision" in fault(recipe, *alone)
+        assert "vision starts from random weights" in fault(recipe, *first, "model.second_stream=none")
+        weights = "model.efficient_sam.checkpoint=weights.pt"
+        assert load_config(recipe, [*first, "model.second_stream=none", weights]).model.vision == "efficient_sam"
+
+    def test_concatenation_needs_two_streams(self, recipe: Path):
+        overrides = ["model.fusion.name=concatenation", "model.second_stream=none"]
+        assert "model.fusion.name: concatenation needs two streams" in fault(recipe, *overrides)
+
     def test_frozen_towers_that_the_run_does_not_use_need_no_weights(self, recipe: Path):
         unused = ["losses.itm=0", "model.second_stream=none", "model.freeze=[second_stream, match]"]
         assert load_config(recipe, unused).model.freeze == ("second_stream", "match")
