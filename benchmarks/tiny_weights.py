@@ -29,7 +29,7 @@ from model.efficient_sam.encoder import EfficientSamEncoderConfig
 from model.efficient_sam.segmenter import Segmenter, SegmenterConfig
 from model.efficient_sam.weights import save_segmenter
 from model.pnp.captions import CaptionConfig
-from model.source import scratch_blip_config
+from model.source import initialize_blip, initialize_efficient_sam, scratch_blip_config
 from model.towers.tokenizer import build_tokenizer
 from model.untrained import initialize_untrained
 from shards.errors import UserError
@@ -138,7 +138,7 @@ def _write_models(out: Path, texts: Sequence[str], seed: int) -> None:
     for name, architecture in BLIP_MODELS.items():
         torch.manual_seed(seed)  # each model depends on the seed and not on those before it
         model = getattr(transformers, architecture)(scratch_blip_config(BLIP_SIZES, tokenizer))
-        initialize_untrained(model, model.vision_model.embeddings.position_embedding)
+        initialize_blip(model)
         model.save_pretrained(out / name)
         tokenizer.save_pretrained(out / name)
     tokenizer = build_t5_tokenizer(known)
@@ -147,7 +147,8 @@ def _write_models(out: Path, texts: Sequence[str], seed: int) -> None:
     tokenizer.save_pretrained(out / "t5")
     torch.manual_seed(seed)
     segmenter = Segmenter(SEGMENTER_SIZES)
-    initialize_untrained(segmenter, segmenter.image_encoder.pos_embed)
+    initialize_untrained(segmenter)
+    initialize_efficient_sam(segmenter.image_encoder)
     save_segmenter(segmenter, out / "efficient_sam.safetensors")
 
 

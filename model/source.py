@@ -33,7 +33,7 @@ from model.towers.match_tower import MatchTower
 from model.towers.timm_backbone import check_trainable, examine, load_backbone
 from model.towers.tokenizer import BlipCodec, T5Codec
 from model.towers.vision import BlipVisionTower, EfficientSamTower, VisionTower
-from model.untrained import initialize_untrained
+from model.untrained import initialize_untrained, initialize_untrained_vision
 from shards.errors import ConfigError
 
 SCRATCH_INITIALIZER_RANGE = 0.02
@@ -253,7 +253,7 @@ class TowerSource:
         if reference == SCRATCH:
             tokenizer = self._scratch_tokenizer()
             model = BlipForQuestionAnswering(scratch_blip_config(self.config.scratch, tokenizer))
-            initialize_untrained(model, model.vision_model.embeddings.position_embedding)
+            initialize_blip(model)
             return Checkpoint(model, tokenizer)
         return load_pretrained(reference, (*BLIP_ARCHITECTURES, *T5_ARCHITECTURES, *LXMERT_ARCHITECTURES))
 
@@ -315,13 +315,28 @@ def scratch_blip_config(sizes: ScratchConfig, tokenizer: PreTrainedTokenizerBase
     return BlipConfig(text_config=text, vision_config=vision, image_text_hidden_size=sizes.width)
 
 
+def initialize_blip(model: BlipForQuestionAnswering) -> None:
+    """Starting weights of a whole BLIP."""
+    initialize_untrained(model)
+    vision = model.vision_model
+    outputs = [linear for layer in vision.encoder.layers for linear in (layer.self_attn.projection, layer.mlp.fc2)]
+    initialize_untrained_vision(vision.embeddings.patch_embedding, vision.embeddings.position_embedding, outputs)
+
+
+def initialize_efficient_sam(encoder: EfficientSamEncoder) -> None:
+    """Starting weights of EfficientSAM's image encoder."""
+    initialize_untrained(encoder)
+    outputs = [linear for block in encoder.blocks for linear in (block.attn.proj, block.mlp.fc2)]
+    initialize_untrained_vision(encoder.patch_embed.proj, encoder.pos_embed, outputs)
+
+
 def build_efficient_sam(config: EfficientSamConfig, checkpointing: bool) -> EfficientSamEncoder:
     """The second vision tower: from its weights where the recipe names a file, else untrained."""
     sizes = efficient_sam_sizes(config)
     if config.checkpoint is None:
         assert sizes is not None, "custom sizes without a checkpoint are checked with the recipe"
         encoder = EfficientSamEncoder(sizes, gradient_checkpointing=checkpointing)
-        initialize_untrained(encoder, encoder.pos_embed)
+        initialize_efficient_sam(encoder)
         return encoder
     encoder = load_efficient_sam_encoder(config.checkpoint, sizes)
     encoder.gradient_checkpointing = checkpointing

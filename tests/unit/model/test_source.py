@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel, BlipForImageTextRetrieval, BlipF
 from model.config import LossConfig
 from model.efficient_sam.encoder import EfficientSamEncoder, EfficientSamEncoderConfig
 from model.efficient_sam.weights import save_efficient_sam_encoder
-from model.source import scratch_blip_config
+from model.source import build_efficient_sam, scratch_blip_config
 from model.towers.checkpoint_files import BLIP_ARCHITECTURES
 from model.towers.hub import load_pretrained
 from model.towers.tokenizer import build_tokenizer
@@ -131,3 +131,22 @@ def test_too_many_tokens_for_the_positions_of_a_checkpoint_are_refused(checkpoin
             max_answer_tokens=12,
             scratch_tokenizer=lambda: build_tokenizer(WORDS, vocab_size=60),
         )
+
+
+def test_efficient_sam_as_first_stream_gives_the_cells_of_its_map(tmp_path: Path) -> None:
+    encoder = build_efficient_sam(model_config().efficient_sam, checkpointing=False)
+    path = tmp_path / "encoder.safetensors"
+    save_efficient_sam_encoder(encoder, path)
+    objective = tiny_model(
+        vision="efficient_sam",
+        second_stream="none",
+        efficient_sam={"variant": "custom", "checkpoint": str(path)},
+        fusion={"heads": 2, "layers": 2},
+        freeze=("vision",),
+    ).objective
+    pixels = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8)
+    tokens, features = objective.image_tokens(pixels), encoder(pixels.float() / 255)
+    assert (objective.sight.prefix, objective.sight.width) == (0, features.shape[1])
+    torch.testing.assert_close(tokens.unflatten(1, features.shape[2:]).permute(0, 3, 1, 2), features)
+    assert objective.fuse(pixels).shape[1] == features.shape[2] * features.shape[3]
+    assert not [name for name, _ in objective.named_parameters() if name.startswith("vision")]
