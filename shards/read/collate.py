@@ -117,6 +117,14 @@ class Batch(NamedTuple):
         """B"""
         return len(self.shown.features if isinstance(self.shown, SeenRegions) else self.shown)
 
+    def with_images_exchanged(self, num_samples: int) -> Self:
+        """The same texts, each shown what the sample in front of its own shows.
+
+        Args:
+            num_samples: of the batch, all with as many images.
+        """
+        return self._replace(shown=_rolled(self.shown, self.num_images // num_samples))
+
     def to(self, device: torch.device) -> Self:
         """The batch on a device; from pinned memory the copies do not block."""
         return _moved(self, device)
@@ -272,6 +280,12 @@ def pad(rows: list[TokenIds], value: int, *, multiple: int = 1) -> tuple[Tensor,
         ids[number, : len(row)] = torch.tensor(row, dtype=torch.int64)
         mask[number, : len(row)] = True
     return ids, mask
+
+
+def _rolled(shown: Shown, count: int) -> Shown:
+    if isinstance(shown, SeenRegions):
+        return SeenRegions(*(part.roll(count, dims=0) for part in shown))
+    return shown.roll(count, dims=0)
 
 
 def _moved(value: object, device: torch.device) -> object:

@@ -46,6 +46,8 @@ def validate_if_due(run: Run, state: TrainState) -> bool:
     improved = _judge(run, state, {**trained, **evaluation.metrics})
     saved = _keep(run, state, evaluation, improved=improved)
     report_validation(run, state, evaluation, trained, improved=improved, seconds=seconds)
+    if run.is_main:
+        run.sight.report()
     report_data(run, window)
     run.checkpoints.publish("last", saved.name)  # only now: whoever dies before it validates this step again
     return True
@@ -85,6 +87,8 @@ def _validate(run: Run, state: TrainState) -> Evaluation | None:
             losses=run.config.losses,
             stop_requested=lambda: run.stop.requested,
         )
+        if evaluation is not None:
+            run.sight.look(objective, run.built, batches, loader, run.world, run.task)
         if evaluation is not None and run.pictures is not None:
             run.pictures.record(run.recorder, state.global_step)
         return evaluation

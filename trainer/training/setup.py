@@ -29,6 +29,7 @@ from trainer.training.lost_answers import lost_answers
 from trainer.training.milestones import Milestones
 from trainer.training.pictures import build_pictures
 from trainer.training.schedule import schedule_of
+from trainer.training.sight import SightWatch
 from trainer.training.state import HOST_SUMS, Run, TrainState
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ def set_up(config: RunConfig, directory: RunDirectory, world: World, stop: StopR
         checkpoints=checkpoints,
         identity=identity,
         pictures=world.agree_on(lambda: build_pictures(config, built, engine.device) if world.rank == 0 else None),
+        sight=SightWatch(),
         recorder=_recorder(config, directory, world, None if newest is None else state.global_step),
         console=Console(
             total_steps=milestones.total_steps, every_steps=config.logging.every_steps, is_main=world.rank == 0

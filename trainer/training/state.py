@@ -18,6 +18,7 @@ from trainer.training.checkpoints import Checkpoints
 from trainer.training.early_stopping import EarlyStopping
 from trainer.training.milestones import Milestones
 from trainer.training.pictures import Pictures
+from trainer.training.sight import SightWatch
 
 HOST_SUMS = ("questions", "questions_cut", "negatives_missing", "stop_requests")
 """What every rank knows of its part of a step beside the sums of its objective; added up over ranks once per step."""
@@ -118,6 +119,7 @@ class Run:
     recorder: Recorders
     pictures: Pictures | None
     """Drawn on rank 0 at each validation."""
+    sight: SightWatch
     console: Console
     progress: Progress
     stop: StopRequest

@@ -67,7 +67,7 @@ def evaluate(
     for item in loader.batches(batches.all_keys()):
         output = objective.evaluate(item.batch.to(world.device))
         sums += output.sums.double().cpu()
-        predictions |= task.observe(scores, item.items, _said(built, output.predictions, vocabulary), detailed)
+        predictions |= task.observe(scores, item.items, said(built, output.predictions, vocabulary), detailed)
         progress(item.num_visits)
         if world.any_rank(stop_requested()):
             return None
@@ -76,7 +76,7 @@ def evaluate(
     return merged._replace(metrics={**total_loss(merged.metrics, losses, prefix), **merged.metrics})
 
 
-def _said(built: BuiltModel, predictions: Mapping[str, Tensor], vocabulary: frozenset[str]) -> Outputs:
+def said(built: BuiltModel, predictions: Mapping[str, Tensor], vocabulary: frozenset[str]) -> Outputs:
     """What the parts predict, in words: of the two that may answer, the one that the recipe asks for."""
     answers = classes = None
     if "answer" in predictions:

@@ -22,6 +22,7 @@ from trainer.training.early_stopping import EarlyStopping
 from trainer.training.loop import MAX_UNAPPLIED_STEPS, DivergedError, fit, seed_generators
 from trainer.training.milestones import Milestones
 from trainer.training.schedule import learning_rate, schedule_of
+from trainer.training.sight import SightWatch
 from trainer.training.state import HOST_SUMS, Run, TrainState
 
 ACCUMULATION = 2
@@ -115,6 +116,7 @@ def new_run(config: RunConfig, stop: SimpleNamespace, tmp_path: Path, monkeypatc
             identity={},
             recorder=Recorders([]),
             pictures=None,
+            sight=SightWatch(),
             console=Console(total_steps=milestones.total_steps, every_steps=1, is_main=False),
             progress=Progress(total_steps=milestones.total_steps, total_validations=0, questions_per_validation=0),
             stop=stop,
