@@ -1,10 +1,10 @@
 """Whether tasks are learnt: rendered scenes in each task's own format, from files to official scores.
 
-`python -m benchmarks.learning [--tasks vqa,snli_ve,nlvr2,lxmert] [--seeds 1,2] [--json O]` renders scenes, packs
-shards, trains the task's recipe from scratch and scores it on unseen scenes; at most 10 minutes a task and seed on two
-cores.
-Beside it stands what shows that it looked: the text alone, other images, and the same model before it was trained.
-Every stage is a command that a user would type. The JSON is {task: {seed: {row: percent}}}.
+`python -m benchmarks.learning [--tasks vqa,snli_ve,nlvr2,lxmert,six_things] [--seeds 1,2] [--json O]` renders scenes,
+packs shards, trains the task's recipe from scratch and scores it on unseen scenes; at most 10 minutes a task and seed
+on two cores, and 30 for six things. Beside it stands what shows that it looked: the text alone, other images, and the
+same model before it was trained. Every stage is a command that a user would type. The JSON is
+{task: {seed: {row: percent}}}.
 """
 
 import argparse
@@ -47,6 +47,14 @@ LXMERT_SIZES = {
     "initializer_range": 0.1,
 }
 """1 / sqrt(96) is .1: with the usual .02 a narrow model starts almost silent."""
+ROWS = {
+    "accuracy": "accuracy",
+    "consistency": "consistency",
+    "oracle": "oracle",
+    "semantic/attr": "about one thing",
+    "semantic/rel": "about relations",
+}
+"""Metric of the unseen split -> row of the table."""
 Scores = dict[str, float]
 """Row of the table -> percent."""
 
@@ -61,6 +69,8 @@ class Proof:
     """Split of the recipe -> arguments of `shards build` that name its files, below the directory of scenes."""
     starts_from_vqa: bool = False
     """Whether vision and text come from a run that learnt to answer questions about scenes; it counts as well."""
+    format: str | None = None
+    """Of its files, where that is not the task's name."""
     reads_regions: bool = False
     """Whether its files hold what a detector saw, and the model is a small LXMERT that has learnt nothing yet."""
 
@@ -101,12 +111,17 @@ PROOFS = {
         {"train": _lxmert_files("train"), "val": _lxmert_files("valid"), "testdev": _lxmert_files("test")},
         reads_regions=True,
     ),
+    "six_things": Proof(
+        9000,
+        {split: ("--questions", f"{split}_questions.json") for split in ("train", "val", "testdev")},
+        format="gqa",
+    ),
 }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tasks", type=_names, default=list(PROOFS), help="of vqa,snli_ve,nlvr2,lxmert (default: all)")
+    parser.add_argument("--tasks", type=_names, default=list(PROOFS), help=f"of {','.join(PROOFS)} (default: all)")
     parser.add_argument("--seeds", type=_numbers, default=[1], help="of scenes and training (default: 1)")
     parser.add_argument("--json", type=Path, metavar="O", help="write the table to this file as well")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values in place of the recipes'")
@@ -161,7 +176,8 @@ class Lesson:
         for split, named in proof.splits.items():
             files = [word if word.startswith("--") else str(scenes / word) for word in named]
             images = () if proof.reads_regions else ("--images", str(scenes / "images"))
-            self._run("shards", "build", "--format", task, *files, *images, "--out", str(self._shards(task, split)))
+            arguments = ["--format", proof.format or task, *files, *images, "--out", str(self._shards(task, split))]
+            self._run("shards", "build", *arguments)
 
     def _shards(self, task: str, split: str) -> Path:
         return self.home / task / "shards" / split
@@ -176,31 +192,27 @@ class Lesson:
         scores = self.home / "scores.json"
         self._run("evaluate", str(self.home / "runs" / run), "--split", "testdev", "--json", str(scores), *options)
         metrics = json.loads(scores.read_text(encoding="utf-8"))["metrics"]
-        names = ("accuracy", "consistency", "oracle")
-        return {name: 100 * metrics[f"testdev/{name}"] for name in names if f"testdev/{name}" in metrics}
+        return {row: 100 * metrics[f"testdev/{name}"] for name, row in ROWS.items() if f"testdev/{name}" in metrics}
 
     def _text_only(self) -> float:
         """What a text is worth without its images, in percent: the best single answer to each text of the very split
         that is scored. No model that does not look can have more."""
         items = self._items("testdev")
-        if self.task == "lxmert":
-            scores: dict[str, Counter[str]] = defaultdict(Counter)
-            for item in items:
-                scores[item.question].update(item.label)
-            return 100 * sum(max(answers.values()) for answers in scores.values()) / len(items)
-        if self.task != "vqa":
-            labels: dict[str, Counter[str]] = defaultdict(Counter)
-            for item in items:
-                labels[item.statement][item.label] += 1
-            return 100 * sum(max(counts.values()) for counts in labels.values()) / len(items)
-        asked: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+        worth: dict[str, Counter[str]] = defaultdict(Counter)
         for item in items:
-            asked[item.question].append(item.answers)
-        best = 0.0
-        for said in asked.values():
-            tried = {answer for answers in said for answer in answers}
-            best += max(sum(answer_accuracy(answer, answers) for answers in said) for answer in tried)
-        return 100 * best / len(items)
+            text, answers = self._worth(item)
+            worth[text].update(answers)
+        return 100 * sum(max(answers.values()) for answers in worth.values()) / len(items)
+
+    def _worth(self, item: Item) -> tuple[str, Mapping[str, float]]:
+        """The text of an item, and what each answer to it that somebody gave would score."""
+        if self.task == "vqa":
+            return item.question, {answer: answer_accuracy(answer, item.answers) for answer in set(item.answers)}
+        if self.task == "lxmert":
+            return item.question, item.label
+        if self.task == "six_things":
+            return item.question, {item.answer: 1.0}
+        return item.statement, {item.label: 1.0}
 
     def _oracle(self, run: str) -> float:
         """What the best class for each question would score, in percent."""

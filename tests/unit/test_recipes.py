@@ -39,9 +39,11 @@ def test_the_first_line_is_a_command_that_runs_this_very_file(recipe: Path):
         assert f"recipes/{recipe.name}" in script.read_text()
     elif command[:2] == ["python", "-m"]:
         script = (REPOSITORY / f"{command[2].replace('.', '/')}.py").read_text()
-        assert recipe.stem.startswith("scenes_")
-        assert 'f"recipes/scenes_{' in script
-        assert f'"{recipe.stem.removeprefix("scenes_")}"' in script
+        if recipe.stem.startswith("scenes_"):
+            assert 'f"recipes/scenes_{' in script
+            assert f'"{recipe.stem.removeprefix("scenes_")}"' in script
+        else:
+            assert f"recipes/{recipe.name}" in script
     else:
         assert command[:2] == ["duoflow", "train"]
         assert (REPOSITORY / command[2]).samefile(recipe)
