@@ -17,7 +17,7 @@ from model.source import initialize_efficient_sam
 from shards.annotations import reader_of
 from shards.format.index import read_index
 from shards.format.tar_reader import ShardReader
-from shards.read.loader import square_pixels
+from shards.read.eyes import square_pixels
 
 SIZES = EfficientSamEncoderConfig(
     image_size=64, patch_size=8, width=96, depth=2, heads=4, neck_width=96, mlp_ratio=4, pos_grid=8
