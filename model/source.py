@@ -122,7 +122,7 @@ class TowerSource:
             )
         return LxmertTower(self.lxmert(), checkpointing=self.config.gradient_checkpointing)
 
-    def second_stream(self) -> EfficientSamStream | TowerStream:
+    def second_stream(self) -> TowerStream:
         """EfficientSAM's image encoder, alone or with what makes masks; or a second BLIP's; or a backbone of timm."""
         config, checkpointing = self.config, self.config.gradient_checkpointing
         if config.second_stream == "timm":

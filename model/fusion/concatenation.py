@@ -4,9 +4,8 @@ It has no layer that the streams pass apart, so it tells what these are worth (a
 """
 
 from torch import Tensor, cat, nn
-from torch.utils.checkpoint import checkpoint
 
-from model.fusion.difnet import FusionLayer, attention_mask, check_layers
+from model.fusion.difnet import FusionLayer, attention_mask, check_layers, run_layer
 from shards.errors import ConfigError
 
 
@@ -53,8 +52,5 @@ class ConcatenationEncoder(nn.Module):
         second = stream_b if mask_b is None else stream_b.masked_fill(mask_b[..., None], 0.0)
         fused, attend = self.mix(cat([stream_a, second], dim=-1)), attention_mask(mask_a)
         for layer in self.layers:
-            if self.gradient_checkpointing and fused.requires_grad:
-                fused = checkpoint(layer, fused, attend, False, use_reentrant=False)
-            else:
-                fused = layer(fused, attend, False)
+            fused = run_layer(layer, fused, attend, False, checkpointing=self.gradient_checkpointing)
         return fused

@@ -119,9 +119,7 @@ class DifnetEncoder(nn.Module):
         }
 
     def _run(self, layer: nn.Module, tokens: Tensor, attend: Tensor | None, *, second: bool = False) -> Tensor:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(layer, tokens, attend, second, use_reentrant=False)
-        return layer(tokens, attend, second)
+        return run_layer(layer, tokens, attend, second, checkpointing=self.gradient_checkpointing)
 
     def _check_streams(self, stream_a: Tensor, stream_b: Tensor | None) -> None:
         if stream_a.shape[-1] != self.width:
@@ -214,6 +212,13 @@ class NormedFeedForward(nn.Module):
         norm = self.layer_norm1 if second else self.layer_norm
         assert norm is not None, "a layer without private norms ran on the second stream"
         return norm(tokens + self.dropout(self.fc2(self.inner_dropout(F.relu(self.fc1(tokens))))))
+
+
+def run_layer(layer: nn.Module, tokens: Tensor, attend: Tensor | None, second: bool, *, checkpointing: bool) -> Tensor:
+    """A `FusionLayer`'s output; with `checkpointing` its activations are computed again in the backward pass."""
+    if checkpointing and torch.is_grad_enabled():
+        return checkpoint(layer, tokens, attend, second, use_reentrant=False)
+    return layer(tokens, attend, second)
 
 
 def attention_mask(mask: Tensor | None) -> Tensor | None:

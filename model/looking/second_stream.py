@@ -7,51 +7,7 @@ from torch.nn import functional as F
 from model.efficient_sam.encoder import EfficientSamEncoder
 from model.efficient_sam.segmenter import Segmenter
 from model.looking.guidance import Look
-from model.towers.vision import VisionTower
-
-
-class EfficientSamStream(nn.Module):
-    """Pixels as the loader gives them to EfficientSAM's map. Holds the encoder alone, so that it can be frozen."""
-
-    def __init__(self, encoder: EfficientSamEncoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    @property
-    def width(self) -> int:
-        """Channels of the map."""
-        return self.encoder.config.neck_width
-
-    @property
-    def image_size(self) -> int:
-        """Side in pixels of the squares that the encoder reads."""
-        return self.encoder.config.image_size
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """uint8 pixels (B, 3, S, S) to a map (B, C, h, w); the encoder resizes and normalises."""
-        assert pixels.dtype == torch.uint8, f"pixels are uint8, got {pixels.dtype}"
-        return self.encoder(pixels.float() / 255)
-
-
-class EfficientSamMaskStream(EfficientSamStream):
-    """The same map, to be weighed by the mask of each question."""
-
-    def __init__(self, segmenter: Segmenter) -> None:
-        super().__init__(segmenter.image_encoder)
-        self.segmenter = segmenter
-
-    @staticmethod
-    def weigh(maps: Tensor, image_of_row: Tensor, look: Look, blend: float) -> Tensor:
-        """Maps (B, C, h, w) of images to those of questions (R, C, h, w): (1 - blend) * map + blend * map * mask.
-
-        A question without a point has no mask, and its map stays as it is.
-        """
-        assert look.masks is not None, "weighed by masks, which guidance.blend 0 would leave out"
-        rows = maps[image_of_row]
-        inside = F.interpolate(look.masks[:, None].to(rows), maps.shape[-2:], mode="area")
-        found = torch.tensor([bool(points) for points in look.points], device=rows.device)
-        inside = torch.where(found[:, None, None, None], inside, 1.0)
-        return rows * ((1.0 - blend) + blend * inside)
+from model.towers.vision import EfficientSamTower, VisionTower
 
 
 class TowerStream(nn.Module):
@@ -75,6 +31,34 @@ class TowerStream(nn.Module):
         """uint8 pixels (B, 3, S, S) to a map (B, C, g, g)."""
         cells = self.tower.encode(pixels)[:, self.tower.prefix :]
         return cells.transpose(1, 2).unflatten(2, (self.tower.grid, self.tower.grid))
+
+
+class EfficientSamStream(TowerStream):
+    """EfficientSAM's map. Holds the encoder alone, so that it can be frozen."""
+
+    def __init__(self, encoder: EfficientSamEncoder) -> None:
+        super().__init__(EfficientSamTower(encoder))
+
+
+class EfficientSamMaskStream(EfficientSamStream):
+    """The same map, to be weighed by the mask of each question."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        super().__init__(segmenter.image_encoder)
+        self.segmenter = segmenter
+
+    @staticmethod
+    def weigh(maps: Tensor, image_of_row: Tensor, look: Look, blend: float) -> Tensor:
+        """Maps (B, C, h, w) of images to those of questions (R, C, h, w): (1 - blend) * map + blend * map * mask.
+
+        A question without a point has no mask, and its map stays as it is.
+        """
+        assert look.masks is not None, "weighed by masks, which guidance.blend 0 would leave out"
+        rows = maps[image_of_row]
+        inside = F.interpolate(look.masks[:, None].to(rows), maps.shape[-2:], mode="area")
+        found = torch.tensor([bool(points) for points in look.points], device=rows.device)
+        inside = torch.where(found[:, None, None, None], inside, 1.0)
+        return rows * ((1.0 - blend) + blend * inside)
 
 
 class GridTokens(nn.Module):

@@ -6,6 +6,7 @@ D width.
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 from transformers import BlipVisionModel
 
@@ -65,7 +66,7 @@ class BlipVisionTower(VisionTower):
 
 
 class EfficientSamTower(VisionTower):
-    """EfficientSAM's image encoder, which has no class token."""
+    """EfficientSAM's image encoder, which has no class token; it resizes and normalises pixels itself."""
 
     prefix = 0
 
@@ -74,4 +75,5 @@ class EfficientSamTower(VisionTower):
         self.image_size, self.grid = module.config.image_size, module.config.grid
 
     def encode(self, shown: Tensor) -> Tensor:
+        assert shown.dtype == torch.uint8, f"pixels are uint8, got {shown.dtype}"
         return self.module(shown.float() / 255).flatten(2).transpose(1, 2)

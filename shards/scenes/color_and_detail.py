@@ -10,12 +10,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.scenes.raster import encode_png
-from shards.scenes.six_things import Question, question_records
+from shards.scenes.several_things import Picture, Question, free_center, several_things_files
 from shards.scenes.world import IMAGE_SIZE, Dice, Rgb
 
 COLORS: dict[str, Rgb] = {"red": (180, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 180), "brown": (110, 100, 30)}
@@ -66,16 +64,13 @@ def image_counts(num_images: int) -> Counter[str]:
 
 def color_and_detail_files(*, num_images: int, seed: int) -> Iterator[tuple[str, bytes]]:
     """(path, content) of every file of the set, images first: a pure function of its arguments."""
-    lines: dict[str, list[bytes]] = {split: [] for split in SPLITS}
-    for number in range(num_images):
-        dice, image_id, split = Dice(seed, number), f"{number:07d}", split_of(number)
-        shown = things(dice)
-        yield f"images/{image_id}.png", encode_png(draw(shown))
-        asked = questions(dice, shown, only=COLOR if split == "first" else None)
-        for question_id, record in question_records(image_id, asked).items():
-            lines[split].append(msgspec.json.encode(question_id) + b": " + msgspec.json.encode(record))
-    for split in SPLITS:
-        yield f"{split}_questions.json", b"{\n" + b",\n".join(lines[split]) + b"\n}\n"
+    return several_things_files((_picture(Dice(seed, number)) for number in range(num_images)), SPLITS)
+
+
+def _picture(dice: Dice) -> Picture:
+    shown, split = things(dice), split_of(dice.image)
+    asked = questions(dice, shown, only=COLOR if split == "first" else None)
+    return Picture(split, dice.image, draw(shown), asked)
 
 
 def things(dice: Dice) -> tuple[Thing, ...]:
@@ -83,17 +78,9 @@ def things(dice: Dice) -> tuple[Thing, ...]:
     placed: list[Thing] = []
     for place in range(dice.pick(COUNTS, "things")):
         shape, color = dice.pick(SHAPES, "shape", place), dice.pick(tuple(COLORS), "color", place)
-        placed.append(Thing(shape, color, dice.pick(STRENGTHS, "strength", place), _free(dice, place, placed)))
+        center = free_center(dice, place, CENTERS, GAP, [other.center for other in placed])
+        placed.append(Thing(shape, color, dice.pick(STRENGTHS, "strength", place), center))
     return tuple(placed)
-
-
-def _free(dice: Dice, place: int, placed: list[Thing]) -> tuple[int, int]:
-    tried = 0
-    while True:
-        x, y = dice.pick(CENTERS, "x", place, tried), dice.pick(CENTERS, "y", place, tried)
-        if all(max(abs(x - other.center[0]), abs(y - other.center[1])) >= GAP for other in placed):
-            return x, y
-        tried += 1
 
 
 def shape_mask(shape: str) -> NDArray[np.bool_]:

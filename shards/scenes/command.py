@@ -6,14 +6,19 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import msgspec
+from typing import NamedTuple
 
 from shards.errors import UserError
 from shards.scenes import color_and_detail, lxmert, nlvr2, six_things, snli_ve, vqa
 from shards.scenes.color_and_detail import color_and_detail_files
-from shards.scenes.gqa_format import choice_records, question_records, questions, scene_graph
+from shards.scenes.gqa_format import (
+    choice_records,
+    json_members,
+    json_object,
+    question_records,
+    questions,
+    scene_graph,
+)
 from shards.scenes.lxmert import lxmert_files
 from shards.scenes.nlvr2 import nlvr2_files
 from shards.scenes.raster import encode_png, paint
@@ -119,15 +124,9 @@ def scene_files(*, num_images: int, seed: int) -> Iterator[tuple[str, bytes]]:
             ("choices", choice_records(asked)),
         )
         for name, entry in records:
-            entries.setdefault(f"{split}_{name}.json", []).extend(_lines(entry))
+            entries.setdefault(f"{split}_{name}.json", []).extend(json_members(entry))
     for path, lines in sorted(entries.items()):
-        yield path, b"{\n" + b",\n".join(lines) + b"\n}\n"
-
-
-def _lines(entries: dict[str, Any]) -> Iterator[bytes]:
-    """One JSON member per line: a file that can be read by eye and by `grep`."""
-    for key, value in entries.items():
-        yield msgspec.json.encode(key) + b": " + msgspec.json.encode(value)
+        yield path, json_object(lines)
 
 
 def _require_same(out: Path, files: Iterator[tuple[str, bytes]]) -> None:

@@ -1,8 +1,10 @@
 """Scenes and their questions as the records of GQA's files: questions, scene graphs, choices."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+import msgspec
 
 from shards.scenes import one_thing, whole_picture
 from shards.scenes.asked import Asked, entails
@@ -81,6 +83,17 @@ def choice_records(asked: dict[str, Asked]) -> dict[str, dict[str, list[str]]]:
         question_id: {"valid": list(question.choices), "plausible": list(question.plausible or question.choices)}
         for question_id, question in asked.items()
     }
+
+
+def json_members(entries: Mapping[str, Any]) -> Iterator[bytes]:
+    """One JSON member per line: a file that can be read by eye and by `grep`."""
+    for key, value in entries.items():
+        yield msgspec.json.encode(key) + b": " + msgspec.json.encode(value)
+
+
+def json_object(members: Sequence[bytes]) -> bytes:
+    """A file with one JSON object."""
+    return b"{\n" + b",\n".join(members) + b"\n}\n"
 
 
 def word_positions(text: str, mentions: tuple[tuple[str, str], ...]) -> dict[str, str]:

@@ -8,13 +8,13 @@ The kind of set is that of Santoro et al., "A simple neural network module for r
 import math
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.scenes.raster import encode_png, stamp
+from shards.scenes.raster import stamp
+from shards.scenes.several_things import Picture, Question, free_center, several_things_files
 from shards.scenes.world import COLORS, IMAGE_SIZE, RGB_SPREAD, Dice, Rgb, part_of, varied
 
 NUM_THINGS = 6
@@ -45,17 +45,6 @@ class Thing(NamedTuple):
     """x, y in pixels."""
 
 
-class Question(NamedTuple):
-    """A question before it has an id."""
-
-    text: str
-    answer: str
-    semantic: str
-    """GQA's `attr` where one thing is looked at, `rel` where others are."""
-    topic: str
-    """What is asked: the global group."""
-
-
 def image_counts(num_images: int) -> Counter[str]:
     """How many images each split gets."""
     return Counter(SPLITS[part_of(number)] for number in range(num_images))
@@ -63,16 +52,12 @@ def image_counts(num_images: int) -> Counter[str]:
 
 def six_things_files(*, num_images: int, seed: int) -> Iterator[tuple[str, bytes]]:
     """(path, content) of every file of the set, images first: a pure function of its arguments."""
-    lines: dict[str, list[bytes]] = {split: [] for split in SPLITS}
-    for number in range(num_images):
-        dice, image_id = Dice(seed, number), f"{number:07d}"
-        shown = things(dice)
-        yield f"images/{image_id}.png", encode_png(draw(dice, shown))
-        for question_id, record in question_records(image_id, questions(dice, shown)).items():
-            line = msgspec.json.encode(question_id) + b": " + msgspec.json.encode(record)
-            lines[SPLITS[part_of(number)]].append(line)
-    for split in SPLITS:
-        yield f"{split}_questions.json", b"{\n" + b",\n".join(lines[split]) + b"\n}\n"
+    return several_things_files((_picture(Dice(seed, number)) for number in range(num_images)), SPLITS)
+
+
+def _picture(dice: Dice) -> Picture:
+    shown = things(dice)
+    return Picture(SPLITS[part_of(dice.image)], dice.image, draw(dice, shown), questions(dice, shown))
 
 
 def things(dice: Dice) -> tuple[Thing, ...]:
@@ -81,18 +66,10 @@ def things(dice: Dice) -> tuple[Thing, ...]:
     placed: list[Thing] = []
     for place, color in enumerate(colors):
         shape, rgb = dice.pick(SHAPES, "shape", place), varied(dice, COLORS[color], f"color {place}")
-        placed.append(Thing(shape, color, rgb, _free_center(dice, place, placed)))
+        placed.append(
+            Thing(shape, color, rgb, free_center(dice, place, CENTERS, GAP, [other.center for other in placed]))
+        )
     return tuple(placed)
-
-
-def _free_center(dice: Dice, place: int, placed: list[Thing]) -> tuple[int, int]:
-    """Six squares of the gap's size never fill the picture: a free place is found sooner or later."""
-    tried = 0
-    while True:
-        x, y = dice.pick(CENTERS, "x", place, tried), dice.pick(CENTERS, "y", place, tried)
-        if all(max(abs(x - other.center[0]), abs(y - other.center[1])) >= GAP for other in placed):
-            return x, y
-        tried += 1
 
 
 def draw(dice: Dice, shown: tuple[Thing, ...]) -> NDArray[np.uint8]:
@@ -132,27 +109,6 @@ def about_relations(thing: Thing, shown: tuple[Thing, ...]) -> Iterator[Question
         yield Question(f"What shape is the thing farthest from {name}?", far.shape, "rel", "farthest")
     alike = sum(other.shape == thing.shape for other in shown)
     yield Question(f"How many things have the shape of {name}?", str(alike), "rel", "alike")
-
-
-def question_records(image_id: str, asked: list[Question]) -> dict[str, dict[str, Any]]:
-    """The entries of GQA's `*_questions.json`."""
-    return {
-        f"{image_id}{number:02d}": {
-            "semantic": [],
-            "entailed": [],
-            "equivalent": [],
-            "question": question.text,
-            "imageId": image_id,
-            "isBalanced": True,
-            "groups": {"global": question.topic, "local": f"{question.topic}-{question.answer}"},
-            "answer": question.answer,
-            "semanticStr": "",
-            "annotations": {"answer": {}, "question": {}, "fullAnswer": {}},
-            "types": {"structural": "query", "semantic": question.semantic, "detailed": question.topic},
-            "fullAnswer": "",
-        }
-        for number, question in enumerate(asked)
-    }
 
 
 assert RGB_SPREAD < 10, "a shade of one color is never that of another"

@@ -11,11 +11,10 @@ import timm
 from safetensors.torch import load_file
 
 from tests.backbones import FAMILIES, write_backbone
-from tests.distributed.launch import launch_alone, launch_ranks
-from tests.distributed.training_runs import IN_SECOND_EPOCH, WORKER, Runs
-from tests.distributed.training_worker import Case, Fault, read_codes, write_cases
+from tests.distributed.training_runs import IN_SECOND_EPOCH, Runs, launched
+from tests.distributed.training_worker import Case, Fault
 from tests.models import FUSION
-from tests.runs import NO_COMPILER, write_recipe, write_shards
+from tests.runs import write_recipe, write_shards
 from trainer.engine.state_file import MODEL
 from trainer.inference.evaluate import evaluate_run
 
@@ -31,14 +30,6 @@ IN_SECOND_STEP = Fault(function=IN_SECOND_EPOCH.function, call=2, signal="SIGKIL
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return write_shards(tmp_path_factory.mktemp("data"))
-
-
-def launched(out: Path, cases: list[Case], *, processes: int) -> Runs:
-    write_cases(out, cases)
-    launch = launch_alone if processes == 1 else launch_ranks
-    done = launch(WORKER, str(out), env=NO_COMPILER, timeout_seconds=600)
-    assert done.returncode == 0, done.stdout[-3000:]
-    return Runs(out, done.stdout, read_codes(out, processes))
 
 
 def case(recipe: Path, out: Path, family: str, name: str, *overrides: str, fault: Fault | None = None) -> Case:

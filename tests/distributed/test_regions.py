@@ -12,11 +12,9 @@ from safetensors.torch import load_file
 from transformers import LxmertModel
 
 from model.towers.lxmert import dead_modules
-from tests.distributed.launch import launch_alone, launch_ranks
-from tests.distributed.training_runs import IN_SECOND_EPOCH, WORKER, Runs
-from tests.distributed.training_worker import Case, Fault, read_codes, write_cases
+from tests.distributed.training_runs import IN_SECOND_EPOCH, Runs, launched
+from tests.distributed.training_worker import Case, Fault
 from tests.regions import tiny_lxmert
-from tests.runs import NO_COMPILER
 from tests.task_corpora import OVER_REGIONS, task_recipe, write_task
 from trainer.engine.state_file import MODEL
 
@@ -51,14 +49,6 @@ def case(recipe: Path, out: Path, lxmert: str, name: str, *overrides: str, fault
     places = (f"run.directory={out / 'runs'}", f"run.name={name.removesuffix('_again')}")
     towers = (f"model.vision={lxmert}", f"model.match={lxmert}")
     return Case(name=name, recipe=str(recipe), overrides=[*places, *towers, *overrides], fault=fault)
-
-
-def launched(out: Path, cases: list[Case], *, processes: int) -> Runs:
-    write_cases(out, cases)
-    launch = launch_alone if processes == 1 else launch_ranks
-    done = launch(WORKER, str(out), env=NO_COMPILER, timeout_seconds=600)
-    assert done.returncode == 0, done.stdout[-3000:]
-    return Runs(out, done.stdout, read_codes(out, processes))
 
 
 @pytest.fixture(scope="module")

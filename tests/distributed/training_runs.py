@@ -83,7 +83,7 @@ def train_alone(out: Path, data: dict[str, str]) -> Runs:
         _case(recipe, "occupied"),
     ]
     with _occupied(runs / "occupied"):
-        return _train(out, cases, processes=1)
+        return launched(out, cases, processes=1)
 
 
 def train_together(out: Path, data: dict[str, str], alone: Runs) -> Runs:
@@ -116,7 +116,7 @@ def train_together(out: Path, data: dict[str, str], alone: Runs) -> Runs:
         _case(recipe, "occupied"),
     ]
     with _occupied(out / "runs" / "occupied"):
-        return _train(out, cases, processes=2)
+        return launched(out, cases, processes=2)
 
 
 @contextlib.contextmanager
@@ -137,7 +137,8 @@ def _again(case: Case) -> Case:
     return replace(case, name=f"{case.name}_again", fault=None)
 
 
-def _train(out: Path, cases: Sequence[Case], *, processes: int) -> Runs:
+def launched(out: Path, cases: Sequence[Case], *, processes: int) -> Runs:
+    """All cases one after the other in one launch; what is left of them below `out`."""
     write_cases(out, cases)
     launch = launch_alone if processes == 1 else launch_ranks
     done = launch(WORKER, str(out), env=NO_COMPILER, timeout_seconds=600)
