@@ -7,12 +7,11 @@ printed before it runs. Ends with a table, and the same as demo/results.json.
 
 import argparse
 import json
-import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+from benchmarks.commands import run_duoflow
 from shards.format.index import read_index
 from shards.format.records import Question
 from shards.format.tar_reader import ShardReader
@@ -127,10 +126,8 @@ class Demo:
 
     def _stage(self, name: str, arguments: list[str], *, quiet: bool = False) -> None:
         """Run a `duoflow` command; the demo ends with its exit code if it fails."""
-        print(f"\n$ duoflow {shlex.join(arguments)}", flush=True)
         started = time.monotonic()
-        command = [sys.executable, "-m", "trainer.cli", *arguments]
-        code = subprocess.run(command, stdout=subprocess.DEVNULL if quiet else None, check=False).returncode
+        code = run_duoflow(*arguments, quiet=quiet)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
         print(f"[{name}: {self.seconds[name]:.0f} of {BUDGET_SECONDS[name]} s]", flush=True)
         if code:

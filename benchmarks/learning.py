@@ -9,8 +9,6 @@ same model before it was trained. Every stage is a command that a user would typ
 
 import argparse
 import json
-import shlex
-import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
@@ -21,6 +19,7 @@ from pathlib import Path
 import torch
 from transformers import LxmertConfig, LxmertModel
 
+from benchmarks.commands import numbers, run_duoflow
 from model.towers.tokenizer import build_tokenizer
 from shards.annotations import reader_of
 from shards.format.index import read_index
@@ -122,7 +121,7 @@ PROOFS = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", type=_names, default=list(PROOFS), help=f"of {','.join(PROOFS)} (default: all)")
-    parser.add_argument("--seeds", type=_numbers, default=[1], help="of scenes and training (default: 1)")
+    parser.add_argument("--seeds", type=numbers, default=[1], help="of scenes and training (default: 1)")
     parser.add_argument("--json", type=Path, metavar="O", help="write the table to this file as well")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values in place of the recipes'")
     options = parser.parse_args()
@@ -238,8 +237,7 @@ class Lesson:
 
     def _run(self, *arguments: str) -> None:
         """Run a `duoflow` command; the benchmark ends with its exit code if it fails."""
-        print(f"\n$ duoflow {shlex.join(arguments)}", flush=True)
-        code = subprocess.run([sys.executable, "-m", "trainer.cli", *arguments], check=False).returncode
+        code = run_duoflow(*arguments)
         print(f"[{self.task}, seed {self.seed}: {time.monotonic() - self.started:.0f} s]", flush=True)
         if code:
             raise SystemExit(code)
@@ -269,10 +267,6 @@ def _names(text: str) -> list[str]:
     if unknown:
         raise argparse.ArgumentTypeError(f"{unknown[0]}: expected some of {','.join(PROOFS)}")
     return names
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
 
 
 if __name__ == "__main__":

@@ -13,8 +13,6 @@ Every stage is a command that a user would type. The JSON is {seed: {row: {colum
 
 import argparse
 import json
-import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -22,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.bars import draw_bars
+from benchmarks.commands import numbers, run_duoflow
 from benchmarks.outlines import train_outlines
 from model.references import EFFICIENT_SAM, read_reference
 from shards.scenes.color_and_detail import BOTH, COLOR, DETAIL, GROUND
@@ -66,7 +65,7 @@ def _as_second(reference: str) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=_numbers, default=[1], help="of pictures, encoders and training (default: 1)")
+    parser.add_argument("--seeds", type=numbers, default=[1], help="of pictures, encoders and training (default: 1)")
     parser.add_argument("--rows", type=lambda text: text.split(","), help="only these rows of the table")
     parser.add_argument("--json", type=Path, metavar="O", help="write the table to this file as well")
     parser.add_argument("--plot", type=Path, metavar="P", help="draw the table as a PNG")
@@ -152,16 +151,11 @@ def _show(tables: Mapping[str, Table]) -> None:
 
 def _run(*arguments: str) -> None:
     """Run a `duoflow` command; the benchmark ends with its exit code if it fails."""
-    print(f"\n$ duoflow {shlex.join(arguments)}", flush=True)
     started = time.monotonic()
-    code = subprocess.run([sys.executable, "-m", "trainer.cli", *arguments], check=False).returncode
+    code = run_duoflow(*arguments)
     print(f"[{time.monotonic() - started:.0f} s]", flush=True)
     if code:
         raise SystemExit(code)
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
 
 
 if __name__ == "__main__":

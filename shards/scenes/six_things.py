@@ -66,9 +66,8 @@ def things(dice: Dice) -> tuple[Thing, ...]:
     placed: list[Thing] = []
     for place, color in enumerate(colors):
         shape, rgb = dice.pick(SHAPES, "shape", place), varied(dice, COLORS[color], f"color {place}")
-        placed.append(
-            Thing(shape, color, rgb, free_center(dice, place, CENTERS, GAP, [other.center for other in placed]))
-        )
+        center = free_center(dice, place, CENTERS, GAP, [other.center for other in placed])
+        placed.append(Thing(shape, color, rgb, center))
     return tuple(placed)
 
 
