@@ -10,12 +10,15 @@ import pytest
 import timm
 from safetensors.torch import load_file
 
+from shards.format.index import read_index
+from shards.format.tar_reader import ShardReader
 from tests.backbones import FAMILIES, write_backbone
 from tests.distributed.training_runs import IN_SECOND_EPOCH, Runs, launched
 from tests.distributed.training_worker import Case, Fault
 from tests.models import FUSION
 from tests.runs import write_recipe, write_shards
 from trainer.engine.state_file import MODEL
+from trainer.inference.answer import answer_photo
 from trainer.inference.evaluate import evaluate_run
 
 pytestmark = pytest.mark.distributed
@@ -24,6 +27,7 @@ DONE, KILLED = 0, -9
 STAGES = (1, 2, 3)
 SPREAD = "registers"
 """The family that is trained on two ranks: class token, registers and positions lie on the backbone itself."""
+DECAY = 0.125
 IN_SECOND_STEP = Fault(function=IN_SECOND_EPOCH.function, call=2, signal="SIGKILL")
 
 
@@ -43,7 +47,7 @@ def case(recipe: Path, out: Path, family: str, name: str, *overrides: str, fault
 
 
 def recipe_in(out: Path, data: dict[str, str]) -> Path:
-    model = {"fusion": FUSION | {"width": 24}, "scratch": {"image_size": 32, "width": 24, "heads": 3, "text_layers": 1}}
+    model = {"fusion": FUSION | {"width": 24}, "scratch": {"image_size": 32, "width": 24, "heads": 3, "text_layers": 2}}
     every = {"checkpoint": {"every_steps": 1}, "limits": {"max_steps": 2}, "validate_every": {"max_images": 2}}
     return write_recipe(out / "tiny.yaml", data, model=model, **every)
 
@@ -59,6 +63,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str]) -> Run
             case(recipe, out, family, f"{family}_killed", fault=IN_SECOND_STEP),
             case(recipe, out, family, f"{family}_killed_again"),
         ]
+    cases.append(case(recipe, out, SPREAD, "by_layer", f"optim.layer_decay={DECAY}"))
     return launched(out, cases, processes=1)
 
 
@@ -100,6 +105,32 @@ def test_what_was_trained_comes_back_from_the_export(alone: Runs, family: str):
     evaluate_run(run.path, "val")
     evaluated = {row["questionId"]: row for row in json.loads(run.predictions)}
     assert validated == [evaluated[row["questionId"]] for row in validated]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_photo_gets_the_answer_that_the_split_got(alone: Runs, data: dict[str, str], family: str, tmp_path: Path):
+    run = alone[family]
+    predicted = {row["questionId"]: row["prediction"] for row in json.loads(run.predictions)}
+    reader = ShardReader(Path(data["val"]), read_index(Path(data["val"])))
+    question = next(question for question in reader.sample(0).questions if question.question_id in predicted)
+    (tmp_path / "photo.jpg").write_bytes(reader.images(0)[0])
+    found = answer_photo(run.path, tmp_path / "photo.jpg", question.question, overlay=tmp_path / "seen.png")
+    assert found.text == predicted[question.question_id]
+    assert (tmp_path / "seen.png").is_file()
+
+
+def test_lower_layers_of_a_backbone_move_less_by_layer_decay(alone: Runs):
+    assert alone.codes["by_layer"] == [DONE], alone.said("by_layer")
+    before = load_file(Path(alone.directory) / SPREAD / "model.safetensors")
+
+    def moved(name: str, parameter: str) -> float:
+        after = load_file(alone[name].checkpoint("last") / MODEL)[f"vision.{parameter}"]
+        return (after - before[parameter]).abs().max().item()
+
+    # AdamW's first steps are as long as the learning rate, whatever the gradient: that of layer l is DECAY^(3 - l).
+    for parameter, layer in (("patch_embed.proj.weight", 0), ("blocks.0.mlp.fc1.weight", 1), ("norm.weight", 2)):
+        share = moved("by_layer", parameter) / moved(SPREAD, parameter)
+        assert share == pytest.approx(DECAY ** (3 - layer), rel=0.3), parameter
 
 
 @pytest.mark.parametrize("stage", STAGES)
