@@ -31,8 +31,6 @@ from trainer.run_directory import write_json
 from trainer.scoring.vqa import answer_accuracy
 
 HOME = Path("learning")
-TO_SEE = ("losses.answer=0", "losses.classify=1")
-"""What the run on VQA's scenes is changed to where another task starts from it."""
 UNTRAINED = ("limits.max_steps=1", "optim.lr=1.0e-12", "optim.warmup_steps=0", "early_stopping.patience=null")
 LXMERT_SIZES = {
     "hidden_size": 96,
@@ -151,7 +149,7 @@ class Lesson:
         name, before = f"scenes_{self.task}", list(self.overrides)
         if self.proof.starts_from_vqa:
             self._prepare("vqa")
-            self._train("vqa", *TO_SEE)
+            self._train("vqa", "losses.answer=0", "losses.classify=1")
             weights = self.home / "runs" / "scenes_vqa" / "export" / "blip_vqa"
             before += [f"model.vision={weights}", f"model.match={weights}"]
         if self.proof.reads_regions:
