@@ -4,9 +4,21 @@ deepspeed --module trainer.train runs/NAME/config.yaml
 python -m trainer.train recipes/easyvqa.yaml optim.lr=3e-4
 """
 
+import sys
+
 if __name__ == "__main__":
     # Here, because the workers of the loader run this file again under another name, and would import it all.
-    from trainer.engine.distributed import leave
-    from trainer.training.rank import main
+    from trainer.training.arrival import arrive
 
-    leave(main())
+    def train(arrival, stop):  # torch is imported only now
+        from trainer.training.rank import train
+
+        return train(arrival, stop)
+
+    code = arrive(None, train)
+    if "torch" not in sys.modules:
+        sys.exit(code)
+
+    from trainer.engine.distributed import leave
+
+    leave(code)

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch.distributed as dist
 
 from tests.distributed.engine_worker import build, train_step
-from trainer.engine.distributed import LostRankError, World, initialize
+from trainer.engine.distributed import World, initialize
 from trainer.engine.engine import Engine
+from trainer.engine.waiting import LostRankError
 
 TIMEOUT_SECONDS = 2.0
 
