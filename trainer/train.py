@@ -4,21 +4,14 @@ deepspeed --module trainer.train runs/NAME/config.yaml
 python -m trainer.train recipes/easyvqa.yaml optim.lr=3e-4
 """
 
-import sys
-
 if __name__ == "__main__":
     # Here, because the workers of the loader run this file again under another name, and would import it all.
+    from trainer.engine.process import leave
     from trainer.training.arrival import arrive
 
-    def train(arrival, stop):  # torch is imported only now
+    def load():
         from trainer.training.rank import train
 
-        return train(arrival, stop)
+        return train
 
-    code = arrive(None, train)
-    if "torch" not in sys.modules:
-        sys.exit(code)
-
-    from trainer.engine.distributed import leave
-
-    leave(code)
+    leave(arrive(None, load))

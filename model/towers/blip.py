@@ -258,7 +258,8 @@ def decode_next(
     """
     # By positions: the name of the argument that counts the past differs between versions of transformers.
     first = 0 if past is None else past[0][0].shape[2]
-    hidden = model.bert.embeddings(ids, position_ids=model.bert.embeddings.position_ids[:, first : first + ids.shape[1]])
+    positions = model.bert.embeddings.position_ids[:, first : first + ids.shape[1]]
+    hidden = model.bert.embeddings(ids, position_ids=positions)
     kept = []
     for number, layer in enumerate(model.bert.encoder.layer):
         before = None if past is None else past[number]

@@ -4,16 +4,14 @@ The agreements run over a process group of their own (gloo, on the CPU, with a t
 DeepSpeed's collectives and work the same on GPUs. A rank alone talks to nobody.
 """
 
-import atexit
 import contextlib
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -314,19 +312,6 @@ def _lead_gloo(address: str | None) -> None:
     if interface is not None:
         os.environ["GLOO_SOCKET_IFNAME"] = interface
         logger.info("gloo uses %s, which has %s", interface, address)
-
-
-def leave(code: int) -> NoReturn:
-    """End a process that has used process groups, with exit code `code`, after what is registered with atexit.
-
-    The interpreter is not taken down. gloo's threads let go of a collective's tensors a moment after it has returned,
-    for which they need the interpreter's lock; a thread that waits for it while the interpreter goes down aborts a
-    process whose work is done: "terminate called without an active exception", exit code -6 (pytorch/pytorch#190489).
-    """
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def device_type() -> str:

@@ -1,9 +1,11 @@
-"""Which process of a job this is, from the environment that its starter gave it. Needs no torch."""
+"""Which process of a job this is, from the environment that its starter gave it, and how it ends. Needs no torch."""
 
+import atexit
 import os
 import socket
+import sys
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from shards.errors import ConfigError
 from trainer.engine.nodelist import expand_nodelist
@@ -182,3 +184,16 @@ def _with_slurm_address(task: Place, environment: Mapping[str, str]) -> Place:
 def port_of_job(job: int, step: int) -> int:
     """A port on which the steps of jobs that follow each other do not meet."""
     return _FIRST_PORT + (job * 8 + step) % _PORTS
+
+
+def leave(code: int) -> NoReturn:
+    """End a process that has used process groups, with exit code `code`, after what is registered with atexit.
+
+    The interpreter is not taken down. gloo's threads let go of a collective's tensors a moment after it has returned,
+    for which they need the interpreter's lock; a thread that waits for it while the interpreter goes down aborts a
+    process whose work is done: "terminate called without an active exception", exit code -6 (pytorch/pytorch#190489).
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

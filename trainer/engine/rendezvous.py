@@ -7,6 +7,7 @@ heard at once, and whoever fails tells the others why.
 import contextlib
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -122,9 +123,22 @@ class Rendezvous:
             raise
 
     def _connect(self) -> dist.Store:
+        if self._place.rank != 0:
+            self._await_listener()
         store = self._open(is_master=self._place.rank == 0 and not is_served_by_agent())
         # torchrun's store outlives a restart of its ranks, and keeps what the last ones have left there.
         return dist.PrefixStore(f"duoflow/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+    def _await_listener(self) -> None:
+        """Wait until somebody listens where rank 0 should; torch's own tries end in lines of C++."""
+        while time.monotonic() < self._deadline:
+            try:
+                socket.create_connection((self._place.address, self._place.port), timeout=_LOOK_SECONDS * 10).close()
+            except OSError:
+                time.sleep(_LOOK_SECONDS)
+            else:
+                return
+        self._nobody_answers()
 
     def _open(self, *, is_master: bool) -> dist.TCPStore:
         timeout = timedelta(seconds=max(1.0, self._deadline - time.monotonic()))

@@ -5,6 +5,7 @@ What is wrong with any of these is said within a second, and a stop signal is he
 
 import argparse
 import contextlib
+import math
 import os
 import re
 import time
@@ -18,7 +19,7 @@ from trainer.config import RunConfig, load_config
 from trainer.engine.addresses import check_meeting_place
 from trainer.engine.process import Place, read_place
 from trainer.engine.signals import StopRequest
-from trainer.engine.waiting import StoppedError
+from trainer.engine.waiting import StoppedError, wait_for
 from trainer.run_directory import OCCUPIED, STOPPED, USER_MISTAKE, RunDirectory
 from trainer.training.ending import leave_status, say
 
@@ -37,12 +38,16 @@ class Arrival(NamedTuple):
     """In seconds since 1970."""
 
 
-def arrive(arguments: Sequence[str] | None, train: Callable[[Arrival, StopRequest], int]) -> int:
+Train = Callable[[Arrival, StopRequest], int]
+"""Goes on from here; returns the exit code."""
+
+
+def arrive(arguments: Sequence[str] | None, load: Callable[[], Train]) -> int:
     """Prepare this process, let it train as one rank, and return DESIGN's exit code, which status.json has as well.
 
     Args:
         arguments: of the command line; None takes this process's.
-        train: goes on from here, with everything that imports torch.
+        load: imports torch and what else training needs, which takes seconds, and from a cold disk a minute.
     """
     began = time.time()
     # Before anybody imports torch: its retries while ranks arrive are no news for a user.
@@ -62,6 +67,7 @@ def arrive(arguments: Sequence[str] | None, train: Callable[[Arrival, StopReques
         ours = place.rank == 0 and occupied is None  # only rank 0 has looked
         try:
             check_meeting_place(place, seconds=config.engine.start_timeout_seconds, stop=stop)
+            train = wait_for(load, "imports", deadline=math.inf, stop=stop)
         except UserError as error:
             say(error)
             leave_status(directory, "failed", USER_MISTAKE, str(error), ours=ours, since=began)

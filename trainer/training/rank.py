@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as one rank; returns DESIGN's exit code and leaves it in status.json."""
-    return arrive(arguments, train)
+    return arrive(arguments, lambda: train)
 
 
 def train(arrival: Arrival, stop: StopRequest) -> int:

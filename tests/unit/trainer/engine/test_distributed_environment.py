@@ -116,7 +116,7 @@ def test_sums_are_taken_in_double_precision_and_leave_the_argument_alone():
 LEAVING = """
 import atexit
 import os
-from trainer.engine.distributed import leave
+from trainer.engine.process import leave
 
 class TakenDown:
     def __del__(self, write=os.write):
