@@ -1,7 +1,9 @@
 """The composition root: names in a recipe become splits, tokenizers, a model and loaders, in this file alone."""
 
+import json
 import logging
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -127,9 +129,10 @@ def training_tokenizer(config: RunConfig, train: Split) -> PreTrainedTokenizerBa
 def shared_tokenizer(
     config: RunConfig, train: Split, directory: RunDirectory, world: World
 ) -> Callable[[], PreTrainedTokenizerBase]:
-    """The tokenizer of `scratch` towers, built once by rank 0 and read from the run directory by all; collective.
+    """The tokenizer of `scratch` towers, built once by rank 0 and kept in its run directory; collective.
 
-    Until there is a checkpoint it is built anew: the shards may have been.
+    The other ranks get its files: they need not see that disk, nor wait until it shows them. Until there is a
+    checkpoint it is built anew: the shards may have been.
     """
     path = directory.path / "tokenizer"
 
@@ -146,9 +149,19 @@ def shared_tokenizer(
 
     def tokenizer() -> PreTrainedTokenizerBase:
         world.agree_on(write)
-        return load_tokenizer(path)
+        if world.rank == 0:
+            world.broadcast_text(json.dumps(_read_files(path)))
+            return load_tokenizer(path)
+        with tempfile.TemporaryDirectory(prefix="tokenizer.") as received:
+            for name, text in json.loads(world.broadcast_text(None)).items():
+                (Path(received) / name).write_text(text, encoding="utf-8")
+            return load_tokenizer(Path(received))
 
     return tokenizer
+
+
+def _read_files(directory: Path) -> dict[str, str]:
+    return {path.name: path.read_text(encoding="utf-8") for path in sorted(directory.iterdir())}
 
 
 def _texts(train: Split) -> Iterator[str]:

@@ -12,6 +12,7 @@ from shards.errors import UserError
 from shards.read.loader import MicroBatch, training_keys
 from trainer.training.loss_watch import LossWatch
 from trainer.training.report import report_data, report_step
+from trainer.training.run_identity import keep_id
 from trainer.training.saving import export_last, repair_export, save, validate_if_due
 from trainer.training.state import HOST_SUMS, Run, Step, TrainState
 
@@ -35,6 +36,7 @@ def fit(run: Run, state: TrainState) -> Outcome:
     """Train from `state` to the end of the run, to an early stop, or to a signal. Every rank takes the same way."""
     if state.saved_step is None:
         save(run, state)  # a disk that is full says so now, and `last` names a checkpoint whatever is interrupted
+    run.world.agree_on(lambda: keep_id(run.directory, run.world, run.run_id))
     if not validate_if_due(run, state):  # a process that was stopped while it validated
         return _stopped(run, state)
     watch = LossWatch()

@@ -22,10 +22,12 @@ from trainer.engine.signals import StopRequest
 from trainer.engine.waiting import LostRankError, StoppedError
 from trainer.reporting.progress import ConsoleHandler
 from trainer.run_directory import DONE, FAILED, STOPPED, USER_MISTAKE, RunDirectory
+from trainer.training.agreement import agree_on_start, check_shards
 from trainer.training.arrival import Arrival, arrive, stopped_early
 from trainer.training.ending import leave_status, say
 from trainer.training.loop import Outcome, fit
-from trainer.training.preflight import check_inputs
+from trainer.training.preflight import Past, check_inputs
+from trainer.training.run_identity import agree_on_run
 from trainer.training.setup import set_up
 
 logger = logging.getLogger(__name__)
@@ -85,8 +87,11 @@ def _appear(directory: RunDirectory, world: World) -> None:
 
 
 def _train(config: RunConfig, directory: RunDirectory, world: World, stop: StopRequest) -> Outcome:
-    world.agree_or_raise(_fault(config, directory, world))
-    run, state = set_up(config, directory, world, stop)
+    world.at("checking the start")
+    agree_on_start(config, world)
+    known = agree_on_run(directory, world)
+    world.agree_or_raise(_fault(config, directory, world, known.past))
+    run, state = set_up(config, directory, world, stop, run_id=known.run)
     try:
         return fit(run, state)
     except RuntimeError as error:
@@ -105,19 +110,22 @@ def _is_lost_connection(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 
-def _fault(config: RunConfig, directory: RunDirectory, world: World) -> UserError | None:
+def _fault(config: RunConfig, directory: RunDirectory, world: World, past: Past | None) -> UserError | None:
     """What is wrong with the recipe on this rank, before any model is loaded; rank 0 settles the run directory."""
     try:
         check_world_size(config, world.world_size)
-        check_inputs(config, device_type=world.device.type)
+        check_inputs(config, device_type=world.device.type, past=past)
         for name in ("train", "val"):
             if name == "train" or config.data.val is not None:
-                open_split(config, name)
+                split = open_split(config, name)
+                check_shards(split.index, f"data.{name}", split.directory)
         if world.rank == 0:
             previous = directory.read_config()
             if previous is not None:
                 for difference in check_resumable(previous, config, str(directory.path)):
                     logger.info("%s; the run goes on with the new value", difference)
+            directory.write_config(config)
+        elif world.leads_host and directory.read_config() != config:  # the disk is this host's own
             directory.write_config(config)
     except UserError as error:
         return error
