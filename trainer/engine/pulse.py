@@ -180,18 +180,15 @@ class LeadingPulse(Pulse):
 
     def _read(self, peer: _Peer) -> None:
         messages = _receive(peer)
-        for message in messages or ():
-            self._take(peer, message)
-        if messages is None:
+        if messages is None or not all(self._take(peer, message) for message in messages):
             self._drop(peer)
 
-    def _take(self, peer: _Peer, message: dict[str, Any]) -> None:
+    def _take(self, peer: _Peer, message: dict[str, Any]) -> bool:
+        """Whether the message is from one of this run's ranks."""
         peer.heard = self._clock()
         if peer.rank is None:
-            if not hmac.compare_digest(str(message.get("token")), self._token):
-                peer.said_goodbye = True
-                self._drop(peer)
-                return
+            if not hmac.compare_digest(str(message.get("token")).encode(), self._token.encode()):
+                return False
             peer.rank = int(message["rank"])
         if "phase" in message:
             age, count = float(message["age"]), int(message["count"])
@@ -200,6 +197,7 @@ class LeadingPulse(Pulse):
             peer.said_goodbye = True
             if message["leaves"] is not None:
                 self._lose(peer.rank, str(message["leaves"]))
+        return True
 
     def _drop(self, peer: _Peer) -> None:
         self._selector.unregister(peer.connection)
@@ -356,6 +354,7 @@ def _receive(peer: _Peer) -> list[dict[str, Any]] | None:
     if not data or len(peer.unread) > _LONGEST_LINE:
         return None
     try:
-        return [json.loads(line) for line in lines]
+        messages = [json.loads(line) for line in lines]
     except ValueError:
         return None
+    return messages if all(isinstance(message, dict) for message in messages) else None

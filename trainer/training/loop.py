@@ -85,13 +85,16 @@ def train_step(run: Run, global_step: int, micro_batches: Iterator[MicroBatch]) 
     sums = torch.zeros(len(names), device=run.world.device)
     counted = torch.zeros(3, dtype=torch.int64)
     update = None
+    run.world.at(f"step {global_step + 1}: reading data")
     for micro_step, item in enumerate(micro_batches):
+        run.world.at(f"step {global_step + 1}: computing")
         seed_generators(run.config.run.seed, global_step, micro_step, run.world.rank)
         output = run.engine(item.batch.to(run.world.device))
         run.engine.backward(output.loss)
         update = run.engine.step()
         sums += output.sums
         counted += torch.tensor([item.num_items, item.items_cut, item.rows_missing])
+        run.world.at(f"step {global_step + 1}: reading data")
     assert update is not None, "the engine steps behind the last micro-batch"
     # One small collective per step. Waiting for the GPU here costs less than a rank that decides something alone.
     own = [*sums.tolist(), *counted.tolist(), float(run.stop.requested)]
