@@ -136,32 +136,29 @@ def shared_tokenizer(
     """
     path = directory.path / "tokenizer"
 
-    def write() -> None:
-        if world.rank != 0 or (path.is_dir() and directory.has_checkpoint):
-            return
+    def provide() -> str:
+        if world.rank != 0:
+            return ""
         aside = path.with_name(".tokenizer.partial")
         try:
-            shutil.rmtree(aside, ignore_errors=True)
-            training_tokenizer(config, train).save_pretrained(aside)
-            replace_directory(aside, path)
+            if not (path.is_dir() and directory.has_checkpoint):
+                shutil.rmtree(aside, ignore_errors=True)
+                training_tokenizer(config, train).save_pretrained(aside)
+                replace_directory(aside, path)
+            return json.dumps({file.name: file.read_text(encoding="utf-8") for file in sorted(path.iterdir())})
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error}); free some space on this disk") from error
 
     def tokenizer() -> PreTrainedTokenizerBase:
-        world.agree_on(write)
+        files = world.broadcast_text(world.agree_on(provide))
         if world.rank == 0:
-            world.broadcast_text(json.dumps(_read_files(path)))
             return load_tokenizer(path)
         with tempfile.TemporaryDirectory(prefix="tokenizer.") as received:
-            for name, text in json.loads(world.broadcast_text(None)).items():
+            for name, text in json.loads(files).items():
                 (Path(received) / name).write_text(text, encoding="utf-8")
             return load_tokenizer(Path(received))
 
     return tokenizer
-
-
-def _read_files(directory: Path) -> dict[str, str]:
-    return {path.name: path.read_text(encoding="utf-8") for path in sorted(directory.iterdir())}
 
 
 def _texts(train: Split) -> Iterator[str]:

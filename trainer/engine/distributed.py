@@ -66,8 +66,12 @@ class World:
 
     @property
     def name(self) -> str:
-        """This rank and its host, as messages call them."""
-        return f"rank {self.rank} on {self.hosts[self.rank] if self.rank < len(self.hosts) else host_name()}"
+        """This rank, as messages call it."""
+        return self.called(self.rank)
+
+    def called(self, rank: int) -> str:
+        """A rank, with its host where there are several."""
+        return f"rank {rank} on {self.hosts[rank]}" if len(set(self.hosts)) > 1 else f"rank {rank}"
 
     @property
     def leads_host(self) -> bool:
@@ -181,8 +185,7 @@ class World:
             return
         own_kind = next(k.__name__ for k in type(error).__mro__ if k.__name__ in _KINDS) if error else ""
         kind, _, message = self.broadcast_text(f"{own_kind}\n{error}", source=failing).partition("\n")
-        where = f"rank {failing} on {self.hosts[failing]}" if failing < len(self.hosts) else f"rank {failing}"
-        raise known_to_all(_KINDS[kind](f"{where}: {message}")) from error
+        raise known_to_all(_KINDS[kind](f"{self.called(failing)}: {message}")) from error
 
     def agree_on(self, make: Callable[[], Made]) -> Made:
         """What `make` gives on this rank, if it gives something on every rank; collective.

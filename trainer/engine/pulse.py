@@ -148,7 +148,6 @@ class LeadingPulse(Pulse):
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._peers: dict[socket.socket, _Peer] = {}
-        self._gone: set[int] = set()
         self._warned: dict[int, float] = {}
         self._next_beat = 0.0
 
@@ -203,10 +202,8 @@ class LeadingPulse(Pulse):
         self._selector.unregister(peer.connection)
         peer.connection.close()
         del self._peers[peer.connection]
-        if peer.rank is not None:
-            self._gone.add(peer.rank)
-            if not peer.said_goodbye:
-                self._lose(peer.rank, self._ended(peer.rank))
+        if peer.rank is not None and not peer.said_goodbye:
+            self._lose(peer.rank, self._ended(peer.rank))
 
     def _lose(self, rank: int, verdict: str) -> None:
         # Whoever runs into a timeout first is seldom the one that caused it.

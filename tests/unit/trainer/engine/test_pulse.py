@@ -146,7 +146,14 @@ def test_when_rank_0_hangs_the_others_name_it(make):
 def test_strangers_are_shown_the_door_and_change_nothing(make):
     ranks = make()
     port = ranks.leading.offer["port"]
-    for text in (b"GET / HTTP/1.1\r\n\r\n", b'{"rank": 1, "token": "guessed"}\n', b"[1, 2]\n", b'{}\n{}\n', b"x" * 200_000, b""):
+    for text in (
+        b"GET / HTTP/1.1\r\n\r\n",
+        b'{"rank": 1, "token": "guessed"}\n',
+        b"[1, 2]\n",
+        b"{}\n{}\n",
+        b"x" * 200_000,
+        b"",
+    ):
         with socket.create_connection(("127.0.0.1", port)) as stranger:
             stranger.sendall(text)
             stranger.shutdown(socket.SHUT_WR)
