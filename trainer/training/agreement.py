@@ -97,7 +97,8 @@ def compare_facts(world: World, facts: Facts) -> None:
     everything = world.gather_text(json.dumps({matter: facts[matter] for matter in differing}))
     table = None
     if everything is not None:
-        table = difference_table([json.loads(text) for text in everything], world.hosts)
+        names = world.hosts if len(set(world.hosts)) > 1 else [world.called(rank) for rank in range(world.world_size)]
+        table = difference_table([json.loads(text) for text in everything], names)
     raise known_to_all(ConfigError(world.broadcast_text(table)))
 
 
@@ -106,7 +107,7 @@ def difference_table(facts: Sequence[Facts], hosts: Sequence[str]) -> str:
 
     Args:
         facts: of each rank.
-        hosts: their names.
+        hosts: where each is.
     """
     lines: dict[str, None] = {}  # in order, and each once: the ranks of a host have the same to say
     for rank in range(1, len(facts)):
@@ -119,7 +120,7 @@ def difference_table(facts: Sequence[Facts], hosts: Sequence[str]) -> str:
             lines |= dict.fromkeys(f"  {hosts[rank]:<12} {matter:<14} {text}" for text in said)
     others = sorted({hosts[rank] for rank in range(1, len(facts)) if facts[rank] != facts[0]})
     remedy = "give every host the same, and run the same command again"
-    return "\n".join([f"hosts differ from {hosts[0]} (rank 0): {', '.join(others)}; {remedy}", *lines])
+    return "\n".join([f"{', '.join(others)} differ from {hosts[0]}, where rank 0 is; {remedy}:", *lines])
 
 
 def _shown(of: Mapping[str, str], name: str) -> str:

@@ -40,7 +40,8 @@ def agree_on_run(directory: RunDirectory, world: World) -> Identity:
         UserError: on all ranks, if they belong to different runs, or if the checkpoints are not where rank 0 is.
     """
     past = past_of(directory)
-    own = Held(world.name, read_id(directory) or (past.run if past is not None else None), past and past.step)
+    kept = world.agree_on(lambda: read_id(directory))
+    own = Held(world.name, kept, None) if past is None else Held(world.name, kept or past.run, past.step)
     everything = world.gather_text(json.dumps(own))
     verdict = None
     if everything is not None:
