@@ -132,6 +132,17 @@ def run_launcher(
         return launch.finish()
 
 
+def wait_for_signal(seconds: float, is_stopped: Callable[[], bool]) -> str | None:
+    """Sleep, unless a stop signal comes or `is_stopped` says so: then what stopped it. Call it in the main thread."""
+    deadline = time.monotonic() + seconds
+    with _Signals() as signals:
+        while signals.first is None and time.monotonic() < deadline:
+            if is_stopped():
+                return "a request to stop"
+            time.sleep(POLL_SECONDS)
+        return signals.first
+
+
 class _Launch:
     """A launcher in its own session, its ranks, and what was already done to them."""
 

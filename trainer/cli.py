@@ -19,6 +19,7 @@ from trainer.commands.answer import add_answer_parser
 from trainer.commands.export import add_export_parser
 from trainer.commands.score import add_score_parser
 from trainer.commands.tasks import add_tasks_parser
+from trainer.commands.watch import add_watch_options, add_watch_parsers
 from trainer.doctor.command import add_doctor_parser
 from trainer.export.run_arguments import add_pipeline_option, check_run
 
@@ -73,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_scenes_parser(verbs)
     add_shards_parser(verbs)
     _add_train(verbs)
+    add_watch_parsers(verbs)
     _add_evaluate(verbs)
     add_answer_parser(verbs)
     add_export_parser(verbs)
@@ -112,6 +114,7 @@ def _add_train(verbs: Any) -> None:
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and leave")
     parser.add_argument("--fresh", action="store_true", help="set an existing run of this name aside and start over")
     parser.add_argument("--limit", metavar="N", type=int, help="use the first N images of each split (data.limit=N)")
+    add_watch_options(parser)
     parser.set_defaults(handler=_train)
 
 
@@ -129,7 +132,9 @@ def _train(arguments: argparse.Namespace) -> int:
 
     from trainer.commands.start import start_training
 
-    return start_training(arguments.recipe, overrides, fresh=arguments.fresh)
+    return start_training(
+        arguments.recipe, overrides, fresh=arguments.fresh, detach=arguments.detach, restarts=arguments.restarts
+    )
 
 
 def _dry_run(recipe: Path, overrides: Sequence[str], *, fresh: bool) -> int:

@@ -4,11 +4,15 @@ import contextlib
 import os
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from launch.deaths import describe_deaths
 from launch.local import Outcome, free_port, launcher_command, launcher_environment, run_launcher
+from launch.ranks import attending
 from shards.progress import say
+from trainer.commands.background import go_on_in_background
+from trainer.commands.restarts import keep_training
 from trainer.config import RunConfig, load_config
 from trainer.config.resume_policy import Difference, check_resumable, config_diff
 from trainer.config.schema import REPOSITORY
@@ -18,11 +22,15 @@ from trainer.training.preflight import Machine, preflight
 TRAINING_MODULE = "trainer.train"
 
 
-def start_training(recipe: Path, overrides: Sequence[str], *, fresh: bool = False) -> int:
+def start_training(
+    recipe: Path, overrides: Sequence[str], *, fresh: bool = False, detach: bool = False, restarts: int = 0
+) -> int:
     """Train a recipe to its end, or go on with the run of that name; returns the exit code.
 
     Args:
         fresh: set an existing run of that name aside and start over.
+        detach: return when everything was checked, and train in a process without a terminal.
+        restarts: how often to start again after a fault.
 
     Raises:
         UserError: the recipe, its data or an existing run does not allow it.
@@ -41,8 +49,21 @@ def start_training(recipe: Path, overrides: Sequence[str], *, fresh: bool = Fals
         for difference in logged:
             say(f"{run.path}: {difference}; the run goes on with the new value")
         run.write_config(config)
-        run.change_status("running", message="starting")
-        return settle(run, _launch(run, config, machine))
+
+        def attend(log: Path | None, ready: Callable[[], None]) -> int:
+            with attending(run.ranks, None if log is None else str(log.relative_to(run.path))):
+                run.change_status("running", message="starting")
+                ready()
+                return keep_training(run, lambda: settle(run, _launch(run, config, machine)), restarts)
+
+        if not detach:
+            return attend(None, lambda: None)
+        pid = go_on_in_background(run.console, lambda ready: attend(run.console, ready))
+        say(
+            f"{run.path}: training as process {pid}, with its output in {run.console}; `duoflow attach {run.path}` "
+            f"shows it, `duoflow stop {run.path}` ends it"
+        )
+        return DONE
 
 
 def check_previous(run: RunDirectory, config: RunConfig, *, fresh: bool) -> tuple[list[Difference], str | None]:
@@ -81,9 +102,16 @@ def is_finished(status: Status | None, previous: RunConfig, config: RunConfig) -
 
 
 def settle(run: RunDirectory, outcome: Outcome) -> int:
-    """The exit code of a run whose ranks are gone; if they left none behind, the status says what is known."""
+    """The exit code of a run whose ranks are gone; if they left none behind, the status says what is known.
+
+    Ranks that were killed are named: those that lost them know only that somebody is gone.
+    """
     status = run.read_status()
+    is_fault = not (outcome.stopped_early or outcome.killed)
     if status is not None and status.state != "running":
+        if is_fault and status.exit_code == FAILED and (deaths := describe_deaths(run.ranks, outcome.returncode)):
+            run.change_status("failed", exit_code=FAILED, message=f"{deaths}; {status.message}")
+            say(f"duoflow: {run.path}: {deaths}", error=True)
         return FAILED if status.exit_code is None else status.exit_code
     if outcome.stopped_early:
         code, state, message = STOPPED, "stopped", "stopped before the ranks were up; run the same command again"
@@ -91,7 +119,8 @@ def settle(run: RunDirectory, outcome: Outcome) -> int:
         code, state, message = FAILED, "failed", "the ranks were killed; run the same command again"
     else:
         code, state = FAILED, "failed"
-        message = f"the ranks ended without a word (the launcher returned {outcome.returncode}); see {run.logs}"
+        deaths = describe_deaths(run.ranks, outcome.returncode) or "the ranks ended without a word"
+        message = f"{deaths} (the launcher returned {outcome.returncode}); see {run.logs}"
     run.change_status(state, exit_code=code, message=message)
     say(f"duoflow: {run.path}: {message}", error=True)
     return code

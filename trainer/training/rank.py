@@ -13,7 +13,7 @@ from pathlib import Path
 import torch.distributed as dist
 from transformers.utils import logging as transformers_logging
 
-from launch.ranks import record_rank
+from launch.ranks import record_end, record_rank
 from shards.errors import ConfigError, UserError
 from trainer.build import open_split
 from trainer.config import RunConfig, load_config
@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             world.agree_on(lambda: _appear(directory, rank))
             code = _settle(directory, world, _train(config, directory, world, stop))
             world.close()
+            _leave_word(directory, rank, code)
             return code
         except UserError as error:
             code, message = USER_MISTAKE, str(error)
@@ -67,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             logger.error("rank %d failed:\n%s", rank, traceback.format_exc())
         if is_ours:
             _leave_status(directory, code, message)
+        _leave_word(directory, rank, code)
         return _abandon(code)
 
 
@@ -172,6 +174,14 @@ def _leave_status(directory: RunDirectory, code: int, message: str) -> None:
             directory.change_status("failed", exit_code=code, message=message)
     except (OSError, UserError) as error:
         logger.error("%s: cannot be written (%s)", directory.status, error)
+
+
+def _leave_word(directory: RunDirectory, rank: int, code: int) -> None:
+    """Beside this rank's record: one without it was killed."""
+    try:
+        record_end(directory.ranks, rank, code)
+    except OSError as error:
+        logger.error("%s: cannot be written (%s)", directory.ranks, error)
 
 
 def _say(error: UserError) -> None:

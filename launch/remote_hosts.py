@@ -1,0 +1,124 @@
+"""Asks other hosts about processes, and signals them there: one constant script over ssh, with digits for arguments.
+
+The script travels on stdin and no name, path or value of a run is ever part of a command that a remote shell reads.
+"""
+
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from launch.ranks import HOST_NAME, Process
+
+CONNECT_SECONDS = 3
+ANSWER_SECONDS = 10
+"""How long an answer may take once the connection stands."""
+MAX_AT_ONCE = 64
+
+SSH = (
+    *("ssh", "-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}"),
+    *("-o", "ServerAliveInterval=2", "-o", "ServerAliveCountMax=2", "-o", "LogLevel=ERROR"),
+)
+
+SCRIPT = r"""
+number=$1
+shift
+look() {
+    set -- ${1##*)}
+    state=$1
+    shift 19
+    begun=$1
+}
+while [ $# -ge 2 ]; do
+    pid=$1 started=$2
+    shift 2
+    line=$(cat "/proc/$pid/stat" 2>/dev/null) || line=
+    answer=gone
+    if [ -n "$line" ]; then
+        look "$line"
+        case $state in
+        Z | X) ;;
+        *)
+            if [ "$begun" = "$started" ]; then
+                answer=alive
+                [ "$number" -eq 0 ] || kill -s "$number" "$pid" 2>/dev/null || answer=refused
+            fi
+            ;;
+        esac
+    fi
+    echo "duoflow $pid $answer"
+done
+"""
+"""$1: a signal, 0 for none; then pairs of process id and start time, as /proc/PID/stat gives it. A line for each pair.
+
+POSIX shell. Reading the start time and signalling are two steps: an id would have to change hands between them.
+"""
+
+
+class Answer(NamedTuple):
+    """What a host said of some processes."""
+
+    alive: frozenset[int]
+    """Process ids; with a signal, those that were sent it."""
+    fault: str | None = None
+    """Why nothing is known; None if the host has answered."""
+
+
+def ask_hosts(processes: Sequence[Process], number: signal.Signals | None = None) -> Mapping[str, Answer]:
+    """Look up processes on their hosts, all hosts at once, and send each that is alive a signal, if one is given.
+
+    A host that is down costs the time of a connection, not more.
+
+    Returns:
+        An answer of each host that was named.
+    """
+    hosts = sorted({process.host for process in processes})
+    if not hosts:
+        return {}
+    by_host = [[process for process in processes if process.host == host] for host in hosts]
+    with ThreadPoolExecutor(min(len(hosts), MAX_AT_ONCE)) as pool:
+        return dict(zip(hosts, pool.map(_ask, hosts, by_host, [number] * len(hosts)), strict=True))
+
+
+def run_on(host: str, command: Sequence[str], *, given: str, seconds: float) -> subprocess.CompletedProcess[str]:
+    """Run a command on another host with `given` on its stdin; 255 is ssh's own failure, and 124 no answer in time.
+
+    Args:
+        command: the remote shell reads it: words of harmless characters alone.
+    """
+    assert HOST_NAME.fullmatch(host), host
+    full = [*SSH, host, *command]
+    try:
+        return subprocess.run(
+            full, input=given, capture_output=True, text=True, errors="replace", timeout=seconds, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(full, 124, "", f"no answer within {seconds:g} s")
+    except OSError as error:
+        return subprocess.CompletedProcess(full, 255, "", f"{full[0]}: {os.strerror(error.errno or 0)}")
+
+
+def last_line(text: str, otherwise: str) -> str:
+    """The last line that says something: what a command failed with."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else otherwise
+
+
+def _ask(host: str, processes: Sequence[Process], number: signal.Signals | None) -> Answer:
+    # Without a start time (no /proc there) nobody could tell a rank from another process.
+    known = [process for process in processes if process.started is not None]
+    pairs = [word for process in known for word in (str(process.pid), str(process.started))]
+    sent = "0" if number is None else str(int(number))
+    said = run_on(host, ["sh", "-s", "--", sent, *pairs], given=SCRIPT, seconds=CONNECT_SECONDS + ANSWER_SECONDS)
+    if said.returncode != 0:
+        return Answer(frozenset(), last_line(said.stderr, f"ssh returned {said.returncode}"))
+    answers = [line.split() for line in said.stdout.splitlines()]
+    found = {int(words[1]): words[2] for words in answers if len(words) == 3 and words[0] == "duoflow"}
+    if found.keys() != {process.pid for process in known}:
+        return Answer(frozenset(), "its answer cannot be read")
+    refused = [str(pid) for pid, answer in found.items() if answer == "refused"]
+    if refused:
+        return Answer(frozenset(), f"process {', '.join(refused)} belongs to another user")
+    return Answer(frozenset(pid for pid, answer in found.items() if answer == "alive"))
