@@ -4,25 +4,34 @@ import contextlib
 import os
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from launch.local import Outcome, free_port, launcher_command, launcher_environment, run_launcher
+from launch.local import Outcome, count_gpus, launcher_command, launcher_environment, run_launcher
+from launch.network import free_port
 from shards.progress import say
 from trainer.config import RunConfig, load_config
 from trainer.config.resume_policy import Difference, check_resumable, config_diff
-from trainer.config.schema import REPOSITORY
+from trainer.config.schema import REPOSITORY, check_world_size
 from trainer.run_directory import DONE, FAILED, OCCUPIED, STOPPED, RunDirectory, Status
-from trainer.training.preflight import Machine, preflight
+from trainer.training.preflight import Machine, check_inputs, preflight
 
 TRAINING_MODULE = "trainer.train"
 
+Launch = Callable[[], Outcome]
+"""Starts the ranks of a run that is occupied and written, and returns when they are gone."""
+Preparation = Callable[[RunConfig, RunDirectory, bool], Launch]
+"""(configuration, run, fresh) -> how its ranks are launched, after every check; nothing is written or started yet."""
 
-def start_training(recipe: Path, overrides: Sequence[str], *, fresh: bool = False) -> int:
+
+def start_training(
+    recipe: Path, overrides: Sequence[str], *, fresh: bool = False, prepare: Preparation | None = None
+) -> int:
     """Train a recipe to its end, or go on with the run of that name; returns the exit code.
 
     Args:
         fresh: set an existing run of that name aside and start over.
+        prepare: where the ranks run; None is this machine.
 
     Raises:
         UserError: the recipe, its data or an existing run does not allow it.
@@ -33,16 +42,66 @@ def start_training(recipe: Path, overrides: Sequence[str], *, fresh: bool = Fals
     if finished is not None:
         say(finished)
         return DONE
+    launch = (prepare or prepare_here)(config, run, fresh)
+    with contextlib.ExitStack() as locks:
+        write_start(config, run, locks, fresh=fresh)
+        for difference in logged:
+            say(f"{run.path}: {difference}; the run goes on with the new value")
+        return settle(run, launch())
+
+
+def prepare_training(recipe: Path, overrides: Sequence[str], *, ranks: int, fresh: bool = False) -> int:
+    """Check a run and write its `config.yaml`, for ranks that something else starts; returns the exit code.
+
+    Prints the path of the file, and nothing else, on stdout; nothing at all if the run is finished.
+
+    Args:
+        ranks: how many there will be, on all nodes together.
+        fresh: set an existing run of that name aside.
+
+    Raises:
+        UserError: the recipe, its data or an existing run does not allow it.
+    """
+    config = load_config(recipe, overrides)
+    run = RunDirectory.of(config)
+    logged, finished = check_previous(run, config, fresh=fresh)
+    if finished is not None:
+        say(finished, error=True)
+        return DONE
+    check_world_size(config, ranks)
+    check_inputs(config, device_type="cuda" if count_gpus(os.environ) else "cpu", fresh=fresh)
+    with contextlib.ExitStack() as locks:
+        write_start(config, run, locks, fresh=fresh)
+    for difference in logged:
+        say(f"{run.path}: {difference}; the run goes on with the new value", error=True)
+    say(str(run.config.resolve()))
+    return DONE
+
+
+def prepare_here(config: RunConfig, run: RunDirectory, fresh: bool) -> Launch:
+    """Check a run for this machine; its ranks are launched on it.
+
+    Raises:
+        UserError: what is wrong.
+    """
     machine = preflight(config, fresh=fresh)
     if config.engine.processes is not None and machine.processes < config.engine.processes:
         say(f"engine.processes: {config.engine.processes}, but a rank each for {machine.gpus} GPU(s) is all there is")
-    with contextlib.ExitStack() as locks:
-        _occupy(run, locks, fresh=fresh)
-        for difference in logged:
-            say(f"{run.path}: {difference}; the run goes on with the new value")
-        run.write_config(config)
-        run.change_status("running", message="starting")
-        return settle(run, _launch(run, config, machine))
+    return lambda: _launch(run, config, machine)
+
+
+def write_start(config: RunConfig, run: RunDirectory, locks: contextlib.ExitStack, *, fresh: bool) -> None:
+    """Occupy a run's directory until `locks` are closed, and leave there what its ranks start from.
+
+    Args:
+        fresh: set an existing run of that name aside.
+
+    Raises:
+        UserError: somebody trains there.
+    """
+    _occupy(run, locks, fresh=fresh)
+    run.write_config(config)
+    run.change_status("running", message="starting")
 
 
 def check_previous(run: RunDirectory, config: RunConfig, *, fresh: bool) -> tuple[list[Difference], str | None]:
@@ -89,6 +148,15 @@ def settle(run: RunDirectory, outcome: Outcome) -> int:
         code, state, message = STOPPED, "stopped", "stopped before the ranks were up; run the same command again"
     elif outcome.killed:
         code, state, message = FAILED, "failed", "the ranks were killed; run the same command again"
+    elif outcome.left:
+        # The run goes on: its status is not this process's to change.
+        say(
+            f"duoflow: {run.path}: the launcher ended ({outcome.returncode}) and ranks go on without it on "
+            f"{', '.join(outcome.left)}; `duoflow attach {run.path}` follows them, `duoflow stop {run.path}` makes "
+            "them save and leave",
+            error=True,
+        )
+        return FAILED
     else:
         code, state = FAILED, "failed"
         message = f"the ranks ended without a word (the launcher returned {outcome.returncode}); see {run.logs}"
@@ -113,7 +181,7 @@ def _occupy(run: RunDirectory, locks: contextlib.ExitStack, *, fresh: bool) -> N
     run.create()
     locks.enter_context(run.lock())
     if fresh and existed:
-        say(f"{run.path}: the old run is now {run.set_aside()}")
+        say(f"{run.path}: the old run is now {run.set_aside()}", error=True)
         run.create()
         locks.enter_context(run.lock())
 
@@ -132,7 +200,7 @@ def _launch(run: RunDirectory, config: RunConfig, machine: Machine) -> Outcome:
         processes=machine.processes,
         gpus=machine.gpus,
         cores=len(os.sched_getaffinity(0)),
-        import_from=_import_from(),
+        import_from=import_from(),
     )
     return run_launcher(
         command,
@@ -144,7 +212,7 @@ def _launch(run: RunDirectory, config: RunConfig, machine: Machine) -> Outcome:
     )
 
 
-def _import_from() -> Path | None:
+def import_from() -> Path | None:
     """The checkout, when the packages come from one: ranks do not look into the working directory."""
     installed = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
     return None if REPOSITORY in installed else REPOSITORY
