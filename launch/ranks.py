@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from launch.memory import memory_group, oom_kills
-
-HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-"""What may stand in a command of ssh: no option, no blank, nothing that a shell reads."""
+from launch.words import is_host
 
 _RECORD_NAME = re.compile(r"rank(\d+)\.pid")
 _ATTENDANT = "attendant.pid"
@@ -217,7 +215,7 @@ def _process_of(values: dict[str, object]) -> Process | None:
         return None
     if started is not None and not (isinstance(started, str) and started.isascii() and started.isdecimal()):
         return None
-    if not isinstance(host, str) or not HOST_NAME.fullmatch(host):
+    if not isinstance(host, str) or not is_host(host):
         return None
     return Process(pid, started, host)
 

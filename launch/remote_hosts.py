@@ -10,17 +10,16 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from launch.ranks import HOST_NAME, Process
+from launch.forward import ssh_options
+from launch.ranks import Process
+from launch.words import LaunchFault, is_host
 
 CONNECT_SECONDS = 3
 ANSWER_SECONDS = 10
 """How long an answer may take once the connection stands."""
 MAX_AT_ONCE = 64
-
-SSH = (
-    *("ssh", "-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}"),
-    *("-o", "ServerAliveInterval=2", "-o", "ServerAliveCountMax=2", "-o", "LogLevel=ERROR"),
-)
+_NO_ANSWER = 255
+"""ssh's own exit code."""
 
 SCRIPT = r"""
 number=$1
@@ -82,43 +81,46 @@ def ask_hosts(processes: Sequence[Process], number: signal.Signals | None = None
         return dict(zip(hosts, pool.map(_ask, hosts, by_host, [number] * len(hosts)), strict=True))
 
 
-def run_on(host: str, command: Sequence[str], *, given: str, seconds: float) -> subprocess.CompletedProcess[str]:
-    """Run a command on another host with `given` on its stdin; 255 is ssh's own failure, and 124 no answer in time.
-
-    Args:
-        command: the remote shell reads it: words of harmless characters alone.
-    """
-    assert HOST_NAME.fullmatch(host), host
-    full = [*SSH, host, *command]
-    try:
-        return subprocess.run(
-            full, input=given, capture_output=True, text=True, errors="replace", timeout=seconds, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(full, 124, "", f"no answer within {seconds:g} s")
-    except OSError as error:
-        return subprocess.CompletedProcess(full, 255, "", f"{full[0]}: {os.strerror(error.errno or 0)}")
-
-
-def last_line(text: str, otherwise: str) -> str:
-    """The last line that says something: what a command failed with."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else otherwise
-
-
 def _ask(host: str, processes: Sequence[Process], number: signal.Signals | None) -> Answer:
     # Without a start time (no /proc there) nobody could tell a rank from another process.
     known = [process for process in processes if process.started is not None]
     pairs = [word for process in known for word in (str(process.pid), str(process.started))]
     sent = "0" if number is None else str(int(number))
-    said = run_on(host, ["sh", "-s", "--", sent, *pairs], given=SCRIPT, seconds=CONNECT_SECONDS + ANSWER_SECONDS)
+    said = _run_script(host, [sent, *pairs])
     if said.returncode != 0:
-        return Answer(frozenset(), last_line(said.stderr, f"ssh returned {said.returncode}"))
+        return Answer(frozenset(), _last_line(said.stderr, f"ssh returned {said.returncode}"))
+    # A login shell may greet before the answer.
     answers = [line.split() for line in said.stdout.splitlines()]
     found = {int(words[1]): words[2] for words in answers if len(words) == 3 and words[0] == "duoflow"}
     if found.keys() != {process.pid for process in known}:
         return Answer(frozenset(), "its answer cannot be read")
     refused = [str(pid) for pid, answer in found.items() if answer == "refused"]
     if refused:
-        return Answer(frozenset(), f"process {', '.join(refused)} belongs to another user")
+        return Answer(frozenset(), f"process {', '.join(refused)} cannot be signalled: it belongs to another user")
     return Answer(frozenset(pid for pid, answer in found.items() if answer == "alive"))
+
+
+def _run_script(host: str, digits: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run SCRIPT on a host; a code other than 0 is no answer, for the reason on stderr."""
+    assert is_host(host), host
+    assert all(word.isdecimal() for word in digits), digits
+    seconds = CONNECT_SECONDS + ANSWER_SECONDS
+    try:
+        # ssh takes the first value that it finds for an option: ours is shorter than that of a start.
+        command = ["ssh", "-T", "-o", f"ConnectTimeout={CONNECT_SECONDS}", "-o", "LogLevel=ERROR"]
+        command += [*ssh_options(os.environ), host, "sh", "-s", "--", *digits]
+        return subprocess.run(
+            command, input=SCRIPT, capture_output=True, text=True, errors="replace", timeout=seconds, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess([], _NO_ANSWER, "", f"no answer within {seconds} s")
+    except FileNotFoundError:
+        return subprocess.CompletedProcess([], _NO_ANSWER, "", "ssh is not installed here")
+    except LaunchFault as fault:
+        return subprocess.CompletedProcess([], _NO_ANSWER, "", str(fault))
+
+
+def _last_line(text: str, otherwise: str) -> str:
+    """The last line that says something: what a command failed with."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else otherwise

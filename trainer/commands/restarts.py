@@ -3,14 +3,17 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
+from launch.cluster import Cluster
 from launch.local import wait_for_signal
+from launch.plan import Node
 from launch.ranks import is_asked_to_stop
+from shards.errors import UserError
 from shards.progress import say
+from trainer.config import RunConfig
+from trainer.config.schema import check_world_size
 from trainer.run_directory import FAILED, STOPPED, RunDirectory, Status
-
-Node = TypeVar("Node")
 
 FIRST_WAIT_SECONDS = 2.0
 LONGEST_WAIT_SECONDS = 120.0
@@ -23,8 +26,8 @@ class Ended(NamedTuple):
     code: int
     gained: bool
     """Whether the run came further than it was."""
-    on_purpose: bool
-    """Whether somebody wanted it to end."""
+    final: bool = False
+    """Whether somebody wanted it to end, or its ranks go on without their launcher."""
 
 
 def seconds_until_restart(history: Sequence[Ended], restarts: int) -> float | None:
@@ -36,7 +39,7 @@ def seconds_until_restart(history: Sequence[Ended], restarts: int) -> float | No
         restarts: how often the run may be started again in all.
     """
     last = history[-1]
-    if last.code != FAILED or last.on_purpose or len(history) > restarts:
+    if last.code != FAILED or last.final or len(history) > restarts:
         return None
     fruitless = 0
     for ended in reversed(history):
@@ -66,6 +69,34 @@ def nodes_for_restart(
     return None
 
 
+def nodes_that_answer(
+    nodes: Sequence[Node], cluster_of: Callable[[Sequence[Node]], Cluster], min_nodes: int, config: RunConfig
+) -> tuple[Node, ...]:
+    """`nodes_for_restart` of what the hosts answer now, and a line about those that are left out.
+
+    Raises:
+        UserError: too few answer, or the run cannot be shared between those that do.
+    """
+    cluster = cluster_of(nodes)
+    answers, faults = cluster.hosts.ask_each("report", cluster.run)
+
+    def fits(some: Sequence[Node]) -> bool:
+        try:
+            check_world_size(config, len(some) * some[0].slots)
+        except UserError:
+            return False
+        return True
+
+    chosen = nodes_for_restart(nodes, [node.name in answers for node in nodes], min_nodes, fits)
+    if chosen is None:
+        why = "; ".join(map(str, faults.values())) or "the lanes cannot be shared between so many"
+        raise UserError(f"{len(answers)} of {len(nodes)} hosts answer, and --min-nodes is {min_nodes}: {why}")
+    left_out = [node.name for node in nodes if node not in chosen]
+    if left_out:
+        say(f"going on with {len(chosen)} of {len(nodes)} hosts, without {', '.join(left_out)}", error=True)
+    return chosen
+
+
 def keep_training(run: RunDirectory, launch: Callable[[], int], restarts: int) -> int:
     """Launch a run, and again after each fault, until it ends otherwise or has been started again `restarts` times.
 
@@ -74,13 +105,24 @@ def keep_training(run: RunDirectory, launch: Callable[[], int], restarts: int) -
 
     Returns:
         The exit code of the last start.
+
+    Raises:
+        UserError: the first start is refused. Later ones count as faults: a host that is gone may come back.
     """
     history: list[Ended] = []
     while True:
         step = _step(run.read_status())
-        code = launch()
+        try:
+            code = launch()
+        except UserError as error:
+            if not history:
+                raise
+            code = FAILED
+            run.change_status("failed", exit_code=code, message=str(error))
+            say(f"duoflow: {run.path}: {error}", error=True)
         status = run.read_status()
-        history.append(Ended(code, _step(status) > step, is_asked_to_stop(run.ranks)))
+        goes_on = status is not None and status.state == "running"
+        history.append(Ended(code, _step(status) > step, goes_on or is_asked_to_stop(run.ranks)))
         wait = seconds_until_restart(history, restarts)
         if wait is None:
             return code

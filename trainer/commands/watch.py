@@ -16,6 +16,12 @@ def add_watch_options(train: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--restarts", metavar="N", type=_count, default=0, help="start again by itself after a fault, N times at most"
     )
+    train.add_argument(
+        "--min-nodes",
+        metavar="N",
+        type=_count,
+        help="with --restarts and --hostfile: go on with the hosts that answer, N at least, if the lanes allow it",
+    )
 
 
 def add_watch_parsers(verbs: Any) -> None:
