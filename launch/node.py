@@ -17,6 +17,7 @@ from typing import Any
 from launch.local import count_gpus
 from launch.network import is_free
 from launch.plan import NODE_LAUNCHER
+from launch.probe import probe
 from launch.ranks import live_ranks, send
 
 
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add(verbs, "greet", greet).add_argument("ports", nargs="*", type=int)
     _add(verbs, "receive", lambda run: receive(run, sys.stdin.buffer.read()))
     _add(verbs, "report", report)
+    _add(verbs, "probe", lambda run: probe(run, json.loads(sys.stdin.buffer.read())))
     _add(verbs, "stop", stop)
     for verb, handler in (("end", end), ("kill", kill)):
         _add(verbs, verb, handler).add_argument("mark")

@@ -211,7 +211,7 @@ def _read_object(path: Path) -> dict[str, object]:
 def _process_of(values: dict[str, object]) -> Process | None:
     """Only ids that name one process: a signal to 0 or to a negative one reaches whole groups."""
     pid, started, host = (values.get(key) for key in ("pid", "started", "host"))
-    if not isinstance(pid, int) or isinstance(pid, bool) or pid <= 1:
+    if not isinstance(pid, int) or isinstance(pid, bool) or pid < 1:
         return None
     if started is not None and not (isinstance(started, str) and started.isascii() and started.isdecimal()):
         return None

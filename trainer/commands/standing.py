@@ -42,24 +42,27 @@ def judge(status: Status | None, census: Census) -> Standing:
     return "unknown" if census.is_unknown else "dead"
 
 
-def settle_dead(run: RunDirectory) -> Status | None:
+def settle_dead(run: RunDirectory, reason: str | None = None) -> Status | None:
     """`settle`, unless another process settles this run or is just starting it; what the status says then."""
     run.ranks.mkdir(exist_ok=True)
     try:
         with run.lock():
-            return settle(run)
+            return settle(run, reason)
     except UserError:  # the lock is another's
         return run.read_status()
 
 
-def settle(run: RunDirectory) -> Status | None:
+def settle(run: RunDirectory, reason: str | None = None) -> Status | None:
     """Write how a run ended, if its processes are gone without a word; what its status says then.
 
     Whoever calls it holds the run's lock.
+
+    Args:
+        reason: why they are gone, where the caller knows.
     """
     if judge(run.read_status(), take_census(run.ranks).without(this_process())) == "dead":
         deaths = describe_deaths(run.ranks) or "its processes ended without a word"
-        message = f"{deaths}; see {run.logs}, and run the same command again"
+        message = reason or f"{deaths}; see {run.logs}, and run the same command again"
         run.change_status("failed", exit_code=FAILED, message=message)
     return run.read_status()
 

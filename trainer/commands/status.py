@@ -44,13 +44,14 @@ class Report(NamedTuple):
     """Seconds since 1970 of the last line of metrics."""
     restarts: int = 0
 
-    @property
-    def step(self) -> int | None:
-        return None if self.status is None else self.status.global_step
+    recorded_step: int | None = None
+    """Of the last line of metrics; the status follows at checkpoints alone."""
 
     @property
-    def is_alive(self) -> bool:
-        return self.census is not None and bool(self.census.alive)
+    def step(self) -> int | None:
+        """Optimizer steps taken, as far as anybody knows."""
+        saved = None if self.status is None else self.status.global_step
+        return max((step for step in (saved, self.recorded_step) if step is not None), default=None)
 
     @property
     def hosts(self) -> list[str]:
@@ -114,6 +115,7 @@ def report(run: RunDirectory) -> Report:
         _number(speed.get("speed/left_seconds")) if runs_now else None,
         _number(lines[-1].get("time")) if lines else None,
         len(run.restarts.read_text(encoding="utf-8").splitlines()) if run.restarts.is_file() else 0,
+        lines[-1].get("step") if lines else None,
     )
 
 

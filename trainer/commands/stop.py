@@ -46,12 +46,13 @@ def stop(path: Path, *, kill: bool = False, wait_seconds: float | None = None) -
             "with SIGKILL; the last checkpoint stays",
             error=True,
         )
-        signal_processes(left.alive, signal.SIGKILL)
+        # The attendant ends by itself when its ranks have, and clears away what they leave behind.
+        signal_processes(left.live_ranks or left.alive, signal.SIGKILL)
         left = _wait(run, KILLED_SECONDS)
     if left.alive:
         say(_still_there(run, left, wait_seconds, killed=killed), error=True)
         return FAILED
-    status = settle_dead(run)
+    status = settle_dead(run, "killed by `duoflow stop --kill`; the last checkpoint stays" if killed else None)
     assert status is not None, "find_run saw one"
     say(say_end(run, status))
     return DONE
