@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from trainer.engine.distributed import World
+from shards.errors import UserError
+from trainer.engine.distributed import World, known_to_all
 
 T = TypeVar("T")
 
@@ -30,6 +31,12 @@ class ThreadWorld(World):
     def gather_text(self, text: str) -> list[str] | None:
         everything = self.exchange(self.rank, text)
         return everything if self.rank == 0 else None
+
+    def agree_or_raise(self, error: UserError | None) -> None:
+        errors = self.exchange(self.rank, error)
+        for rank, first in enumerate(errors):
+            if first is not None:
+                raise known_to_all(type(first)(f"rank {rank}: {first}"))
 
     def broadcast_text(self, text: str | None, *, source: int = 0) -> str:
         return self.exchange(self.rank, text)[source]

@@ -1,7 +1,9 @@
 """The composition root: names in a recipe become splits, tokenizers, a model and loaders, in this file alone."""
 
+import json
 import logging
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -127,26 +129,34 @@ def training_tokenizer(config: RunConfig, train: Split) -> PreTrainedTokenizerBa
 def shared_tokenizer(
     config: RunConfig, train: Split, directory: RunDirectory, world: World
 ) -> Callable[[], PreTrainedTokenizerBase]:
-    """The tokenizer of `scratch` towers, built once by rank 0 and read from the run directory by all; collective.
+    """The tokenizer of `scratch` towers, built once by rank 0 and kept in its run directory; collective.
 
-    Until there is a checkpoint it is built anew: the shards may have been.
+    The other ranks get its files: they need not see that disk, nor wait until it shows them. Until there is a
+    checkpoint it is built anew: the shards may have been.
     """
     path = directory.path / "tokenizer"
 
-    def write() -> None:
-        if world.rank != 0 or (path.is_dir() and directory.has_checkpoint):
-            return
+    def provide() -> str:
+        if world.rank != 0:
+            return ""
         aside = path.with_name(".tokenizer.partial")
         try:
-            shutil.rmtree(aside, ignore_errors=True)
-            training_tokenizer(config, train).save_pretrained(aside)
-            replace_directory(aside, path)
+            if not (path.is_dir() and directory.has_checkpoint):
+                shutil.rmtree(aside, ignore_errors=True)
+                training_tokenizer(config, train).save_pretrained(aside)
+                replace_directory(aside, path)
+            return json.dumps({file.name: file.read_text(encoding="utf-8") for file in sorted(path.iterdir())})
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error}); free some space on this disk") from error
 
     def tokenizer() -> PreTrainedTokenizerBase:
-        world.agree_on(write)
-        return load_tokenizer(path)
+        files = world.broadcast_text(world.agree_on(provide))
+        if world.rank == 0:
+            return load_tokenizer(path)
+        with tempfile.TemporaryDirectory(prefix="tokenizer.") as received:
+            for name, text in json.loads(files).items():
+                (Path(received) / name).write_text(text, encoding="utf-8")
+            return load_tokenizer(Path(received))
 
     return tokenizer
 

@@ -67,6 +67,11 @@ class RunDirectory:
         return self.path / "status.json"
 
     @property
+    def identity(self) -> Path:
+        """Which run this is: there from the first checkpoint on."""
+        return self.path / "identity.json"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 

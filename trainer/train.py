@@ -6,7 +6,12 @@ python -m trainer.train recipes/easyvqa.yaml optim.lr=3e-4
 
 if __name__ == "__main__":
     # Here, because the workers of the loader run this file again under another name, and would import it all.
-    from trainer.engine.distributed import leave
-    from trainer.training.rank import main
+    from trainer.engine.process import leave
+    from trainer.training.arrival import arrive
 
-    leave(main())
+    def load():
+        from trainer.training.rank import train
+
+        return train
+
+    leave(arrive(None, load))

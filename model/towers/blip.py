@@ -256,7 +256,10 @@ def decode_next(
     Returns:
         (R, vocabulary) logits of the next token, and the new past.
     """
-    hidden = model.bert.embeddings(ids, past_key_values_length=0 if past is None else past[0][0].shape[2])
+    # By positions: the name of the argument that counts the past differs between versions of transformers.
+    first = 0 if past is None else past[0][0].shape[2]
+    positions = model.bert.embeddings.position_ids[:, first : first + ids.shape[1]]
+    hidden = model.bert.embeddings(ids, position_ids=positions)
     kept = []
     for number, layer in enumerate(model.bert.encoder.layer):
         before = None if past is None else past[number]

@@ -12,9 +12,10 @@ import torch
 from shards.errors import DataError, UserError
 from tests.distributed.toy import PRECISIONS, STAGES, VISITS, Toy, ToyBatch, step_batches
 from trainer.engine.deepspeed_config import read_policy, resolve
-from trainer.engine.distributed import World, initialize, leave
+from trainer.engine.distributed import World, initialize
 from trainer.engine.engine import Engine, Update
 from trainer.engine.parameter_groups import parameter_groups
+from trainer.engine.process import leave
 from trainer.engine.state_file import EngineState
 from trainer.training.checkpoints import Checkpoints
 

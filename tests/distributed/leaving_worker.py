@@ -9,11 +9,13 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 from tests.distributed.engine_worker import build, train_step
-from trainer.engine.distributed import LostRankError, World, initialize
+from trainer.engine.distributed import World, initialize
 from trainer.engine.engine import Engine
+from trainer.engine.waiting import LostRankError
 
 TIMEOUT_SECONDS = 2.0
 
@@ -32,8 +34,9 @@ def main() -> None:
         timeout_seconds=TIMEOUT_SECONDS,
         _group=dist.new_group(backend="gloo", timeout=timedelta(seconds=TIMEOUT_SECONDS)),
     )
+    before = set(dist.distributed_c10d._world.pg_map)
     engine = build(hasty, stage=1)
-    told = {}
+    told = {"timeouts": [timeout_of(group) for group in dist.distributed_c10d._world.pg_map if group not in before]}
     if world.rank == 0:
         told["step"] = what_a_step_raises(engine, hasty)
     else:
@@ -45,6 +48,11 @@ def main() -> None:
         os._exit(7)
     told["gone"] = what_is_said(patient, "save step 3")
     (out / f"rank{world.rank}.json").write_text(json.dumps(told))
+
+
+def timeout_of(group: dist.ProcessGroup) -> float:
+    """In seconds."""
+    return group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
 
 
 def what_a_step_raises(engine: Engine, world: World) -> str | None:

@@ -12,10 +12,11 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 from trainer.engine.deepspeed_config import resolve
-from trainer.engine.distributed import World, initialize, leave
+from trainer.engine.distributed import World, initialize
 from trainer.engine.engine import Engine
 from trainer.engine.optimizers import COUNTS_BY_GROUP, ELEMENT_WISE, WHOLE_PARAMETERS, OptimizerChoice
 from trainer.engine.parameter_groups import parameter_groups
+from trainer.engine.process import leave
 from trainer.engine.state_file import EngineState, read_checkpoint
 from trainer.training.checkpoints import Checkpoints
 

@@ -1,6 +1,7 @@
 """Agreements between ranks: all hear the same, and nobody waits for a rank that is gone."""
 
 import json
+import re
 
 import pytest
 
@@ -37,7 +38,9 @@ def test_a_rank_that_is_late_or_gone_makes_the_others_leave_saying_what_they_wai
     assert done.returncode != 0
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
     assert "Timed out waiting 2000ms" in first["step"], "DeepSpeed's collectives should know the timeout too"
+    assert set(first["timeouts"]) == set(second["timeouts"]) == {2.0}, "each of its groups, from its making on"
     assert "lost the other ranks while waiting for every rank to finish the epoch (timeout 2 s)" in first["late"]
     assert "Ranks 1 failed" in first["late"]
     assert "finish the epoch" in second["late"]
     assert "waiting for every rank to save step 3" in first["gone"]
+    assert re.search(r"rank 1 on \S+ ended without a word: it was killed, or its host is gone", first["gone"])

@@ -47,6 +47,10 @@ class Case:
     fault: Fault | None = None
     copy: list[str] = field(default_factory=list)
     """[run directory, its copy], made before the start."""
+    homes: list[str] = field(default_factory=list)
+    """Working directory of each rank, as on hosts that share no disk; empty is that of all."""
+    on_rank_1: list[str] = field(default_factory=list)
+    """Overrides that rank 1 has beside the others."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "Case":
@@ -115,7 +119,10 @@ def _train(case: Case, rank: int) -> int:
     print(f"=== {case.name}, rank {rank}", flush=True)
     if case.fault is not None and case.fault.rank == rank:
         _install(case.fault)
-    return sys.modules["trainer.training.rank"].main([case.recipe, *case.overrides])
+    if case.homes:
+        os.chdir(case.homes[rank])
+    more = case.on_rank_1 if rank == 1 else []
+    return sys.modules["trainer.training.rank"].main([case.recipe, *case.overrides, *more])
 
 
 def _install(fault: Fault) -> None:

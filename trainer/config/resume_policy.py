@@ -20,6 +20,8 @@ _FREE = (
     "pnp.",
     "engine.processes",
     "engine.timeout_seconds",
+    "engine.start_timeout_seconds",
+    "engine.heartbeat_seconds",
     "validate_every.epochs",
     "validate_every.steps",
     "early_stopping.patience",

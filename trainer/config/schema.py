@@ -90,6 +90,10 @@ class EngineConfig(Section):
     """Ranks on this machine, with GPUs at most one for each; null is one per GPU, or 1 without a GPU."""
     timeout_seconds: int = Field(default=600, ge=1)
     """How long a rank waits for the others before it gives up."""
+    start_timeout_seconds: int = Field(default=120, ge=1)
+    """How long ranks wait for each other to come, at the start."""
+    heartbeat_seconds: float = Field(default=10.0, gt=0.0)
+    """Seconds between two signs of life of a rank; one that has given none for three times as long is named."""
 
 
 class ValidateEvery(Section):

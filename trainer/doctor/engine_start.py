@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from trainer.engine.deepspeed_config import resolve
-from trainer.engine.distributed import initialize, leave
+from trainer.engine.distributed import initialize
 from trainer.engine.engine import Engine
+from trainer.engine.process import leave
 
 TIMEOUT_SECONDS = 120.0
 

@@ -4,30 +4,34 @@ The agreements run over a process group of their own (gloo, on the CPU, with a t
 DeepSpeed's collectives and work the same on GPUs. A rank alone talks to nobody.
 """
 
-import atexit
 import contextlib
 import logging
 import os
-import socket
-import struct
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import NoReturn, TypeVar
+from functools import partial
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from shards.errors import ConfigError, DataError, UserError
+from trainer.engine.addresses import interface_with_address
+from trainer.engine.process import Place, export_place, host_name, read_place
+from trainer.engine.pulse import FollowingPulse, LeadingPulse, Pulse
+from trainer.engine.rendezvous import Met, Rendezvous
+from trainer.engine.waiting import LostRankError, Stop
 
 logger = logging.getLogger(__name__)
 
 Made = TypeVar("Made")
 
 _KINDS = {kind.__name__: kind for kind in (UserError, ConfigError, DataError)}
-_GET_INTERFACE_ADDRESS = 0x8915
-"""SIOCGIFADDR of Linux (netdevice(7)); its answer carries the IPv4 address in bytes 20 to 24."""
+START_TIMEOUT_SECONDS = 120.0
+HEARTBEAT_SECONDS = 10.0
+BLAME_SECONDS = 3.0
+"""How long a rank whose collective failed waits for word of who is lost."""
 
 
 def known_to_all(error: UserError) -> UserError:
@@ -39,10 +43,6 @@ def known_to_all(error: UserError) -> UserError:
 def is_known_to_all(error: UserError) -> bool:
     """Whether every rank has this error."""
     return getattr(error, "known_to_all_ranks", False)
-
-
-class LostRankError(RuntimeError):
-    """Another rank died, hangs or cannot be reached: nothing that this run's user wrote is wrong."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,53 @@ class World:
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     timeout_seconds: float = 600.0
+    hosts: tuple[str, ...] = field(default_factory=lambda: (host_name(),))
+    """Name of each rank's host."""
     _group: dist.ProcessGroup | None = field(default=None, repr=False)
+    _pulse: Pulse | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        """This rank, as messages call it."""
+        return self.called(self.rank)
+
+    def called(self, rank: int) -> str:
+        """A rank, with its host where there are several."""
+        return f"rank {rank} on {self.hosts[rank]}" if len(set(self.hosts)) > 1 else f"rank {rank}"
+
+    @property
+    def leads_host(self) -> bool:
+        """Whether this is the first rank of its host, which writes what every host keeps."""
+        return self.local_rank == 0
+
+    def at(self, phase: str) -> None:
+        """Say what this rank does from now on, for when it is late; not collective, but the same on all ranks."""
+        if self._pulse is not None:
+            self._pulse.at(phase)
+
+    def watch(self, *, dump_stacks: Callable[[], None], on_lost: Callable[[str], None]) -> None:
+        """What to do when a rank is lost.
+
+        Args:
+            dump_stacks: writes the stacks of all threads where this rank's log is.
+            on_lost: ends the process with a message, if the main thread hangs; called from another thread.
+        """
+        if self._pulse is not None:
+            self._pulse.dump_stacks, self._pulse.on_lost = dump_stacks, on_lost
+
+    def who_is_lost(self) -> str:
+        """Who is gone, silent or late, as far as this rank hears of it, or where to look; for messages."""
+        blame = None if self._pulse is None else self._pulse.blame(BLAME_SECONDS)
+        return blame or "the rank that failed first has the cause in its log"
+
+    def part(self, reason: str | None = None) -> None:
+        """Say goodbye to the other ranks; not collective.
+
+        Args:
+            reason: why, for ranks that go on without knowing it.
+        """
+        if self._pulse is not None:
+            self._pulse.leave(reason)
 
     def any_rank(self, flag: bool) -> bool:
         """Whether `flag` is true on at least one rank."""
@@ -102,7 +148,8 @@ class World:
         lengths[self.rank] = len(own)
         lengths = self._reduce(lengths, dist.ReduceOp.SUM, "gathering texts")
         padded = torch.zeros(max(int(lengths.max()), 1), dtype=torch.uint8)
-        padded[: len(own)] = torch.tensor(list(own), dtype=torch.uint8)
+        if own:
+            padded[: len(own)] = torch.frombuffer(bytearray(own), dtype=torch.uint8)
         received = [torch.empty_like(padded) for _ in range(self.world_size)] if self.rank == 0 else None
         with self._waiting("gathering texts"):
             dist.gather(padded, received, dst=0, group=self._group)
@@ -138,7 +185,7 @@ class World:
             return
         own_kind = next(k.__name__ for k in type(error).__mro__ if k.__name__ in _KINDS) if error else ""
         kind, _, message = self.broadcast_text(f"{own_kind}\n{error}", source=failing).partition("\n")
-        raise known_to_all(_KINDS[kind](f"rank {failing}: {message}")) from error
+        raise known_to_all(_KINDS[kind](f"{self.called(failing)}: {message}")) from error
 
     def agree_on(self, make: Callable[[], Made]) -> Made:
         """What `make` gives on this rank, if it gives something on every rank; collective.
@@ -158,6 +205,7 @@ class World:
 
     def close(self) -> None:
         """Give up the process groups; after it no collective works. Not collective."""
+        self.part()
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -169,75 +217,104 @@ class World:
 
     @contextlib.contextmanager
     def _waiting(self, what: str) -> Iterator[None]:
+        if self._pulse is not None:
+            self._pulse.at(what, waiting=True)
         try:
             yield
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
             raise LostRankError(
-                f"rank {self.rank} of {self.world_size} lost the other ranks while {what} "
-                f"(timeout {self.timeout_seconds:.0f} s): {reason}; the rank that failed first has the cause in its log"
+                f"{self.name} of {self.world_size} lost the other ranks while {what} "
+                f"(timeout {self.timeout_seconds:.0f} s): {self.who_is_lost()}; {reason}"
             ) from error
+        self.at(f"behind {what}")
 
 
-def initialize(timeout_seconds: float) -> World:
-    """Join the ranks that the launcher started (RANK, WORLD_SIZE, LOCAL_RANK), or be alone if it started none.
+def initialize(
+    timeout_seconds: float,
+    *,
+    place: Place | None = None,
+    start_timeout_seconds: float = START_TIMEOUT_SECONDS,
+    heartbeat_seconds: float = HEARTBEAT_SECONDS,
+    stop: Stop | None = None,
+) -> World:
+    """Join the ranks that the launcher started, or be alone if it started none. Call it in the main thread.
 
     Args:
         timeout_seconds: how long a collective waits for a rank before the run fails.
+        place: which rank this is; None reads it from the environment.
+        start_timeout_seconds: how long ranks wait for each other here.
+        heartbeat_seconds: between two signs of life of a rank; after three without one it is named.
+        stop: ends the waiting.
 
     Raises:
         ConfigError: the launcher's environment is incomplete, or asks for a GPU that this node does not have.
+        LostRankError: ranks are missing, or cannot reach each other.
+        StoppedError: a signal came first, here or at another rank.
     """
-    rank, local_rank, world_size = read_environment()
+    place = place or read_place(os.environ)
     # DeepSpeed reads these too, and looks for MPI where they are missing.
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(world_size))
-    device = _claim_device(local_rank)
-    timeout = timedelta(seconds=timeout_seconds)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    if world_size == 1:
+    export_place(place)
+    if place.world_size == 1:
+        device = _claim_device(place.local_rank)
         # A store in memory needs no port, so runs of one process never meet.
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-        return World(rank, local_rank, world_size, device, timeout_seconds)
-    _choose_gloo_interface(os.environ.get("MASTER_ADDR", ""))
-    bound = {"device_id": device} if device.type == "cuda" else {}
-    dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout, **bound)
-    control = dist.new_group(backend="gloo", timeout=timeout)
-    return World(rank, local_rank, world_size, device, timeout_seconds, control)
-
-
-def leave(code: int) -> NoReturn:
-    """End a process that has used process groups, with exit code `code`, after what is registered with atexit.
-
-    The interpreter is not taken down. gloo's threads let go of a collective's tensors a moment after it has returned,
-    for which they need the interpreter's lock; a thread that waits for it while the interpreter goes down aborts a
-    process whose work is done: "terminate called without an active exception", exit code -6 (pytorch/pytorch#190489).
-    """
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def read_environment() -> tuple[int, int, int]:
-    """Rank, local rank and world size as the launcher gave them, (0, 0, 1) without a launcher.
-
-    Raises:
-        ConfigError: some of the variables are missing, are no numbers or contradict each other.
-    """
-    found = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in os.environ}
-    if not found:
-        return 0, 0, 1
+        timeout = timedelta(seconds=timeout_seconds)
+        dist.init_process_group(_backend(device), store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        return World(place.rank, place.local_rank, 1, device, timeout_seconds)
+    rendezvous = Rendezvous(place, seconds=start_timeout_seconds, stop=stop)
+    beat = {"beat_seconds": min(heartbeat_seconds, timeout_seconds / 6), "timeout_seconds": timeout_seconds}
+    leading = LeadingPulse([host_name()] * place.world_size, **beat) if place.rank == 0 else None
+    met = rendezvous.call_the_roll({} if leading is None else leading.offer)
     try:
-        rank, world_size = int(found["RANK"]), int(found["WORLD_SIZE"])
-        local_rank = int(found["LOCAL_RANK"])
-    except (KeyError, ValueError):
-        raise ConfigError(
-            f"environment: RANK, WORLD_SIZE and LOCAL_RANK must all be integers, found {found or 'none of them'}; "
-            "start through the deepspeed launcher, or unset them to run one process"
-        ) from None
-    if not 0 <= rank < world_size or local_rank < 0:
-        raise ConfigError(f"environment: RANK={rank}, LOCAL_RANK={local_rank} cannot belong to WORLD_SIZE={world_size}")
-    return rank, local_rank, world_size
+        device = _claim_device(place.local_rank)
+    except ConfigError as error:
+        rendezvous.refuse(error)
+        raise
+    _lead_gloo(met.address)
+    control = rendezvous.make("process groups", partial(_make_groups, place, device, timeout_seconds))
+    pulse = _start_pulse(place, met, leading, beat)
+    return World(*place[:3], device, timeout_seconds, met.hosts, control, pulse)
+
+
+def _make_groups(place: Place, device: torch.device, timeout_seconds: float, store: dist.Store) -> dist.ProcessGroup:
+    """DeepSpeed's group, and the one of the agreements, which is given back."""
+    timeout = timedelta(seconds=timeout_seconds)
+    bound = {"device_id": device} if device.type == "cuda" else {}
+    rank, world_size = place.rank, place.world_size
+    dist.init_process_group(_backend(device), store=store, rank=rank, world_size=world_size, timeout=timeout, **bound)
+    return dist.new_group(backend="gloo", timeout=timeout)
+
+
+def _backend(device: torch.device) -> str:
+    return "nccl" if device.type == "cuda" else "gloo"
+
+
+def _start_pulse(place: Place, met: Met, leading: LeadingPulse | None, beat: dict[str, float]) -> Pulse | None:
+    """None where rank 0 cannot be reached at a second port: then collectives alone tell that a rank is lost."""
+    if leading is not None:
+        leading.start(met.hosts)
+        return leading
+    try:
+        pulse = FollowingPulse(place.rank, met.hosts, met.first_address, met.offered, **beat)
+    except OSError as error:
+        logger.warning("%s: no heartbeat to rank 0 at %s: %s", place, met.first_address, error)
+        return None
+    pulse.start()
+    return pulse
+
+
+def _lead_gloo(address: str | None) -> None:
+    """Have gloo use the interface on which this host's other ranks are reached.
+
+    gloo advertises the address that this host's own name resolves to, or the loopback interface where it does not
+    resolve. Debian and Ubuntu resolve it to 127.0.1.1: ranks of other nodes would try to reach themselves, and hang.
+    """
+    if address is None or "GLOO_SOCKET_IFNAME" in os.environ:
+        return
+    interface = interface_with_address(address)
+    if interface is not None:
+        os.environ["GLOO_SOCKET_IFNAME"] = interface
+        logger.info("gloo uses %s, which has %s", interface, address)
 
 
 def device_type() -> str:
@@ -258,47 +335,3 @@ def _claim_device(local_rank: int) -> torch.device:
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
-
-
-def _choose_gloo_interface(master_address: str) -> None:
-    """Keep gloo off the loopback interface where ranks are on several nodes.
-
-    gloo advertises the address that this host's own name resolves to. Debian and Ubuntu resolve it to 127.0.1.1, with
-    which ranks of other nodes try to reach themselves and hang.
-    """
-    if "GLOO_SOCKET_IFNAME" in os.environ:
-        return
-    try:
-        own = socket.gethostbyname(socket.gethostname())
-        master = socket.gethostbyname(master_address)
-    except OSError:
-        return
-    if not own.startswith("127.") or master.startswith("127."):
-        return
-    interface = interface_with_address(address_towards(master))
-    if interface is not None:
-        os.environ["GLOO_SOCKET_IFNAME"] = interface
-        logger.info("this host's name resolves to %s; gloo uses %s, the way to %s", own, interface, master_address)
-
-
-def address_towards(address: str) -> str:
-    """This host's IPv4 address on the way to another."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((address, 9))  # on a datagram socket this looks up the route and sends nothing
-        return probe.getsockname()[0]
-
-
-def interface_with_address(address: str) -> str | None:
-    """The name of the network interface that has this IPv4 address, None if there is none."""
-    import fcntl  # not on every platform, and only Linux answers the question below
-
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
-        for _, name in socket.if_nameindex():
-            request = struct.pack("256s", name.encode()[:15])
-            try:
-                answer = fcntl.ioctl(handle.fileno(), _GET_INTERFACE_ADDRESS, request)
-            except OSError:
-                continue  # an interface without an IPv4 address
-            if socket.inet_ntoa(answer[20:24]) == address:
-                return name
-    return None

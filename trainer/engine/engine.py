@@ -4,6 +4,7 @@ The only file that imports deepspeed.
 """
 
 import contextlib
+import functools
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -282,11 +283,31 @@ def _initialize(
         vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     # It knows Adam alone and refuses the others until told that they were tried.
     config = config | {"zero_allow_untested_optimizer": True}
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
-    # DeepSpeed clones the world group with torch's default timeout of up to half an hour.
-    set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # older torch
-    set_timeout(timedelta(seconds=world.timeout_seconds), deepspeed.utils.groups._get_data_parallel_group())
+    with _new_groups_time_out(world.timeout_seconds):
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
     return engine
+
+
+@contextlib.contextmanager
+def _new_groups_time_out(seconds: float) -> Iterator[None]:
+    """Give every process group that is made meanwhile this timeout, if its maker asks for none.
+
+    DeepSpeed clones the world group for ZeRO with torch's default of up to half an hour, and uses it at once: a timeout
+    that is set afterwards would leave out its first collectives.
+    """
+    original = dist.new_group
+
+    @functools.wraps(original)
+    def new_group(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("timeout") is None:
+            kwargs["timeout"] = timedelta(seconds=seconds)
+        return original(*args, **kwargs)
+
+    dist.new_group = new_group
+    try:
+        yield
+    finally:
+        dist.new_group = original
 
 
 def _check_module(module: nn.Module) -> None:

@@ -100,11 +100,18 @@ class StateRecord(Section):
     loss_scaler: dict[str, float | int]
     progress: dict[str, Any]
     """The training loop's own values: step, epoch, best metric and the like. This file does not look inside."""
+    run: str = ""
+    """The id of the run; left out where there is none, as in checkpoints of the time before ids."""
     files: dict[str, FileRecord]
 
 
-def write_checkpoint(directory: Path, name: str, state: EngineState, progress: Mapping[str, Any]) -> Path:
+def write_checkpoint(
+    directory: Path, name: str, state: EngineState, progress: Mapping[str, Any], *, run: str = ""
+) -> Path:
     """Write `directory/name`, which must not exist, and return it.
+
+    Args:
+        run: the id of the run; "" writes none.
 
     Raises:
         OSError, safetensors.SafetensorError: the disk is full or fails; nothing is left behind.
@@ -123,10 +130,13 @@ def write_checkpoint(directory: Path, name: str, state: EngineState, progress: M
             skipped_steps=state.skipped_steps,
             loss_scaler=state.loss_scaler,
             progress=dict(progress),
+            run=run,
             files=files,
         )
         # Through JSON and back: the digest is taken over what a reader will parse.
-        left_out = {"optimizer"} if state.optimizer == "adamw" else None
+        left_out = {
+            name for name, is_usual in (("optimizer", state.optimizer == "adamw"), ("run", not run)) if is_usual
+        }
         content = json.loads(json.dumps(record.model_dump(exclude=left_out)))
         _write_synced(partial / STATE, json.dumps(content | {"sha256": _digest_of(content)}, indent=1).encode())
         sync_directory(partial)

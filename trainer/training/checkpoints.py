@@ -47,10 +47,11 @@ class Checkpoints:
 
     Args:
         directory: usually runs/NAME/checkpoints; created when the first checkpoint is written.
+        run: the id of the run, which every checkpoint carries; "" for none.
     """
 
-    def __init__(self, directory: Path, world: World) -> None:
-        self.directory, self._world = directory, world
+    def __init__(self, directory: Path, world: World, run: str = "") -> None:
+        self.directory, self._world, self._run = directory, world, run
 
     def path(self, name: str) -> Path:
         """Where the checkpoint of this name lies."""
@@ -141,7 +142,7 @@ class Checkpoints:
             free = shutil.disk_usage(self.directory).free
             if free < state.nbytes * SPACE_FACTOR:
                 raise OSError(f"{_mib(state.nbytes * SPACE_FACTOR)} needed and {_mib(free)} free")
-            write_checkpoint(self.directory, name, state, progress)
+            write_checkpoint(self.directory, name, state, progress, run=self._run)
         except (OSError, safetensors.SafetensorError) as error:
             raise UserError(
                 f"{self.path(name)}: checkpoint not written ({error}); earlier checkpoints are intact: "

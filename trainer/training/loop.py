@@ -12,6 +12,7 @@ from shards.errors import UserError
 from shards.read.loader import MicroBatch, training_keys
 from trainer.training.loss_watch import LossWatch
 from trainer.training.report import report_data, report_step
+from trainer.training.run_identity import keep_id
 from trainer.training.saving import export_last, repair_export, save, validate_if_due
 from trainer.training.state import HOST_SUMS, Run, Step, TrainState
 
@@ -35,6 +36,7 @@ def fit(run: Run, state: TrainState) -> Outcome:
     """Train from `state` to the end of the run, to an early stop, or to a signal. Every rank takes the same way."""
     if state.saved_step is None:
         save(run, state)  # a disk that is full says so now, and `last` names a checkpoint whatever is interrupted
+    run.world.agree_on(lambda: keep_id(run.directory, run.world, run.run_id))
     if not validate_if_due(run, state):  # a process that was stopped while it validated
         return _stopped(run, state)
     watch = LossWatch()
@@ -83,13 +85,16 @@ def train_step(run: Run, global_step: int, micro_batches: Iterator[MicroBatch]) 
     sums = torch.zeros(len(names), device=run.world.device)
     counted = torch.zeros(3, dtype=torch.int64)
     update = None
+    run.world.at(f"step {global_step + 1}: reading data")
     for micro_step, item in enumerate(micro_batches):
+        run.world.at(f"step {global_step + 1}: computing")
         seed_generators(run.config.run.seed, global_step, micro_step, run.world.rank)
         output = run.engine(item.batch.to(run.world.device))
         run.engine.backward(output.loss)
         update = run.engine.step()
         sums += output.sums
         counted += torch.tensor([item.num_items, item.items_cut, item.rows_missing])
+        run.world.at(f"step {global_step + 1}: reading data")
     assert update is not None, "the engine steps behind the last micro-batch"
     # One small collective per step. Waiting for the GPU here costs less than a rank that decides something alone.
     own = [*sums.tolist(), *counted.tolist(), float(run.stop.requested)]

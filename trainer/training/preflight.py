@@ -20,6 +20,9 @@ from trainer.engine.optimizers import check_stage
 from trainer.run_directory import RunDirectory
 from trainer.tasks import task_named
 
+STATE = "state.json"
+"""Of a checkpoint: trainer.engine.state_file, which imports torch."""
+
 
 class Machine(NamedTuple):
     """What a run gets of this machine."""
@@ -30,6 +33,16 @@ class Machine(NamedTuple):
     """GPUs that are there; 0 computes on the CPU."""
     gpu_numbers: tuple[str, ...]
     """Which of them, one per rank; empty is the first ones."""
+
+
+class Past(NamedTuple):
+    """The checkpoint that a run goes on from."""
+
+    step: int
+    run: str | None
+    """The id of its run; None in one of the time before ids."""
+    trained_on: dict[str, str]
+    """Digests of the shards behind it, by split."""
 
 
 def preflight(config: RunConfig, *, fresh: bool = False) -> Machine:
@@ -43,16 +56,20 @@ def preflight(config: RunConfig, *, fresh: bool = False) -> Machine:
     """
     machine = plan_machine(config, os.environ)
     check_world_size(config, machine.processes)
-    check_inputs(config, device_type="cuda" if machine.gpus else "cpu", fresh=fresh)
+    run = RunDirectory.of(config)
+    past = None if fresh else past_of(run)
+    if not fresh:
+        check_not_lost(run)
+    check_inputs(config, device_type="cuda" if machine.gpus else "cpu", past=past)
     return machine
 
 
-def check_inputs(config: RunConfig, *, device_type: str, fresh: bool = False) -> None:
+def check_inputs(config: RunConfig, *, device_type: str, past: Past | None) -> None:
     """Check what a run reads, and whether this kind of device computes in its precision.
 
     Args:
         device_type: cuda or cpu.
-        fresh: a run of that name is set aside, so that nothing has to fit it.
+        past: what the run goes on from, and has to fit; None where it starts anew.
 
     Raises:
         UserError: what is wrong, with its key; the first fault found.
@@ -66,14 +83,12 @@ def check_inputs(config: RunConfig, *, device_type: str, fresh: bool = False) ->
     _check_data(config)
     check_stage(config.optim.choice, zero_stage(read_policy(policy_path(config))))
     resolve_precision(config.precision, device_type)
-    run = RunDirectory.of(config)
-    goes_on = run.has_checkpoint and not fresh
-    if config.initialize_from is not None and not goes_on:
+    if config.initialize_from is not None and past is None:
         _check_initial_weights(config.initialize_from)
     _check_weights(config)
     _check_answers(config)
-    if goes_on:
-        _check_same_data(config, run)
+    if past is not None:
+        _check_same_data(config, past)
 
 
 def plan_machine(config: RunConfig, environment: Mapping[str, str]) -> Machine:
@@ -155,24 +170,50 @@ def _read_index(key: str, directory: str) -> SplitIndex:
         raise ConfigError(f"{key}: {error}") from None
 
 
-def _check_same_data(config: RunConfig, run: RunDirectory) -> None:
+def past_of(run: RunDirectory) -> Past | None:
+    """The checkpoint that a run goes on from, as far as its pointer and its small file tell; None if there is none.
+
+    One that cannot be read is judged by training, which goes back to an older one.
+    """
+    if not run.has_checkpoint:
+        return None
+    try:
+        last = (run.checkpoints / "last").read_text(encoding="utf-8").strip()
+        record = json.loads((run.checkpoints / last / STATE).read_bytes())
+        progress = record["progress"]
+        return Past(int(progress.get("global_step", 0)), record.get("run"), dict(progress["identity"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return Past(0, None, {})
+
+
+def check_not_lost(run: RunDirectory) -> None:
+    """Whether a run that has had a checkpoint still has one: it would start at step 0, over the export of its best.
+
+    Raises:
+        DataError: it has none.
+    """
+    if any(run.checkpoints.glob(f"*/{STATE}")):
+        return
+    status = run.read_status()
+    steps = None if status is None else status.global_step
+    if steps is not None or run.identity.exists():
+        raise DataError(
+            f"{run.checkpoints}: holds no checkpoint, but this run has had one"
+            + ("" if steps is None else f" (of step {steps})")
+            + "; put it back, or start over with --fresh"
+        )
+
+
+def _check_same_data(config: RunConfig, past: Past) -> None:
     """The shards have to be those that the run of this name was trained on."""
-    for split, digest in _trained_on(run).items():
+    run = RunDirectory.of(config)
+    for split, digest in past.trained_on.items():
         directory = getattr(config.data, split, None)
         if directory is not None and index_digest(directory) != digest:
             raise DataError(
                 f"data.{split}: {directory}: these are not the shards that {run.path} was trained on; put them back, "
                 "or start over with --fresh"
             )
-
-
-def _trained_on(run: RunDirectory) -> dict[str, str]:
-    """Digests of the shards behind the last checkpoint, by split; none if it cannot be read, which training judges."""
-    try:
-        last = (run.checkpoints / "last").read_text(encoding="utf-8").strip()
-        return json.loads((run.checkpoints / last / "state.json").read_bytes())["progress"]["identity"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
 
 
 def _check_initial_weights(path: str) -> None:

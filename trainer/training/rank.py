@@ -1,123 +1,100 @@
-"""A rank from its first line to its exit code: the run directory, agreement with the other ranks, and how it ends."""
+"""A rank from its meeting with the others to its exit code: agreement, training, and how it ends."""
 
-import argparse
 import contextlib
+import faulthandler
 import logging
 import os
-import re
-import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 
 import torch.distributed as dist
 from transformers.utils import logging as transformers_logging
 
 from launch.ranks import record_end, record_rank
-from shards.errors import ConfigError, UserError
+from shards.errors import UserError
 from trainer.build import open_split
-from trainer.config import RunConfig, load_config
+from trainer.config import RunConfig
 from trainer.config.resume_policy import check_resumable
 from trainer.config.schema import check_world_size
-from trainer.engine.distributed import LostRankError, World, initialize, is_known_to_all
+from trainer.engine.distributed import World, initialize, is_known_to_all
 from trainer.engine.signals import StopRequest
+from trainer.engine.waiting import LostRankError, StoppedError
 from trainer.reporting.progress import ConsoleHandler
-from trainer.run_directory import DONE, FAILED, OCCUPIED, STOPPED, USER_MISTAKE, RunDirectory
+from trainer.run_directory import DONE, FAILED, STOPPED, USER_MISTAKE, RunDirectory
+from trainer.training.agreement import agree_on_start, check_shards
+from trainer.training.arrival import Arrival, arrive, stopped_early
+from trainer.training.ending import leave_status, say
 from trainer.training.loop import Outcome, fit
-from trainer.training.preflight import check_inputs
+from trainer.training.preflight import Past, check_inputs
+from trainer.training.run_identity import agree_on_run
 from trainer.training.setup import set_up
 
 logger = logging.getLogger(__name__)
 
-_SAFE_VALUE = re.compile(r"[\w@%+=:,./-]*")
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as one rank; returns DESIGN's exit code and leaves it in status.json."""
-    options = _parse(arguments)
-    rank = int(os.environ.get("RANK", "0"))
+    return arrive(arguments, lambda: train)
+
+
+def train(arrival: Arrival, stop: StopRequest) -> int:
+    """Meet the other ranks, agree with them, train; returns DESIGN's exit code and leaves it in status.json."""
+    config, directory, place, occupied, began = arrival
+    ours = place.rank == 0 and occupied is None  # only rank 0 has looked
+    world = None
     try:
-        _check_values(options.overrides)
-        config = load_config(options.recipe, options.overrides)
+        engine = config.engine
+        world = initialize(
+            engine.timeout_seconds,
+            place=place,
+            start_timeout_seconds=engine.start_timeout_seconds,
+            heartbeat_seconds=engine.heartbeat_seconds,
+            stop=stop,
+        )
+        world.agree_or_raise(occupied)
+        ours = True
+        world.agree_on(lambda: _appear(directory, world))
+        world.watch(
+            dump_stacks=partial(_dump_stacks, directory, world), on_lost=partial(_give_up, directory, place.rank, began)
+        )
+        code = _settle(directory, world, _train(config, directory, world, stop))
+        world.close()
+        _leave_word(directory, place.rank, code)
+        return code
+    except StoppedError as stopped:
+        return _abandon(directory, place.rank, stopped_early(directory, f"{stopped}", ours=ours, began=began))
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # all ranks of a node read one recipe
-            _say(error)
-        return USER_MISTAKE
-    directory = RunDirectory.of(config)
-    with StopRequest() as stop, contextlib.ExitStack() as locks:
-        occupied = _occupy(directory, rank, locks)
-        is_ours = rank == 0 and occupied is None  # only rank 0 has looked
-        try:
-            world = initialize(config.engine.timeout_seconds)
-            world.agree_or_raise(occupied)
-            is_ours = True
-            world.agree_on(lambda: _appear(directory, rank))
-            code = _settle(directory, world, _train(config, directory, world, stop))
-            world.close()
-            _leave_word(directory, rank, code)
-            return code
-        except UserError as error:
-            code, message = USER_MISTAKE, str(error)
-            if rank == 0 or not is_known_to_all(error):
-                _say(error)
-        except LostRankError as error:
-            code, message = FAILED, str(error)
-            logger.error("%s", error)
-        except Exception as error:
-            code, message = FAILED, f"rank {rank}: {type(error).__name__}: {error}; see {directory.logs}"
-            logger.error("rank %d failed:\n%s", rank, traceback.format_exc())
-        if is_ours:
-            _leave_status(directory, code, message)
-        _leave_word(directory, rank, code)
-        return _abandon(code)
+        code, message, cause = USER_MISTAKE, str(error), None if is_known_to_all(error) else f"{place}: {error}"
+        if place.rank == 0 or not is_known_to_all(error):
+            say(error)
+    except LostRankError as error:
+        code, message, cause = FAILED, str(error), str(error)
+        say(error)
+    except Exception as error:
+        code, message = FAILED, f"{place}: {type(error).__name__}: {error}; see {directory.logs}"
+        cause = message
+        logger.error("%s failed:\n%s", place, traceback.format_exc())
+    leave_status(directory, "failed", code, message, ours=ours, since=began)
+    if world is not None:
+        world.part(cause)
+    return _abandon(directory, place.rank, code)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="trainer.train", description="Train as one rank of a run.")
-    parser.add_argument("recipe", type=Path, help="a recipe, or the config.yaml of a run directory")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values in place of the recipe's")
-    parser.add_argument("--local_rank", type=int, help="given by some launchers; the environment is what counts")
-    return parser.parse_args(arguments)
-
-
-def _check_values(overrides: Sequence[str]) -> None:
-    """The launcher's remote shell reads values again: beyond one node only harmless ones may pass.
-
-    Raises:
-        ConfigError: a value with other characters.
-    """
-    if int(os.environ.get("CROSS_SIZE", "1")) == 1:  # nodes, as DeepSpeed's launcher counts them
-        return
-    for override in overrides:
-        if not _SAFE_VALUE.fullmatch(override):
-            raise ConfigError(
-                f"{override}: beyond one node a value may hold letters, digits and @%+=:,./- alone, because a remote "
-                "shell reads it; write it in the recipe"
-            )
-
-
-def _occupy(directory: RunDirectory, rank: int, locks: contextlib.ExitStack) -> UserError | None:
-    """Make a run's directory this run's own, unless who started the ranks has; what is in the way, if anything is."""
-    try:
-        directory.create()
-        if rank == 0 and os.environ.get(OCCUPIED) != str(directory.path.resolve()):
-            locks.enter_context(directory.lock())
-    except UserError as error:
-        return error
-    return None
-
-
-def _appear(directory: RunDirectory, rank: int) -> None:
+def _appear(directory: RunDirectory, world: World) -> None:
     """Log, record and status, from when the directory is this run's own."""
-    _log_to(directory, rank)
-    record_rank(directory.ranks, rank)
-    if rank == 0:
+    _log_to(directory, world.rank)
+    record_rank(directory.ranks, world.rank)
+    if world.rank == 0:
         directory.change_status("running", message="starting")
 
 
 def _train(config: RunConfig, directory: RunDirectory, world: World, stop: StopRequest) -> Outcome:
-    world.agree_or_raise(_fault(config, directory, world))
-    run, state = set_up(config, directory, world, stop)
+    world.at("checking the start")
+    agree_on_start(config, world)
+    known = agree_on_run(directory, world)
+    world.agree_or_raise(_fault(config, directory, world, known.past))
+    run, state = set_up(config, directory, world, stop, run_id=known.run)
     try:
         return fit(run, state)
     except RuntimeError as error:
@@ -125,8 +102,7 @@ def _train(config: RunConfig, directory: RunDirectory, world: World, stop: StopR
             raise
         reason = str(error).strip().splitlines()[0]
         raise LostRankError(
-            f"rank {world.rank} of {world.world_size} lost the other ranks while training: {reason}; the rank that "
-            "failed first has the cause in its log"
+            f"{world.name} of {world.world_size} lost the other ranks while training: {world.who_is_lost()}; {reason}"
         ) from error
     finally:
         run.recorder.close()
@@ -137,19 +113,22 @@ def _is_lost_connection(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 
-def _fault(config: RunConfig, directory: RunDirectory, world: World) -> UserError | None:
+def _fault(config: RunConfig, directory: RunDirectory, world: World, past: Past | None) -> UserError | None:
     """What is wrong with the recipe on this rank, before any model is loaded; rank 0 settles the run directory."""
     try:
         check_world_size(config, world.world_size)
-        check_inputs(config, device_type=world.device.type)
+        check_inputs(config, device_type=world.device.type, past=past)
         for name in ("train", "val"):
             if name == "train" or config.data.val is not None:
-                open_split(config, name)
+                split = open_split(config, name)
+                check_shards(split.index, f"data.{name}", split.directory)
         if world.rank == 0:
             previous = directory.read_config()
             if previous is not None:
                 for difference in check_resumable(previous, config, str(directory.path)):
                     logger.info("%s; the run goes on with the new value", difference)
+            directory.write_config(config)
+        elif world.leads_host and directory.read_config() != config:  # the disk is this host's own
             directory.write_config(config)
     except UserError as error:
         return error
@@ -166,14 +145,19 @@ def _settle(directory: RunDirectory, world: World, outcome: Outcome) -> int:
     return code
 
 
-def _leave_status(directory: RunDirectory, code: int, message: str) -> None:
-    """The first rank that fails says why; ranks that lost it do not write over that."""
-    try:
-        status = directory.read_status()
-        if status is None or status.state != "failed":
-            directory.change_status("failed", exit_code=code, message=message)
-    except (OSError, UserError) as error:
-        logger.error("%s: cannot be written (%s)", directory.status, error)
+def _dump_stacks(directory: RunDirectory, world: World) -> None:
+    """The stacks of all threads at the end of this rank's log: where it hangs, or what it waits for."""
+    with contextlib.suppress(OSError), directory.rank_log(world.rank).open("a", encoding="utf-8") as log:
+        log.write(f"{world.name}: stacks of all threads\n")
+        log.flush()
+        faulthandler.dump_traceback(log, all_threads=True)
+
+
+def _give_up(directory: RunDirectory, rank: int, began: float, message: str) -> None:
+    """The end of a rank whose main thread waits for one that is lost; called from another thread."""
+    say(message)
+    leave_status(directory, "failed", FAILED, message, ours=True, since=began)
+    _abandon(directory, rank, FAILED)
 
 
 def _leave_word(directory: RunDirectory, rank: int, code: int) -> None:
@@ -184,12 +168,9 @@ def _leave_word(directory: RunDirectory, rank: int, code: int) -> None:
         logger.error("%s: cannot be written (%s)", directory.ranks, error)
 
 
-def _say(error: UserError) -> None:
-    logger.error("%s", error) if logging.getLogger().handlers else print(f"duoflow: {error}", file=sys.stderr)
-
-
-def _abandon(code: int) -> int:
+def _abandon(directory: RunDirectory, rank: int, code: int) -> int:
     """Leave at once: closing process groups and loader workers can wait for ranks that are gone."""
+    _leave_word(directory, rank, code)
     logging.shutdown()
     os._exit(code)
 

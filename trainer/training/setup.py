@@ -23,6 +23,7 @@ from trainer.reporting.progress import Console, Progress
 from trainer.reporting.recorders import JsonlRecorder, Recorders, TensorBoardRecorder
 from trainer.run_directory import RunDirectory, write_json
 from trainer.tasks import task_named
+from trainer.training.agreement import agree_on_weights
 from trainer.training.checkpoints import Checkpoints
 from trainer.training.early_stopping import EarlyStopping
 from trainer.training.lost_answers import lost_answers
@@ -35,8 +36,13 @@ from trainer.training.state import HOST_SUMS, Run, TrainState
 logger = logging.getLogger(__name__)
 
 
-def set_up(config: RunConfig, directory: RunDirectory, world: World, stop: StopRequest) -> tuple[Run, TrainState]:
+def set_up(
+    config: RunConfig, directory: RunDirectory, world: World, stop: StopRequest, *, run_id: str
+) -> tuple[Run, TrainState]:
     """The run from its first step, or from the newest intact checkpoint of its directory; collective.
+
+    Args:
+        run_id: what its checkpoints carry.
 
     Raises:
         UserError: on all ranks, where weights, shards or a checkpoint are not what the recipe needs on any of them.
@@ -49,7 +55,8 @@ def set_up(config: RunConfig, directory: RunDirectory, world: World, stop: StopR
             classes=classes_of(config, train.index),
         )
     )
-    checkpoints = Checkpoints(directory.checkpoints, world)
+    agree_on_weights(built, world)
+    checkpoints = Checkpoints(directory.checkpoints, world, run_id)
     newest = checkpoints.newest()
     if config.answers.start_from is not None and newest is None:
         logger.info("answers.start_from: %s", world.agree_on(lambda: start_answers(built, config.answers)))
@@ -89,6 +96,7 @@ def set_up(config: RunConfig, directory: RunDirectory, world: World, stop: StopR
         milestones=milestones,
         schedule=schedule_of(config.optim, milestones.total_steps),
         checkpoints=checkpoints,
+        run_id=run_id,
         identity=identity,
         pictures=world.agree_on(lambda: build_pictures(config, built, engine.device) if world.rank == 0 else None),
         sight=SightWatch(),

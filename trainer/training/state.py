@@ -114,6 +114,8 @@ class Run:
     schedule: Callable[[int], float]
     """The learning rate of an optimizer step."""
     checkpoints: Checkpoints
+    run_id: str = ""
+    """Drawn at its first start; on every host's disk and in every checkpoint."""
     identity: dict[str, str]
     """Digests of what a resumed run must find unchanged, by split."""
     recorder: Recorders

@@ -14,6 +14,7 @@ from shards.tasks import TASKS
 from tests.models import tiny_t5
 from tests.runs import Project, engine_state, weights
 from tests.task_corpora import task_recipe
+from tests.thread_ranks import on_ranks
 from trainer.build import (
     FUSION_FILE,
     assemble_model,
@@ -110,6 +111,30 @@ def test_a_tokenizer_that_cannot_be_written_is_one_line_and_leaves_none(project:
     with pytest.raises(UserError, match=r"tokenizer: cannot be written .*No space left"):
         shared_tokenizer(config, open_split(config, "train"), RunDirectory(tmp_path), World())()
     assert not (tmp_path / "tokenizer").exists()
+
+
+def test_a_rank_that_does_not_see_the_disk_of_rank_0_gets_the_same_tokenizer(project: Project, tmp_path: Path):
+    config = project.config()
+    train, homes = open_split(config, "train"), [RunDirectory(tmp_path / host) for host in ("fvn1", "fvn2")]
+    first, second = on_ranks(2, lambda world: shared_tokenizer(config, train, homes[world.rank], world)())
+    assert first.get_vocab() == second.get_vocab()
+    assert second("What is this?")["input_ids"] == first("What is this?")["input_ids"]
+    assert (homes[0].path / "tokenizer").is_dir()
+    assert not homes[1].path.exists()
+
+
+def test_a_tokenizer_that_rank_0_cannot_give_is_refused_on_all_ranks(project: Project, tmp_path: Path):
+    config = project.config()
+    train, directory = open_split(config, "train"), RunDirectory(tmp_path)
+    write_atomically(directory.checkpoints / "last", b"step0")
+    (tmp_path / "tokenizer").mkdir()
+
+    def act(world: World) -> str:
+        with pytest.raises(DataError) as refused:
+            shared_tokenizer(config, train, directory, world)()
+        return str(refused.value)
+
+    assert all("no readable tokenizer" in said for said in on_ranks(2, act))
 
 
 def test_untrained_weights_depend_on_the_seed_alone(project: Project):
