@@ -7,6 +7,7 @@ from pathlib import Path
 
 from launch.memory import cause_of_kill, kernel_log
 from launch.ranks import RankRecord
+from launch.remote_hosts import kernel_log_of
 from launch.watch import take_census
 
 
@@ -22,8 +23,9 @@ def describe_deaths(directory: Path, returncode: int | None = None) -> str | Non
     silent = [view.record for view in census.ranks if view.record.exit_code is None and view.life == "gone"]
     lost = dict(census.unreachable)
     number = signal_of(returncode)
-    log = kernel_log() if silent and number in (None, signal.SIGKILL) else []
-    said = [_describe(record, number, log) for record in silent]
+    ends = [(record.process.host, record) for record in silent]
+    logs = {host: _kernel_log(host) for host, _ in ends} if number in (None, signal.SIGKILL) else {}
+    said = [_describe(record, number, logs.get(host, [])) for host, record in ends]
     for host in sorted(lost):
         ranks = ", ".join(str(view.record.rank) for view in census.ranks if view.record.process.host == host)
         said.append(f"{host}, the host of rank {ranks}, does not answer ({lost[host]})")
@@ -51,14 +53,18 @@ def _describe(record: RankRecord, number: signal.Signals | None, log: list[str])
     if number is not None and number != signal.SIGKILL:
         return f"{who} was ended by signal {int(number)} ({number.name})"
     how = "was ended by signal 9 (SIGKILL)" if number else "ended without a word, as by signal 9 (SIGKILL)"
-    if process.host != socket.gethostname():
-        return f"{who} {how}; the kernel's log of {process.host} (dmesg) says whether memory was the cause"
+    on_this_host = process.host == socket.gethostname()
     cause = cause_of_kill(
         process.pid,
         process.started,
-        record.memory_group,
+        # Elsewhere this path is another group's.
+        record.memory_group if on_this_host else None,
         record.oom_kills,
         log=log,
         ticks_per_second=os.sysconf("SC_CLK_TCK"),
     )
     return f"{who} {how}; {cause}"
+
+
+def _kernel_log(host: str) -> list[str]:
+    return kernel_log() if host == socket.gethostname() else kernel_log_of(host)

@@ -106,7 +106,7 @@ def cause_of_kill(
     """What this host shows of why a process of it was killed, as the rest of a sentence.
 
     Args:
-        group: directory of its control group.
+        group: directory of its control group, if it can be read here.
         counted_before: what `oom_kills` gave when the process began.
         log: lines of the kernel's log.
     """
@@ -118,7 +118,8 @@ def cause_of_kill(
         limited = "" if limit is None else f", limit {limit / 2**30:.1f} GiB"
         counted = f"the cgroup counted {now - counted_before} oom_kill since the start{limited}"
         return f"memory is the likely cause: {counted}; {_REMEDY}"
-    return "neither its cgroup nor the kernel's log shows a lack of memory, so somebody may have killed it"
+    looked_at = "the kernel's log shows no" if now is None else "neither its cgroup nor the kernel's log shows a"
+    return f"{looked_at} lack of memory, so somebody may have killed it"
 
 
 _REMEDY = "lower batch.micro_visits or data.workers"

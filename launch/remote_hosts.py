@@ -55,6 +55,12 @@ done
 POSIX shell. Reading the start time and signalling are two steps: an id would have to change hands between them.
 """
 
+KERNEL_SCRIPT = r"""
+{ dmesg 2>/dev/null || tail -n 2000 /var/log/kern.log 2>/dev/null; } | grep -i "out of memory" | tail -n 100
+exit 0
+"""
+"""The kernel's last words about processes that it ended for want of memory, if this user may read them."""
+
 
 class Answer(NamedTuple):
     """What a host said of some processes."""
@@ -81,12 +87,17 @@ def ask_hosts(processes: Sequence[Process], number: signal.Signals | None = None
         return dict(zip(hosts, pool.map(_ask, hosts, by_host, [number] * len(hosts)), strict=True))
 
 
+def kernel_log_of(host: str) -> list[str]:
+    """The lines of another host's kernel about a lack of memory; none if they cannot be had."""
+    return _run_script(host, KERNEL_SCRIPT, []).stdout.splitlines()
+
+
 def _ask(host: str, processes: Sequence[Process], number: signal.Signals | None) -> Answer:
     # Without a start time (no /proc there) nobody could tell a rank from another process.
     known = [process for process in processes if process.started is not None]
     pairs = [word for process in known for word in (str(process.pid), str(process.started))]
     sent = "0" if number is None else str(int(number))
-    said = _run_script(host, [sent, *pairs])
+    said = _run_script(host, SCRIPT, [sent, *pairs])
     if said.returncode != 0:
         return Answer(frozenset(), _last_line(said.stderr, f"ssh returned {said.returncode}"))
     # A login shell may greet before the answer.
@@ -100,8 +111,8 @@ def _ask(host: str, processes: Sequence[Process], number: signal.Signals | None)
     return Answer(frozenset(pid for pid, answer in found.items() if answer == "alive"))
 
 
-def _run_script(host: str, digits: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run SCRIPT on a host; a code other than 0 is no answer, for the reason on stderr."""
+def _run_script(host: str, script: str, digits: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a constant script on a host; a code other than 0 is no answer, for the reason on stderr."""
     assert is_host(host), host
     assert all(word.isdecimal() for word in digits), digits
     seconds = CONNECT_SECONDS + ANSWER_SECONDS
@@ -110,7 +121,7 @@ def _run_script(host: str, digits: Sequence[str]) -> subprocess.CompletedProcess
         command = ["ssh", "-T", "-o", f"ConnectTimeout={CONNECT_SECONDS}", "-o", "LogLevel=ERROR"]
         command += [*ssh_options(os.environ), host, "sh", "-s", "--", *digits]
         return subprocess.run(
-            command, input=SCRIPT, capture_output=True, text=True, errors="replace", timeout=seconds, check=False
+            command, input=script, capture_output=True, text=True, errors="replace", timeout=seconds, check=False
         )
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess([], _NO_ANSWER, "", f"no answer within {seconds} s")

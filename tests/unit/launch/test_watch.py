@@ -109,6 +109,19 @@ class TestDeaths:
         )
         assert describe_deaths(tmp_path, 245) == f"rank 1 on {HERE} (process 4000000) was ended by signal 11 (SIGSEGV)"
 
+    def test_the_kernel_of_another_host_is_asked_for_its_ranks(self, tmp_path: Path, monkeypatch):
+        install_ssh(tmp_path / "bin", monkeypatch)
+        dmesg = tmp_path / "bin" / "dmesg"
+        dmesg.write_text("#!/bin/sh\necho '[  500.1] Memory cgroup out of memory: Killed process 4000000 (python) a'\n")
+        dmesg.chmod(0o755)
+        leave_record(tmp_path / "ranks", 1, 4_000_000, host="node2", started="1")
+        leave_record(tmp_path / "ranks", 2, 4_000_001, host="node2", started="1")
+        killed, other = (describe_deaths(tmp_path / "ranks", 247) or "").split("; rank 2 on ")
+        assert killed.startswith(
+            "rank 1 on node2 (process 4000000) was ended by signal 9 (SIGKILL); the kernel's log says"
+        )
+        assert other.endswith("the kernel's log shows no lack of memory, so somebody may have killed it")
+
     def test_a_lost_host_is_named_with_its_ranks(self, tmp_path: Path, monkeypatch):
         install_ssh(tmp_path / "bin", monkeypatch, down=("node2",))
         for rank in (2, 3):
