@@ -1,15 +1,28 @@
 """Faults are started again and nothing else is; waits grow without progress; hosts may be fewer, if the lanes allow."""
 
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from launch.cluster import Cluster
 from launch.plan import Node
 from launch.ranks import ask_to_stop
+from launch.ssh import Hosts
 from shards.errors import UserError
+from tests.distributed.launch import ROOT
+from tests.ssh import install_ssh
 from trainer.commands import restarts
-from trainer.commands.restarts import Ended, keep_training, nodes_for_restart, seconds_until_restart
+from trainer.commands.restarts import (
+    Ended,
+    keep_training,
+    nodes_for_restart,
+    nodes_that_answer,
+    seconds_until_restart,
+)
+from trainer.config import RunConfig, load_config
 from trainer.run_directory import RunDirectory, Status
 
 FAULT = Ended(1, gained=False)
@@ -61,6 +74,35 @@ class TestNodes:
         answering = [node.name not in down for node in self.NODES]
         found = nodes_for_restart(self.NODES, answering, least, self.divide_8_lanes)
         assert (found and [node.name for node in found]) == chosen
+
+
+class TestHosts:
+    """Three hosts of two slots for a run of 4 lanes, of which the last one is down."""
+
+    NODES = tuple(Node(f"n{number}", 2) for number in range(3))
+
+    @pytest.fixture
+    def config(self, tmp_path: Path) -> RunConfig:
+        recipe = tmp_path / "tiny.yaml"
+        recipe.write_text("batch: {visits: 4, micro_visits: 1, lanes: 4}\nmodel: {freeze: []}\n")
+        return load_config(recipe)
+
+    def cluster(self, nodes: Sequence[Node], directory: Path) -> Cluster:
+        names = tuple(node.name for node in nodes)
+        found = {"PYTHONPATH": str(ROOT)}
+        hosts = Hosts(names=names, options=(), directory=str(directory), python=sys.executable, environment=found)
+        return Cluster(hosts, str(directory / "run"), "MARK")
+
+    def test_those_that_answer_go_on(self, config: RunConfig, tmp_path: Path, monkeypatch, capsys):
+        install_ssh(tmp_path / "bin", monkeypatch, down=("n2",))
+        found = nodes_that_answer(self.NODES, lambda some: self.cluster(some, tmp_path), 1, config)
+        assert [node.name for node in found] == ["n0", "n1"]
+        assert "going on with 2 of 3 hosts, without n2" in capsys.readouterr().err
+
+    def test_too_few_are_a_refusal_that_names_the_host(self, config: RunConfig, tmp_path: Path, monkeypatch):
+        install_ssh(tmp_path / "bin", monkeypatch, down=("n2",))
+        with pytest.raises(UserError, match=r"2 of 3 hosts answer, and --min-nodes is 3: host n2: ssh cannot reach it"):
+            nodes_that_answer(self.NODES, lambda some: self.cluster(some, tmp_path), 3, config)
 
 
 class Launches:

@@ -111,7 +111,7 @@ class TestStop:
             leave_record(run.ranks, 0, one.pid, host="node1")
             assert stop(run.path) == 0
             assert one.wait() == -signal.SIGTERM
-        signalled = [words for words in hosts.asked if words[4] == str(int(signal.SIGTERM))]
+        signalled = [words for words in hosts.asked if words[4:5] == [str(int(signal.SIGTERM))]]
         assert len(signalled) == 1
         assert is_asked_to_stop(run.ranks)
         assert "failed at step 20 (exit code 1)" in capsys.readouterr().out
