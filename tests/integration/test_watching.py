@@ -20,7 +20,7 @@ from tests.runs import NO_COMPILER, LeftOver, write_recipe, write_shards
 
 pytestmark = pytest.mark.integration
 
-TIMEOUT_SECONDS = 240
+TIMEOUT_SECONDS = 1200
 EVERY_STEPS = 5
 """Optimizer steps between checkpoints."""
 
@@ -33,7 +33,7 @@ class Place:
         self.recipe = write_recipe(
             directory / "tiny.yaml",
             {"train": write_shards(directory)["train"], "val": None},
-            engine={"processes": 2, "timeout_seconds": 60},
+            engine={"processes": 2, "timeout_seconds": 300},
             checkpoint={"every_steps": EVERY_STEPS},
             limits={"epochs": 8},
         )
@@ -160,7 +160,7 @@ def test_ranks_whose_starter_was_killed_are_found_adopted_and_stopped(place: Pla
     watcher = place.start("attach", str(run.path))
     wait_for(lambda: (now := read_attendant(ranks)) is not None and now.process.pid == watcher.pid, "an adoption")
     assert len(live_ranks(ranks)) == 2
-    code, output = place.duoflow("stop", str(run.path))
+    code, output = place.duoflow("stop", str(run.path), "--wait", "600")
     assert code == 0, output
     assert "stopped at step" in output
     said, _ = watcher.communicate(timeout=TIMEOUT_SECONDS)
@@ -169,7 +169,7 @@ def test_ranks_whose_starter_was_killed_are_found_adopted_and_stopped(place: Pla
     assert live_ranks(ranks) == []
     assert read_attendant(ranks) is None
 
-    code, output = place.duoflow("stop", str(run.path))
+    code, output = place.duoflow("stop", str(run.path), "--wait", "600")
     assert code == 0
     assert "it does not run, so there is nothing to stop" in output
 
