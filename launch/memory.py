@@ -1,114 +1,132 @@
-"""Whether the kernel ended a process for want of memory: what cgroups count and the kernel's log says of it."""
+"""Whether a process was ended for want of memory, as far as its control group and the kernel's log show it."""
 
+import os
 import re
-import signal
+import subprocess
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-_KILLED = re.compile(r"(?:Out of memory|Memory cgroup out of memory).*?[Kk]ill(?:ed)? process (\d+)")
+CGROUPS = Path("/sys/fs/cgroup")
+KERNEL_LOG = Path("/var/log/kern.log")
+"""Where a syslog daemon keeps the kernel's messages, for those who may not ask the kernel."""
+
+_COUNTERS = ("memory.events", "memory.oom_control")
+"""Files with a line `oom_kill N`: of the second version of control groups, and of the first."""
+_LIMITS = ("memory.max", "memory.limit_in_bytes")
+_NO_LIMIT = 1 << 60
+"""The first version says this or more (in bytes) where there is no limit."""
+_KILLED = re.compile(r"\[\s*(\d+)\.\d+\].*[Oo]ut of memory.*Killed process (\d+) ")
+_LOG_SECONDS = 5
+_LOG_BYTES = 1 << 20
 
 
-class MemoryEvents(NamedTuple):
-    """What a cgroup has counted since it was made."""
-
-    oom_kills: int | None
-    """Processes that the kernel has ended in it for want of memory; None where nothing counts them."""
-    limit_bytes: int | None
-    """None is no limit."""
-    peak_bytes: int | None
-    """None where the kernel does not keep it."""
-
-
-def read_memory_events(cgroup: Path | None = None) -> MemoryEvents:
-    """The counters of this process's cgroup, of version 2 or 1.
-
-    Take them before the processes start and again when one has ended: only a difference says something about them.
+def memory_group(membership: str | None = None, root: Path = CGROUPS) -> Path | None:
+    """The directory of the control group that counts a process's memory and what was ended in it; None without one.
 
     Args:
-        cgroup: its directory; None looks it up.
+        membership: the text of /proc/PID/cgroup; by default this process's.
+        root: where the control groups are mounted.
     """
-    if cgroup is None:
-        cgroup = own_cgroup()
-    if cgroup is None:
-        return MemoryEvents(None, None, None)
-    kills = _counter(cgroup / "memory.events", "oom_kill")
-    if kills is None:
-        kills = _counter(cgroup / "memory.oom_control", "oom_kill")
-    limit = _number(cgroup / "memory.max", cgroup / "memory.limit_in_bytes")
-    if limit is not None and limit >= 2**60:  # version 1 says so that there is none
-        limit = None
-    return MemoryEvents(kills, limit, _number(cgroup / "memory.peak", cgroup / "memory.max_usage_in_bytes"))
-
-
-def own_cgroup(membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Path | None:
-    """The directory of this process's memory cgroup; None where there is none to see.
-
-    In a container the path that the kernel tells may be that outside; then its own root is the cgroup.
-    """
-    try:
-        lines = membership.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        number, controllers, path = line.split(":", 2)
-        if "memory" in controllers.split(","):
-            home = root / "memory"
-        elif (number, controllers) == ("0", ""):
-            home = root
-        else:
-            continue
-        for directory in (home / path.lstrip("/"), home):
-            if any((directory / name).exists() for name in ("memory.events", "memory.oom_control")):
-                return directory
-    return None
-
-
-def killed_for_memory(kernel_log: str, pid: int) -> bool:
-    """Whether the kernel's log (what `dmesg` prints) says that it ended this process for want of memory.
-
-    In a container it has the id of the process outside, and then finds nothing.
-    """
-    return any(int(found[1]) == pid for found in _KILLED.finditer(kernel_log))
-
-
-def why_killed(
-    returncode: int, *, before: MemoryEvents, after: MemoryEvents, pid: int | None = None, kernel_log: str = ""
-) -> str | None:
-    """What to say of a process that signal 9 ended; None of one that ended otherwise.
-
-    Args:
-        returncode: as subprocess has it: negative for a signal. A shell's 137 is the same.
-        before, after: of its cgroup.
-        pid: its id, to find it in `kernel_log`.
-    """
-    if returncode not in (-signal.SIGKILL, 128 + signal.SIGKILL):
-        return None
-    kills = None if after.oom_kills is None or before.oom_kills is None else after.oom_kills - before.oom_kills
-    if kills or (pid is not None and killed_for_memory(kernel_log, pid)):
-        limit = "" if after.limit_bytes is None else f" (limit {after.limit_bytes / 2**30:.1f} GiB)"
-        return (
-            f"ended by signal 9: the kernel ended it for want of memory{limit}; lower batch.micro_visits or "
-            "data.workers, or give the job more memory"
-        )
-    if kills is None:
-        return "ended by signal 9: somebody killed it, or the kernel for want of memory, which shows nowhere here"
-    return "ended by signal 9: somebody killed it; the kernel has ended no process for want of memory"
-
-
-def _counter(path: Path, name: str) -> int | None:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    fields = dict(line.split(maxsplit=1) for line in lines if " " in line)
-    return int(fields[name]) if fields.get(name, "").strip().isdecimal() else None
-
-
-def _number(*paths: Path) -> int | None:
-    for path in paths:
+    if membership is None:
         try:
-            text = path.read_text(encoding="utf-8").strip()
+            membership = Path("/proc/self/cgroup").read_text(encoding="utf-8")
         except OSError:
+            return None
+    for controllers, path in (line.split(":", 2)[1:] for line in membership.splitlines() if line.count(":") >= 2):
+        if controllers not in ("", "memory"):
             continue
-        return int(text) if text.isdecimal() else None
+        own = root / controllers / path.lstrip("/")
+        # A container may show its own group as the root, whatever the process's path outside of it is called.
+        for group in (own, root / controllers):
+            if any((group / name).is_file() for name in _COUNTERS):
+                return group
     return None
+
+
+def oom_kills(group: Path) -> int | None:
+    """Processes of a control group that the kernel has ended for want of memory so far; None if it does not say."""
+    for name in _COUNTERS:
+        for line in _read(group / name).splitlines():
+            key, _, count = line.partition(" ")
+            if key == "oom_kill" and count.isdecimal():
+                return int(count)
+    return None
+
+
+def limit_bytes(group: Path) -> int | None:
+    """How much memory a control group may hold; None if that is not limited."""
+    for name in _LIMITS:
+        text = _read(group / name).strip()
+        if text.isdecimal() and int(text) < _NO_LIMIT:
+            return int(text)
+    return None
+
+
+def kernel_killed(log: Iterable[str], pid: int, started: str | None, ticks_per_second: int) -> bool:
+    """Whether the kernel's log says that it ended a process for want of memory.
+
+    Args:
+        log: lines with `[seconds since boot]`.
+        started: clock ticks from boot to the start of the process: an earlier line is about another one with its id.
+        ticks_per_second: clock ticks.
+    """
+    if started is None:
+        return False
+    found = (match for match in map(_KILLED.search, log) if match is not None)
+    return any(int(match[2]) == pid and int(match[1]) >= int(started) // ticks_per_second for match in found)
+
+
+def kernel_log() -> list[str]:
+    """The kernel's last messages, if this user may read them."""
+    try:
+        answer = subprocess.run(
+            ["dmesg"], capture_output=True, text=True, errors="replace", timeout=_LOG_SECONDS, check=False
+        )
+        if answer.returncode == 0:
+            return answer.stdout.splitlines()
+    except (OSError, subprocess.TimeoutExpired):
+        pass  # the file below may be there in its place
+    try:
+        with KERNEL_LOG.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_BYTES))
+            return file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def cause_of_kill(
+    pid: int,
+    started: str | None,
+    group: str | None,
+    counted_before: int | None,
+    *,
+    log: Sequence[str],
+    ticks_per_second: int,
+) -> str:
+    """What this host shows of why a process of it was killed, as the rest of a sentence.
+
+    Args:
+        group: directory of its control group, if it can be read here.
+        counted_before: what `oom_kills` gave when the process began.
+        log: lines of the kernel's log.
+    """
+    if kernel_killed(log, pid, started, ticks_per_second):
+        return f"the kernel's log says that it ended process {pid} for want of memory; {_REMEDY}"
+    now = None if group is None else oom_kills(Path(group))
+    if group is not None and now is not None and counted_before is not None and now > counted_before:
+        limit = limit_bytes(Path(group))
+        limited = "" if limit is None else f", limit {limit / 2**30:.1f} GiB"
+        counted = f"the cgroup counted {now - counted_before} oom_kill since the start{limited}"
+        return f"memory is the likely cause: {counted}; {_REMEDY}"
+    looked_at = "the kernel's log shows no" if now is None else "neither its cgroup nor the kernel's log shows a"
+    return f"{looked_at} lack of memory, so somebody may have killed it"
+
+
+_REMEDY = "lower batch.micro_visits or data.workers"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""

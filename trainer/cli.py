@@ -17,8 +17,10 @@ from trainer.bench import answer as bench_answer
 from trainer.bench import step as bench_step
 from trainer.commands.answer import add_answer_parser
 from trainer.commands.export import add_export_parser
+from trainer.commands.launch_parser import add_hostfile_option, add_launch_parser
 from trainer.commands.score import add_score_parser
 from trainer.commands.tasks import add_tasks_parser
+from trainer.commands.watch import add_watch_options, add_watch_parsers
 from trainer.doctor.command import add_doctor_parser
 from trainer.export.run_arguments import add_pipeline_option, check_run
 
@@ -28,6 +30,9 @@ EXIT_INTERRUPTED = 130
 
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 """What no command can do anything about, wherever it happens."""
+
+_TAKE_LAUNCHER_FLAGS = ("train", "launch")
+"""Verbs after whose `--` the deepspeed launcher's own flags follow."""
 
 SPLITS = ("train", "val", "testdev", "test", "challenge")
 
@@ -73,6 +78,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_scenes_parser(verbs)
     add_shards_parser(verbs)
     _add_train(verbs)
+    add_watch_parsers(verbs)
+    add_launch_parser(verbs)
     _add_evaluate(verbs)
     add_answer_parser(verbs)
     add_export_parser(verbs)
@@ -88,7 +95,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = build_parser()
-    arguments, rest = parser.parse_known_args(argv)
+    own, flags = list(argv), []
+    if argv[:1] and argv[0] in _TAKE_LAUNCHER_FLAGS and "--" in argv:
+        own, flags = list(argv[: argv.index("--")]), list(argv[argv.index("--") + 1 :])
+    arguments, rest = parser.parse_known_args(own)
+    if flags and getattr(arguments, "hostfile", None) is None:
+        parser.error(f"{flags[0]}: flags of the deepspeed launcher after `--` are for --hostfile")
+    arguments.launcher_flags = flags
     # argparse gives `a=1` in `train RECIPE --fresh a=1` to nobody: it has closed the list of overrides before.
     takes_overrides = "overrides" in arguments
     unknown = [word for word in rest if word.startswith("-") or not takes_overrides]
@@ -112,7 +125,23 @@ def _add_train(verbs: Any) -> None:
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and leave")
     parser.add_argument("--fresh", action="store_true", help="set an existing run of this name aside and start over")
     parser.add_argument("--limit", metavar="N", type=int, help="use the first N images of each split (data.limit=N)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--prepare",
+        metavar="RANKS",
+        type=_count,
+        help="check everything for so many ranks, write the run's config.yaml, print its path and leave: for ranks "
+        "that srun or a container starts",
+    )
+    add_hostfile_option(where)
+    add_watch_options(parser)
     parser.set_defaults(handler=_train)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number from 1 on")
+    return int(text)
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -124,12 +153,30 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.print_config:
         say(dump_config(load_config(arguments.recipe, overrides)).rstrip("\n"))
         return 0
+    if arguments.dry_run and arguments.prepare is not None:
+        raise UserError("--dry-run: writes nothing, and --prepare does; give one of them")
+    if arguments.dry_run and arguments.hostfile is not None:
+        raise UserError("--dry-run: over hosts it is `duoflow launch hostfile RECIPE --hostfile F --dry-run`")
     if arguments.dry_run:
         return _dry_run(arguments.recipe, overrides, fresh=arguments.fresh)
 
-    from trainer.commands.start import start_training
+    from trainer.commands.start import prepare_training, start_training
 
-    return start_training(arguments.recipe, overrides, fresh=arguments.fresh)
+    if arguments.prepare is not None:
+        return prepare_training(arguments.recipe, overrides, ranks=arguments.prepare, fresh=arguments.fresh)
+    prepare = None
+    if arguments.hostfile is not None:
+        from trainer.commands.launch import over_hosts
+
+        prepare = over_hosts(arguments.hostfile, arguments.launcher_flags, min_nodes=arguments.min_nodes)
+    return start_training(
+        arguments.recipe,
+        overrides,
+        fresh=arguments.fresh,
+        prepare=prepare,
+        detach=arguments.detach,
+        restarts=arguments.restarts,
+    )
 
 
 def _dry_run(recipe: Path, overrides: Sequence[str], *, fresh: bool) -> int:

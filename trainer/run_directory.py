@@ -101,6 +101,16 @@ class RunDirectory:
         """Which processes train: one `rank*.pid` each, while a run is running."""
         return self.path / "ranks"
 
+    @property
+    def console(self) -> Path:
+        """What a run without a terminal says."""
+        return self.logs / "console.log"
+
+    @property
+    def restarts(self) -> Path:
+        """A line for each time that the run was started again by itself."""
+        return self.logs / "restarts.jsonl"
+
     def rank_log(self, rank: int) -> Path:
         """What a rank has to say beyond the console."""
         return self.logs / f"rank{rank}.log"
@@ -125,19 +135,22 @@ class RunDirectory:
             ) from None
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, *, adopt: bool = False) -> Iterator[None]:
         """Keep every other process that asks for the lock out, for as long as this one lives at most.
 
+        Args:
+            adopt: take it also where ranks run whose starter, which had it, is gone.
+
         Raises:
-            UserError: another process has it, or ranks run whose starter, which had it, is gone.
+            UserError: another process has it, or ranks run whose starter is gone.
         """
         descriptor = os.open(self.ranks, os.O_RDONLY)
         try:
             self._take(descriptor)
-            if running := live_ranks(self.ranks):
+            if not adopt and (running := live_ranks(self.ranks)):
                 raise UserError(
-                    f"{self.path}: processes {', '.join(map(str, running))} are training here; stop them (kill -TERM, "
-                    "and they save) or give this run another run.name"
+                    f"{self.path}: processes {', '.join(map(str, running))} are training here; stop them (`duoflow "
+                    f"stop {self.path}`, and they save) or give this run another run.name"
                 )
             yield
         finally:

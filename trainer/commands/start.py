@@ -4,25 +4,46 @@ import contextlib
 import os
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from launch.local import Outcome, free_port, launcher_command, launcher_environment, run_launcher
+from launch.deaths import describe_deaths
+from launch.local import Outcome, count_gpus, launcher_command, launcher_environment, run_launcher
+from launch.network import free_port
+from launch.ranks import attending
 from shards.progress import say
+from trainer.commands.background import go_on_in_background
+from trainer.commands.restarts import keep_training
 from trainer.config import RunConfig, load_config
 from trainer.config.resume_policy import Difference, check_resumable, config_diff
-from trainer.config.schema import REPOSITORY
+from trainer.config.schema import REPOSITORY, check_world_size
 from trainer.run_directory import DONE, FAILED, OCCUPIED, STOPPED, RunDirectory, Status
-from trainer.training.preflight import Machine, preflight
+from trainer.training.preflight import Machine, check_inputs, preflight
 
 TRAINING_MODULE = "trainer.train"
 
+Launch = Callable[[], Outcome]
+"""Starts the ranks of a run that is occupied and written, and returns when they are gone; may be called again then."""
+Preparation = Callable[[RunConfig, RunDirectory, bool], Launch]
+"""(configuration, run, fresh) -> how its ranks are launched, after every check; nothing is written or started yet."""
 
-def start_training(recipe: Path, overrides: Sequence[str], *, fresh: bool = False) -> int:
+
+def start_training(
+    recipe: Path,
+    overrides: Sequence[str],
+    *,
+    fresh: bool = False,
+    prepare: Preparation | None = None,
+    detach: bool = False,
+    restarts: int = 0,
+) -> int:
     """Train a recipe to its end, or go on with the run of that name; returns the exit code.
 
     Args:
         fresh: set an existing run of that name aside and start over.
+        prepare: where the ranks run; None is this machine.
+        detach: return when everything was checked, and train in a process without a terminal.
+        restarts: how often to start again after a fault.
 
     Raises:
         UserError: the recipe, its data or an existing run does not allow it.
@@ -33,16 +54,81 @@ def start_training(recipe: Path, overrides: Sequence[str], *, fresh: bool = Fals
     if finished is not None:
         say(finished)
         return DONE
+    launch = (prepare or prepare_here)(config, run, fresh)
+    with contextlib.ExitStack() as locks:
+        write_start(config, run, locks, fresh=fresh)
+        for difference in logged:
+            say(f"{run.path}: {difference}; the run goes on with the new value")
+
+        def attend(log: str | None = None, ready: Callable[[], None] | None = None) -> int:
+            with attending(run.ranks, log):
+                if ready is not None:
+                    ready()
+                return keep_training(run, lambda: settle(run, launch()), restarts)
+
+        if not detach:
+            return attend()
+        log = str(run.console.relative_to(run.path))
+        pid = go_on_in_background(run.console, lambda ready: attend(log, ready))
+        say(
+            f"{run.path}: training as process {pid}, with its output in {run.console}; `duoflow attach {run.path}` "
+            f"shows it, `duoflow stop {run.path}` ends it"
+        )
+        return DONE
+
+
+def prepare_training(recipe: Path, overrides: Sequence[str], *, ranks: int, fresh: bool = False) -> int:
+    """Check a run and write its `config.yaml`, for ranks that something else starts; returns the exit code.
+
+    Prints the path of the file, and nothing else, on stdout; nothing at all if the run is finished.
+
+    Args:
+        ranks: how many there will be, on all nodes together.
+        fresh: set an existing run of that name aside.
+
+    Raises:
+        UserError: the recipe, its data or an existing run does not allow it.
+    """
+    config = load_config(recipe, overrides)
+    run = RunDirectory.of(config)
+    logged, finished = check_previous(run, config, fresh=fresh)
+    if finished is not None:
+        say(finished, error=True)
+        return DONE
+    check_world_size(config, ranks)
+    check_inputs(config, device_type="cuda" if count_gpus(os.environ) else "cpu", fresh=fresh)
+    with contextlib.ExitStack() as locks:
+        write_start(config, run, locks, fresh=fresh)
+    for difference in logged:
+        say(f"{run.path}: {difference}; the run goes on with the new value", error=True)
+    say(str(run.config.resolve()))
+    return DONE
+
+
+def prepare_here(config: RunConfig, run: RunDirectory, fresh: bool) -> Launch:
+    """Check a run for this machine; its ranks are launched on it.
+
+    Raises:
+        UserError: what is wrong.
+    """
     machine = preflight(config, fresh=fresh)
     if config.engine.processes is not None and machine.processes < config.engine.processes:
         say(f"engine.processes: {config.engine.processes}, but a rank each for {machine.gpus} GPU(s) is all there is")
-    with contextlib.ExitStack() as locks:
-        _occupy(run, locks, fresh=fresh)
-        for difference in logged:
-            say(f"{run.path}: {difference}; the run goes on with the new value")
-        run.write_config(config)
-        run.change_status("running", message="starting")
-        return settle(run, _launch(run, config, machine))
+    return lambda: _launch(run, config, machine)
+
+
+def write_start(config: RunConfig, run: RunDirectory, locks: contextlib.ExitStack, *, fresh: bool) -> None:
+    """Occupy a run's directory until `locks` are closed, and leave there what its ranks start from.
+
+    Args:
+        fresh: set an existing run of that name aside.
+
+    Raises:
+        UserError: somebody trains there.
+    """
+    _occupy(run, locks, fresh=fresh)
+    run.write_config(config)
+    run.change_status("running", message="starting")
 
 
 def check_previous(run: RunDirectory, config: RunConfig, *, fresh: bool) -> tuple[list[Difference], str | None]:
@@ -81,17 +167,34 @@ def is_finished(status: Status | None, previous: RunConfig, config: RunConfig) -
 
 
 def settle(run: RunDirectory, outcome: Outcome) -> int:
-    """The exit code of a run whose ranks are gone; if they left none behind, the status says what is known."""
+    """The exit code of a run whose ranks are gone; if they left none behind, the status says what is known.
+
+    Ranks that were killed are named: those that lost them know only that somebody is gone.
+    """
     status = run.read_status()
+    is_fault = not (outcome.stopped_early or outcome.killed)
     if status is not None and status.state != "running":
+        if is_fault and status.exit_code == FAILED and (deaths := describe_deaths(run.ranks, outcome.returncode)):
+            run.change_status("failed", exit_code=FAILED, message=f"{deaths}; {status.message}")
+            say(f"duoflow: {run.path}: {deaths}", error=True)
         return FAILED if status.exit_code is None else status.exit_code
     if outcome.stopped_early:
         code, state, message = STOPPED, "stopped", "stopped before the ranks were up; run the same command again"
     elif outcome.killed:
         code, state, message = FAILED, "failed", "the ranks were killed; run the same command again"
+    elif outcome.left:
+        # The run goes on: its status is not this process's to change.
+        say(
+            f"duoflow: {run.path}: the launcher ended ({outcome.returncode}) and ranks go on without it on "
+            f"{', '.join(outcome.left)}; `duoflow attach {run.path}` follows them, `duoflow stop {run.path}` makes "
+            "them save and leave",
+            error=True,
+        )
+        return FAILED
     else:
         code, state = FAILED, "failed"
-        message = f"the ranks ended without a word (the launcher returned {outcome.returncode}); see {run.logs}"
+        deaths = describe_deaths(run.ranks, outcome.returncode) or "the ranks ended without a word"
+        message = f"{deaths} (the launcher returned {outcome.returncode}); see {run.logs}"
     run.change_status(state, exit_code=code, message=message)
     say(f"duoflow: {run.path}: {message}", error=True)
     return code
@@ -113,7 +216,7 @@ def _occupy(run: RunDirectory, locks: contextlib.ExitStack, *, fresh: bool) -> N
     run.create()
     locks.enter_context(run.lock())
     if fresh and existed:
-        say(f"{run.path}: the old run is now {run.set_aside()}")
+        say(f"{run.path}: the old run is now {run.set_aside()}", error=True)
         run.create()
         locks.enter_context(run.lock())
 
@@ -132,7 +235,7 @@ def _launch(run: RunDirectory, config: RunConfig, machine: Machine) -> Outcome:
         processes=machine.processes,
         gpus=machine.gpus,
         cores=len(os.sched_getaffinity(0)),
-        import_from=_import_from(),
+        import_from=import_from(),
     )
     return run_launcher(
         command,
@@ -144,7 +247,7 @@ def _launch(run: RunDirectory, config: RunConfig, machine: Machine) -> Outcome:
     )
 
 
-def _import_from() -> Path | None:
+def import_from() -> Path | None:
     """The checkout, when the packages come from one: ranks do not look into the working directory."""
     installed = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
     return None if REPOSITORY in installed else REPOSITORY

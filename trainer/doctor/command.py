@@ -1,4 +1,7 @@
-"""`duoflow doctor [RECIPE]`: a table of what is there, and exit code 2 with a line for each thing that is missing."""
+"""`duoflow doctor [RECIPE]`: a table of what is there, and exit code 2 with a line for each thing that is missing.
+
+With `--hostfile` the table is of the hosts.
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -20,16 +23,34 @@ def add_doctor_parser(verbs: Any) -> None:
     )
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", type=Path, help="YAML file, or the config.yaml of a run")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="values to change, as for duoflow train")
+    parser.add_argument(
+        "--hostfile", metavar="F", type=Path, help="look at the hosts of this file instead, all at once, and compare"
+    )
     parser.set_defaults(handler=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.hostfile is not None:
+        return _run_over_hosts(arguments)
     sections = examine(arguments.recipe, arguments.overrides)
     say(render(sections))
     found = faults(sections)
     if found:
         raise UserError("\n".join(found))
     say(f"{arguments.recipe or 'this machine'}: nothing is missing")
+    return 0
+
+
+def _run_over_hosts(arguments: argparse.Namespace) -> int:
+    from trainer.config import load_config
+    from trainer.doctor.nodes import examine_hosts
+
+    config = None if arguments.recipe is None else load_config(arguments.recipe, arguments.overrides)
+    lines, found = examine_hosts(arguments.hostfile, config)
+    say("\n".join(lines))
+    if found:
+        raise UserError("\n".join(found))
+    say(f"{arguments.hostfile}: the hosts have everything in common that a run needs")
     return 0
 
 

@@ -11,7 +11,7 @@ from functools import partial
 import torch.distributed as dist
 from transformers.utils import logging as transformers_logging
 
-from launch.ranks import record_rank
+from launch.ranks import record_end, record_rank
 from shards.errors import UserError
 from trainer.build import open_split
 from trainer.config import RunConfig
@@ -55,12 +55,15 @@ def train(arrival: Arrival, stop: StopRequest) -> int:
         world.agree_or_raise(occupied)
         ours = True
         world.agree_on(lambda: _appear(directory, world))
-        world.watch(dump_stacks=partial(_dump_stacks, directory, world), on_lost=partial(_give_up, directory, began))
+        world.watch(
+            dump_stacks=partial(_dump_stacks, directory, world), on_lost=partial(_give_up, directory, place.rank, began)
+        )
         code = _settle(directory, world, _train(config, directory, world, stop))
         world.close()
+        _leave_word(directory, place.rank, code)
         return code
     except StoppedError as stopped:
-        return _abandon(stopped_early(directory, f"{stopped}", ours=ours, began=began))
+        return _abandon(directory, place.rank, stopped_early(directory, f"{stopped}", ours=ours, began=began))
     except UserError as error:
         code, message, cause = USER_MISTAKE, str(error), None if is_known_to_all(error) else f"{place}: {error}"
         if place.rank == 0 or not is_known_to_all(error):
@@ -75,7 +78,7 @@ def train(arrival: Arrival, stop: StopRequest) -> int:
     leave_status(directory, "failed", code, message, ours=ours, since=began)
     if world is not None:
         world.part(cause)
-    return _abandon(code)
+    return _abandon(directory, place.rank, code)
 
 
 def _appear(directory: RunDirectory, world: World) -> None:
@@ -150,15 +153,24 @@ def _dump_stacks(directory: RunDirectory, world: World) -> None:
         faulthandler.dump_traceback(log, all_threads=True)
 
 
-def _give_up(directory: RunDirectory, began: float, message: str) -> None:
+def _give_up(directory: RunDirectory, rank: int, began: float, message: str) -> None:
     """The end of a rank whose main thread waits for one that is lost; called from another thread."""
     say(message)
     leave_status(directory, "failed", FAILED, message, ours=True, since=began)
-    _abandon(FAILED)
+    _abandon(directory, rank, FAILED)
 
 
-def _abandon(code: int) -> int:
+def _leave_word(directory: RunDirectory, rank: int, code: int) -> None:
+    """Beside this rank's record: one without it was killed."""
+    try:
+        record_end(directory.ranks, rank, code)
+    except OSError as error:
+        logger.error("%s: cannot be written (%s)", directory.ranks, error)
+
+
+def _abandon(directory: RunDirectory, rank: int, code: int) -> int:
     """Leave at once: closing process groups and loader workers can wait for ranks that are gone."""
+    _leave_word(directory, rank, code)
     logging.shutdown()
     os._exit(code)
 

@@ -1,82 +1,90 @@
-"""What the kernel's counters and log say of a process that signal 9 has ended."""
+"""A lack of memory is claimed where a counter rose or the kernel named the process, and nowhere else."""
 
 from pathlib import Path
 
 import pytest
 
-from launch.memory import MemoryEvents, killed_for_memory, own_cgroup, read_memory_events, why_killed
+from launch.memory import cause_of_kill, kernel_killed, limit_bytes, memory_group, oom_kills
 
-QUIET = MemoryEvents(0, 8 * 2**30, 7 * 2**30)
-LOG = (
-    "[1.0] usb 1-1: new device\n"
-    "[2.0] Memory cgroup out of memory: Killed process 4711 (python) total-vm:9kB, anon-rss:8kB, UID:0\n"
-    "[3.0] Out of memory: Kill process 815 (python) score 900 or sacrifice child\n"
-)
-
-
-def test_counters_of_version_2(tmp_path: Path):
-    (tmp_path / "memory.events").write_text("low 0\nhigh 3\nmax 12\noom 2\noom_kill 2\noom_group_kill 0\n")
-    (tmp_path / "memory.max").write_text("8589934592\n")
-    (tmp_path / "memory.peak").write_text("7516192768\n")
-    assert read_memory_events(tmp_path) == MemoryEvents(2, 8 * 2**30, 7 * 2**30)
-    (tmp_path / "memory.max").write_text("max\n")
-    assert read_memory_events(tmp_path).limit_bytes is None
+TICKS = 100
+LOG = [
+    "[  100.250000] Out of memory: Killed process 41 (python) total-vm:9kB, anon-rss:8kB",
+    "[  500.000001] Memory cgroup out of memory: Killed process 42 (python) total-vm:9kB",
+    "[  600.000000] python[43]: segfault at 0",
+]
 
 
-def test_counters_of_version_1(tmp_path: Path):
-    (tmp_path / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n")
-    (tmp_path / "memory.limit_in_bytes").write_text("9223372036854771712\n")
-    (tmp_path / "memory.max_usage_in_bytes").write_text("1024\n")
-    assert read_memory_events(tmp_path) == MemoryEvents(1, None, 1024)
+def second_version(root: Path, kills: int = 0, limit: str = "max") -> Path:
+    group = root / "job.slice"
+    group.mkdir(parents=True, exist_ok=True)
+    (group / "memory.events").write_text(f"low 0\nhigh 3\nmax 9\noom 2\noom_kill {kills}\noom_group_kill 0\n")
+    (group / "memory.max").write_text(f"{limit}\n")
+    return group
 
 
-def test_what_is_not_there_or_says_nothing_is_unknown(tmp_path: Path):
-    assert read_memory_events(tmp_path) == MemoryEvents(None, None, None)
-    (tmp_path / "memory.events").write_text("")
-    assert read_memory_events(tmp_path).oom_kills is None
+def first_version(root: Path, kills: int = 0, limit: int = 9223372036854771712) -> Path:
+    group = root / "memory" / "job"
+    group.mkdir(parents=True, exist_ok=True)
+    (group / "memory.oom_control").write_text(f"oom_kill_disable 0\nunder_oom 0\noom_kill {kills}\n")
+    (group / "memory.limit_in_bytes").write_text(f"{limit}\n")
+    return group
+
+
+def test_the_group_of_both_versions_is_found_by_its_counter(tmp_path: Path):
+    new, old = second_version(tmp_path / "new", 3), first_version(tmp_path / "old", 4)
+    assert memory_group("0::/job.slice\n", tmp_path / "new") == new
+    assert memory_group("4:memory:/job\n1:cpu:/\n0::/\n", tmp_path / "old") == old
+    assert (oom_kills(new), oom_kills(old)) == (3, 4)
+
+
+def test_a_container_that_sees_its_group_as_the_root(tmp_path: Path):
+    root = second_version(tmp_path).rename(tmp_path / "root")
+    assert memory_group("0::/docker/abc\n", root) == root
+
+
+def test_without_control_groups_nothing_is_known(tmp_path: Path):
+    assert memory_group("0::/x\n", tmp_path) is None
+    assert memory_group("garbage\n", tmp_path) is None
+    assert oom_kills(tmp_path) is None
+
+
+def test_limits(tmp_path: Path):
+    assert limit_bytes(second_version(tmp_path, limit=str(24 << 30))) == 24 << 30
+    assert limit_bytes(second_version(tmp_path)) is None
+    assert limit_bytes(first_version(tmp_path)) is None
 
 
 @pytest.mark.parametrize(
-    ("membership", "cgroup"),
+    ("pid", "started", "killed"),
     [
-        ("0::/job/step\n", "job/step"),
-        ("12:cpu,cpuacct:/x\n7:memory:/job\n0::/\n", "memory/job"),
-        ("0::/outside/of/the/container\n", "."),
+        (41, "1000", True),
+        (42, "49900", True),
+        (42, "51000", False),
+        (43, "1", False),
+        (4, "1", False),
+        (41, None, False),
     ],
 )
-def test_the_own_cgroup_is_found(tmp_path: Path, membership: str, cgroup: str):
-    root = tmp_path / "cgroup"
-    counters = "memory.oom_control" if cgroup.startswith("memory") else "memory.events"
-    (root / cgroup).mkdir(parents=True)
-    (root / cgroup / counters).write_text("oom_kill 0\n")
-    (tmp_path / "own").write_text(membership)
-    assert own_cgroup(tmp_path / "own", root) == root / cgroup
-    assert own_cgroup(tmp_path / "gone", root) is None
+def test_the_kernels_log_names_the_process_and_not_an_earlier_one_with_its_id(pid, started, killed):
+    assert kernel_killed(LOG, pid, started, TICKS) is killed
 
 
-def test_the_kernels_log_names_the_process():
-    assert killed_for_memory(LOG, 4711)
-    assert killed_for_memory(LOG, 815)
-    assert not killed_for_memory(LOG, 47)
+def said(group: Path, before: int | None, log: list[str] | None = None, pid: int = 42) -> str:
+    return cause_of_kill(pid, "100", str(group), before, log=log or [], ticks_per_second=TICKS)
 
 
-def test_only_signal_9_is_explained():
-    assert why_killed(0, before=QUIET, after=QUIET) is None
-    assert why_killed(-15, before=QUIET, after=QUIET) is None
+def test_a_counter_that_rose_makes_memory_the_likely_cause(tmp_path: Path):
+    group = second_version(tmp_path, kills=3, limit=str(24 << 30))
+    assert said(group, 2) == (
+        "memory is the likely cause: the cgroup counted 1 oom_kill since the start, limit 24.0 GiB; lower "
+        "batch.micro_visits or data.workers"
+    )
 
 
-@pytest.mark.parametrize("returncode", [-9, 137])
-def test_a_kill_that_the_cgroup_has_counted_is_one_for_memory(returncode: int):
-    said = why_killed(returncode, before=QUIET, after=QUIET._replace(oom_kills=1))
-    assert said.startswith("ended by signal 9: the kernel ended it for want of memory (limit 8.0 GiB); lower batch.")
+@pytest.mark.parametrize("before", [3, None])
+def test_a_counter_that_stands_or_was_not_read_proves_nothing(tmp_path: Path, before: int | None):
+    assert "somebody may have killed it" in said(second_version(tmp_path, kills=3), before)
 
 
-def test_kills_of_before_prove_nothing():
-    seen = QUIET._replace(oom_kills=3)
-    assert "somebody killed it; the kernel has ended no process" in why_killed(-9, before=seen, after=seen)
-    assert "for want of memory (limit" in why_killed(-9, before=seen, after=seen, pid=4711, kernel_log=LOG)
-
-
-def test_without_counters_nothing_is_claimed():
-    unknown = MemoryEvents(None, None, None)
-    assert "which shows nowhere here" in why_killed(-9, before=unknown, after=unknown)
+def test_the_kernels_log_is_believed_first(tmp_path: Path):
+    assert said(second_version(tmp_path), 0, LOG).startswith("the kernel's log says that it ended process 42 for want")

@@ -62,7 +62,8 @@ def started(monkeypatch) -> list[tuple]:
     """What `train` was asked to start; nothing starts."""
     calls: list[tuple] = []
     fake = types.ModuleType("trainer.commands.start")
-    fake.start_training = lambda recipe, overrides, fresh: calls.append((recipe, overrides, fresh)) or 75
+    fake.start_training = lambda recipe, overrides, fresh, **_: calls.append((recipe, overrides, fresh)) or 75
+    fake.prepare_training = None
     monkeypatch.setitem(sys.modules, "trainer.commands.start", fake)
     return calls
 
@@ -96,7 +97,7 @@ def test_help_imports_neither_torch_nor_deepspeed():
 def test_the_verbs_are_those_that_are_built():
     verbs = next(action for action in cli.build_parser()._actions if isinstance(action, argparse._SubParsersAction))
     built = {"scenes", "shards", "train", "evaluate", "answer", "export", "score", "tasks", "doctor", "bench"}
-    assert set(verbs.choices) == built
+    assert set(verbs.choices) == built | {"launch", "attach", "stop", "status"}
 
 
 def test_every_verb_has_a_handler_and_no_option_that_the_launcher_could_take_for_its_own():

@@ -1,13 +1,15 @@
 """The same command goes on, a finished run says so, and the code that ranks leave comes back."""
 
+import socket
 from pathlib import Path
 
 import pytest
 
 from launch.local import Outcome
-from launch.ranks import record_rank
+from launch.ranks import read_attendant, record_rank
 from shards.errors import ConfigError, UserError
-from trainer.commands import start
+from tests.processes import leave_record
+from trainer.commands import restarts, start
 from trainer.commands.start import start_training
 from trainer.run_directory import RunDirectory, Status
 from trainer.training.preflight import Machine
@@ -92,6 +94,32 @@ def test_a_run_that_was_stopped_without_saving_says_what_happened(outcome, code,
     status = RUN.read_status()
     assert status is not None
     assert (status.state, status.exit_code, status.global_step) == (state, code, 7)
+
+
+@pytest.mark.usefixtures("recipe")
+def test_a_killed_rank_is_named_before_what_the_others_could_see():
+    run = RunDirectory(Path("runs/tiny"))
+    run.create()
+    leave_record(run.ranks, 0, 4_000_000, host=socket.gethostname(), started="1", exit_code=1)
+    leave_record(run.ranks, 1, 4_000_001, host=socket.gethostname(), started="1")
+    run.write_status(Status(state="failed", exit_code=1, message="rank 0 lost the other ranks", global_step=7))
+    assert start.settle(run, Outcome(247, stopped_early=False, killed=False)) == 1
+    status = run.read_status()
+    assert status is not None
+    assert status.message.startswith(
+        f"rank 1 on {socket.gethostname()} (process 4000001) was ended by signal 9 (SIGKILL)"
+    )
+    assert status.message.endswith("; rank 0 lost the other ranks")
+    assert status.global_step == 7
+
+
+def test_faults_are_started_again_with_the_same_command(recipe: Path, launches: Launches, monkeypatch):
+    monkeypatch.setattr(restarts, "FIRST_WAIT_SECONDS", 0.0)
+    launches.ends_with = Status(state="failed", exit_code=1, global_step=3)
+    assert start_training(recipe, [], restarts=2) == 1
+    assert len(launches) == 3
+    assert {tuple(launch["command"][-1:]) for launch in launches} == {(str(RUN.config.resolve()),)}
+    assert read_attendant(RUN.ranks) is None
 
 
 def test_the_same_command_goes_on_after_a_stop(recipe: Path, launches: Launches):

@@ -1,0 +1,85 @@
+"""The verbs of a run without a terminal, `attach`, `stop` and `status`, and what `train` takes for it."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+RUNS = Path("runs")
+"""Where recipes put runs unless they say otherwise (`run.directory`)."""
+
+
+def add_watch_options(train: argparse.ArgumentParser) -> None:
+    """Add to `train` what makes a run go on by itself."""
+    train.add_argument(
+        "--detach", action="store_true", help="check everything, then train without this terminal; see `duoflow attach`"
+    )
+    train.add_argument(
+        "--restarts", metavar="N", type=_count, default=0, help="start again by itself after a fault, N times at most"
+    )
+    train.add_argument(
+        "--min-nodes",
+        metavar="N",
+        type=_count,
+        help="with --restarts and --hostfile: go on with the hosts that answer, N at least, if the lanes allow it",
+    )
+
+
+def add_watch_parsers(verbs: Any) -> None:
+    """Add `attach`, `stop` and `status`; their namespaces carry `handler`: namespace -> exit code."""
+    attach = verbs.add_parser(
+        "attach",
+        help="follow a run that goes on elsewhere, to its end",
+        description="Show what a run says until it ends, and return its exit code. Ctrl-C lets go of it and does not "
+        "stop it. Where the process that started the ranks is gone, this one takes its place.",
+    )
+    attach.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/NAME")
+    attach.set_defaults(handler=_attach)
+
+    stop = verbs.add_parser(
+        "stop",
+        help="make a run save and leave, on whatever hosts",
+        description="Ask a run to save and leave, and wait until it has. The same `duoflow train` goes on with it.",
+    )
+    stop.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/NAME")
+    stop.add_argument("--kill", action="store_true", help="end what has not left in time with SIGKILL")
+    stop.add_argument(
+        "--wait", metavar="SECONDS", type=_count, help="how long to wait for it (engine.timeout_seconds of the run)"
+    )
+    stop.set_defaults(handler=_stop)
+
+    status = verbs.add_parser(
+        "status",
+        help="how runs stand: step, best, speed, time left, what is alive",
+        description="A table of the runs below a directory, or everything about one run. Hosts that do not answer "
+        "within seconds are named and not waited for.",
+    )
+    status.add_argument(
+        "run", metavar="RUN", nargs="?", type=Path, default=RUNS, help="a run, or a directory of runs (runs)"
+    )
+    status.add_argument("--json", action="store_true", help="print JSON")
+    status.set_defaults(handler=_status)
+
+
+def _attach(arguments: argparse.Namespace) -> int:
+    from trainer.commands.attach import attach  # here and below: they read recipes, which takes a while to import
+
+    return attach(arguments.run)
+
+
+def _stop(arguments: argparse.Namespace) -> int:
+    from trainer.commands.stop import stop
+
+    return stop(arguments.run, kill=arguments.kill, wait_seconds=arguments.wait)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from trainer.commands.status import status
+
+    return status(arguments.run, as_json=arguments.json)
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text}: expected 0 or more")
+    return number
