@@ -6,7 +6,7 @@ from shards.config_base import Section
 
 
 class CacheConfig(Section):
-    """Where each machine keeps copies of shards that lie behind a URL (docs/remote.md); directories are read in place."""
+    """Where each machine keeps copies of shards that lie behind a URL (docs/remote.md)."""
 
     directory: str | None = Field(default=None, min_length=1)
     """On a disk of the machine's own; runs may share it. Null is $DUOFLOW_CACHE or else ~/.cache/duoflow/shards."""
@@ -19,7 +19,7 @@ class CacheConfig(Section):
 
 
 class DataConfig(Section):
-    """Finished shards, in directories or behind URLs (`s3://`, `gs://`, `hf://`, `https://`, ...), and how they are read."""
+    """Finished shards, in directories or behind URLs (`s3://`, `gs://`, `hf://`, `https://`), and how they are read."""
 
     train: str | None = None
     """Directory or URL of the training shards, built with `duoflow shards build`."""

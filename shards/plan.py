@@ -191,7 +191,7 @@ class EpochOrder:
         return own[micro_step * share.micro_visits : (micro_step + 1) * share.micro_visits]
 
     def shards_in_step(self, step: int, share: Share) -> Ints:
-        """The shards that a rank may read in a step: those of its visits, in their order, then others of their blocks."""
+        """The shards that a rank may read in a step: those of its visits, in their order, then those around them."""
         lanes = self.order.lanes // share.world_size
         own = self.step(step)[share.rank * lanes : (share.rank + 1) * lanes].ravel()
         return self.shards_around(self.visits.image[own[own != PADDING]])

@@ -211,8 +211,8 @@ def read_index(directory: str | Path) -> SplitIndex:
     """Read the index of a directory, or a URL, of shards.
 
     Raises:
-        DataError: there is no complete set of shards there, or it cannot be reached, its index is damaged, or it is of another
-            format version.
+        DataError: there is no complete set of shards there, or it cannot be reached, its index is damaged, or it is
+            of another format version.
     """
     path = joined(directory, INDEX_NAME)
     data = read_index_bytes(directory)

@@ -22,7 +22,8 @@ class ShardReader:
     One thread at a time: to open a shard may close another one.
 
     Raises (all methods):
-        DataError: a shard is missing or cannot be fetched, cannot be read, is shorter than the index says, or holds no such sample.
+        DataError: a shard is missing, cannot be fetched or read, is shorter than the index says, or holds no such
+            sample.
     """
 
     def __init__(

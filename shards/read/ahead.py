@@ -22,7 +22,7 @@ class Route(Protocol):
         ...
 
     def shards_at(self, position: int) -> Ints:
-        """The shards that are needed at a position (behind the last one too: in the next pass), in the order of need."""
+        """The shards that a position needs, in the order of need; those behind the last one are of the next pass."""
         ...
 
 
@@ -84,7 +84,7 @@ def check_cache(limit_bytes: int, place: str, order: EpochOrder, index: SplitInd
     needed = bytes_at_once(order, index, shares)
     if limit_bytes < needed:
         raise ConfigError(
-            f"data.cache.bytes: {limit_bytes} is less than the {needed} bytes of {place} that the ranks of this machine "
+            f"data.cache.bytes: {limit_bytes} is less than the {needed} bytes of {place} that this machine's ranks "
             f"read from at once ({order.order.lanes} lanes, blocks of {order.order.shuffle_shards} shards); give it at "
             "least these, or lower data.shuffle_shards or batch.lanes"
         )

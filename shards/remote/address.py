@@ -62,7 +62,7 @@ def check_protocol(url: str) -> None:
     """Whether there is a reader of this protocol, and its packages are installed.
 
     Raises:
-        ConfigError: there is none; the message names the nearest protocol, or the command that installs what is missing.
+        ConfigError: there is none; the message names the nearest protocol, or the command that installs packages.
     """
     from fsspec.registry import available_protocols, get_filesystem_class
 

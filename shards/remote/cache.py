@@ -1,8 +1,8 @@
 """A directory of shards by their sha256, bounded in bytes, that any number of processes and runs share.
 
-Everything that one process tells another is a lock of the kernel's (flock) on a file here, so what a killed process held
-is free at once: readers hold a shard's own file, a fetch holds `SHA.lock`, and who has shards fetched ahead of need holds
-`SHA.hold` for each of them. A shard grows in `SHA.BYTES.part`, whose name says how much room it is going to take.
+Everything that one process tells another is a lock of the kernel's (flock) on a file here, so what a killed process
+held is free at once: readers hold a shard's own file, a fetch holds `SHA.lock`, and who has shards fetched ahead holds
+`SHA.hold` for each. A shard grows in `SHA.BYTES.part`, whose name says how much room it is going to take.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ class Spare(IntEnum):
     AHEAD = 1
     """Those too that were fetched ahead of need."""
     READ = 2
-    """Those too that are read at this moment: who reads one keeps what it has opened, and it is fetched anew for others."""
+    """Those too that are read at this moment: who has one open reads on in it; for others it is fetched anew."""
 
 
 def cache_directory(named: str | None) -> Path:
@@ -121,8 +121,8 @@ class ShardCache:
                 seen, since = size, time.monotonic()
             elif time.monotonic() - since > stalled_seconds:
                 raise DataError(
-                    f"{path}: the process that fetches this shard hangs at byte {max(size, 0)} (its id: `lsof {path}`); "
-                    "end it, and run the same command again"
+                    f"{path}: the process that fetches this shard hangs at byte {max(size, 0)} (its id: `lsof {path}`)"
+                    "; end it, and run the same command again"
                 )
             time.sleep(_LOCK_POLL_SECONDS)
         try:
@@ -286,8 +286,8 @@ class _Entry(NamedTuple):
 def disk_is_full(directory: Path) -> DataError:
     """What there is to say when nothing more can be evicted."""
     return DataError(
-        f"{directory}: the disk is full, and nothing in the cache may be evicted; free some space on this disk, or name "
-        "another one in data.cache.directory"
+        f"{directory}: the disk is full, and nothing in the cache may be evicted; free some space on this disk, or "
+        "name another one in data.cache.directory"
     )
 
 

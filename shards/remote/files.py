@@ -1,8 +1,9 @@
-"""The shards of a URL, opened: those that are not in the cache are fetched first, once on this machine for everybody."""
+"""The shards of a URL, opened: what is not in the cache is fetched first, once on this machine for everybody."""
 
 import hashlib
 import os
 from collections.abc import Iterable, Sequence, Set
+from pathlib import Path
 
 from shards.config import CacheConfig
 from shards.errors import ConfigError, DataError
@@ -22,13 +23,13 @@ _HANGS = 2
 """Times `retry_seconds` without a byte until a process that fetches is thought to hang, and not to retry."""
 
 
-def open_files(place: str, shards: Sequence[Shard], cache: CacheConfig | None) -> ShardFiles:
+def open_files(place: str | Path, shards: Sequence[Shard], cache: CacheConfig | None) -> ShardFiles:
     """What opens the shards of a directory or of a URL.
 
     Raises:
         ConfigError: the cache is smaller than a shard, or cannot be written.
     """
-    if not is_url(place):
+    if not (isinstance(place, str) and is_url(place)):
         return ShardFiles(place)
     cache = cache or CacheConfig()
     largest = max(shards, key=lambda shard: shard.bytes)
@@ -162,8 +163,9 @@ class CachedFiles(ShardFiles):
             wrong.append(digest)
             if len(wrong) == _BAD_TRANSFERS:
                 raise DataError(
-                    f"{self.place(shard)}: came with {len(wrong)} different digests, none of which is {shard.sha256} of "
-                    f"the index ({here()}); see to the network or the proxy in between, and run the same command again"
+                    f"{self.place(shard)}: came with {len(wrong)} different digests, none of which is "
+                    f"{shard.sha256} of the index ({here()}); see to the network or the proxy in "
+                    "between, and run the same command again"
                 )
 
     def _leased(self, copy: Copy, descriptor: int) -> int:
@@ -190,8 +192,8 @@ class CachedFiles(ShardFiles):
             if len(data) < stop - start:
                 if short:
                     raise DataError(
-                        f"{self.place(shard)}: ends at byte {offset}, expected {shard.bytes} ({here()}); copy the shards "
-                        "and their index there again"
+                        f"{self.place(shard)}: ends at byte {offset}, expected {shard.bytes} ({here()}); copy the "
+                        "shards and their index there again"
                     )
                 short = not data
         return digest.hexdigest()
@@ -223,7 +225,7 @@ class CachedFiles(ShardFiles):
             view, start = view[written:], start + written
 
     def _may_close(self, name: str) -> bool:
-        """Whether nobody misses a shard: it is not expected, or evicted, so that its bytes are free once it is closed."""
+        """Whether a shard is not expected; or evicted, so that its bytes are free once it is closed."""
         return name not in self._expected or os.fstat(self._open[name]).st_nlink == 0
 
     def _close(self, names: Iterable[str]) -> None:

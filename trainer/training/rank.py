@@ -24,7 +24,7 @@ from trainer.engine.signals import StopRequest
 from trainer.reporting.progress import ConsoleHandler
 from trainer.run_directory import DONE, FAILED, OCCUPIED, STOPPED, USER_MISTAKE, RunDirectory
 from trainer.training.loop import Outcome, fit
-from trainer.training.preflight import check_inputs
+from trainer.training.preflight import check_inputs, check_room
 from trainer.training.setup import set_up
 
 logger = logging.getLogger(__name__)
@@ -143,6 +143,7 @@ def _fault(config: RunConfig, directory: RunDirectory, world: World) -> UserErro
         for name in ("train", "val"):
             if name == "train" or config.data.val is not None:
                 open_split(config, name)
+        check_room(config, _ranks_here(world), world.world_size)
         if world.rank == 0:
             previous = directory.read_config()
             if previous is not None:
@@ -152,6 +153,13 @@ def _fault(config: RunConfig, directory: RunDirectory, world: World) -> UserErro
     except UserError as error:
         return error
     return None
+
+
+def _ranks_here(world: World) -> range:
+    """The ranks of this machine, as the launcher counts them: deepspeed's own, or torchrun."""
+    size = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or "1")
+    first = world.rank - int(os.environ.get("LOCAL_RANK", "0"))
+    return range(max(first, 0), min(max(first, 0) + size, world.world_size))
 
 
 def _settle(directory: RunDirectory, world: World, outcome: Outcome) -> int:

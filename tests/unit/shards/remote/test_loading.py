@@ -1,8 +1,5 @@
 """Shards behind a URL give the micro-batches that the directory gives, whatever the number of ranks and workers."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
