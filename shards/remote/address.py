@@ -69,7 +69,7 @@ def check_protocol(url: str) -> None:
     protocol = protocol_of(url)
     known = [name for name in available_protocols() if name not in ("abstract",)]
     if protocol not in known:
-        near = difflib.get_close_matches(protocol, [*EXTRAS, *known], n=1)
+        near = difflib.get_close_matches(protocol, [*EXTRAS, *known], n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}://?" if near else "such as s3://, gs://, hf://, https:// or file://"
         raise ConfigError(f"{url}: {protocol}:// is no protocol that fsspec knows; {hint}")
     try:

@@ -105,12 +105,12 @@ class Source:
             )
         if isinstance(error, ssl.SSLCertVerificationError) or "ClientConnectorCertificateError" in names:
             return DataError(
-                f"{place}: the server's certificate is not trusted ({text}); have it signed by an authority that this "
-                "machine trusts, or name yours in SSL_CERT_FILE (s3: AWS_CA_BUNDLE)"
+                f"{place}: the server's certificate is not trusted on {here()} ({text}); have it signed by an authority "
+                "that this machine trusts, or name yours in SSL_CERT_FILE (s3: AWS_CA_BUNDLE)"
             )
         if _may_pass(error, status, names):
             return TransientError(text)
-        return DataError(f"{place}: cannot be read ({text}); see whether the URL is right")
+        return DataError(f"{place}: cannot be read from {here()} ({text}); see whether the URL is right")
 
 
 def here() -> str:
@@ -129,10 +129,13 @@ def described(error: BaseException) -> str:
 def _status(error: Exception) -> int | None:
     """The HTTP status behind an error of any of the libraries."""
     response = getattr(error, "response", None)
-    candidates = [getattr(error, "status", None), getattr(error, "code", None), getattr(response, "status_code", None)]
     if isinstance(response, dict):
-        candidates.append(response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
-    return next((status for status in candidates if isinstance(status, int) and 100 <= status < 600), None)
+        return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    for holder, name in ((error, "status"), (response, "status_code"), (error, "code")):
+        status = getattr(holder, name, None)
+        if isinstance(status, int) and 100 <= status < 600:
+            return status
+    return None
 
 
 def _may_pass(error: Exception, status: int | None, names: set[str]) -> bool:
