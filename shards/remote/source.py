@@ -105,8 +105,8 @@ class Source:
             )
         if isinstance(error, ssl.SSLCertVerificationError) or "ClientConnectorCertificateError" in names:
             return DataError(
-                f"{place}: the server's certificate is not trusted on {here()} ({text}); have it signed by an authority "
-                "that this machine trusts, or name yours in SSL_CERT_FILE (s3: AWS_CA_BUNDLE)"
+                f"{place}: the server's certificate is not trusted on {here()} ({text}); have it signed by an "
+                "authority that this machine trusts, or name yours in SSL_CERT_FILE (s3: AWS_CA_BUNDLE)"
             )
         if _may_pass(error, status, names):
             return TransientError(text)

@@ -45,17 +45,10 @@ def test_an_unknown_protocol_names_the_nearest():
         check_protocol("s4://bucket/x")
 
 
-@pytest.mark.parametrize(("protocol", "module", "extra"), [("gs", "gcsfs", "gcs"), ("s3", "s3fs", "s3")])
-def test_a_missing_package_is_named_with_the_command(
-    protocol: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
-):
-    import fsspec
-
-    monkeypatch.setitem(sys.modules, module, None)
-    for name in [name for name, kind in fsspec.registry.items() if kind.__module__.startswith(module)]:
-        monkeypatch.delitem(fsspec.registry.target, name)
-    with pytest.raises(ConfigError, match=rf"pip install 'duoflow\[{extra}\]'$"):
-        check_protocol(f"{protocol}://bucket/x")
+def test_a_missing_package_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(ConfigError, match=r"^gs://bucket/x: .* pip install 'duoflow\[gcs\]'$"):
+        check_protocol("gs://bucket/x")
 
 
 def test_a_host_that_does_not_resolve_is_one_line(monkeypatch: pytest.MonkeyPatch):

@@ -288,7 +288,8 @@ def test_a_killed_fetch_is_gone_on_with_by_another_process(there, tmp_path: Path
         return data
 
     with file_server(directory, Behaviour(change=slow)) as (url, server):
-        process = context.Process(target=fetch_all, args=(url, tmp_path / "cache", shards[:1], CHUNK, context.Queue()))
+        digests = context.Queue()
+        process = context.Process(target=fetch_all, args=(url, tmp_path / "cache", shards[:1], CHUNK, digests))
         started.append(process)
         process.start()
         assert halted.wait(120)
