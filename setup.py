@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 # docs/dependencies.md gives the reason for each.
 REQUIREMENTS = [
     "deepspeed>=0.19.8",
+    "fsspec>=2025.3",
     "msgspec>=0.20",
     "numpy>=1.26",
     "peft>=0.18",
@@ -37,7 +38,19 @@ setup(
     packages=find_packages(include=["shards*", "model*", "trainer*", "launch*"]),
     install_requires=REQUIREMENTS,
     extras_require={
-        "dev": ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14"],
+        "dev": [
+            "aiohttp>=3.13",
+            "hypothesis>=6.100",
+            "moto[server]>=5",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.14",
+            "s3fs>=2025.3",
+        ],
+        "gcs": ["gcsfs>=2025.3"],
+        "hf": ["huggingface_hub>=1.0"],
+        "http": ["aiohttp>=3.13"],
+        "s3": ["s3fs>=2025.3"],
     },
     entry_points={"console_scripts": ["duoflow=trainer.cli:main"]},
 )

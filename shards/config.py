@@ -5,19 +5,32 @@ from pydantic import Field
 from shards.config_base import Section
 
 
+class CacheConfig(Section):
+    """Where each machine keeps copies of shards that lie behind a URL (docs/remote.md)."""
+
+    directory: str | None = Field(default=None, min_length=1)
+    """On a disk of the machine's own; runs may share it. Null is $DUOFLOW_CACHE or else ~/.cache/duoflow/shards."""
+    bytes: int = Field(default=64 * 2**30, ge=1)
+    """The most that its shards take together, those of other runs included."""
+    ahead: int = Field(default=16, ge=0)
+    """Shards that each rank fetches before they are needed."""
+    retry_seconds: float = Field(default=300.0, gt=0.0)
+    """How long a shard is asked for without a byte until the run ends; less than `engine.timeout_seconds`."""
+
+
 class DataConfig(Section):
-    """Directories of finished shards, and how they are read."""
+    """Finished shards, in directories or behind URLs (`s3://`, `gs://`, `hf://`, `https://`), and how they are read."""
 
     train: str | None = None
-    """Directory of the training shards, built with `duoflow shards build`."""
+    """Directory or URL of the training shards, built with `duoflow shards build`."""
     val: str | None = None
-    """Directory of the validation shards; without one there is no validation and no `best` checkpoint."""
+    """Directory or URL of the validation shards; without one there is no validation and no `best` checkpoint."""
     testdev: str | None = None
-    """Directory of the testdev shards, for `duoflow evaluate`."""
+    """Directory or URL of the testdev shards, for `duoflow evaluate`."""
     test: str | None = None
-    """Directory of the test shards, for `duoflow evaluate`."""
+    """Directory or URL of the test shards, for `duoflow evaluate`."""
     challenge: str | None = None
-    """Directory of the challenge shards, for `duoflow evaluate`."""
+    """Directory or URL of the challenge shards, for `duoflow evaluate`."""
     limit: int | None = Field(default=None, ge=1)
     """Images read of each split, the first ones; null reads all."""
     questions_per_visit: int = Field(default=16, ge=1)
@@ -35,3 +48,4 @@ class DataConfig(Section):
     """Longer answers are cut."""
     workers: int = Field(default=2, ge=0)
     """Processes per rank that read and decode; 0 does it in the training process. Changes no result."""
+    cache: CacheConfig = CacheConfig()

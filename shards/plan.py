@@ -57,6 +57,12 @@ def default_lanes(visits_per_step: int) -> int:
     return max(lane for lane in range(1, min(visits_per_step, DEFAULT_MAX_LANES) + 1) if visits_per_step % lane == 0)
 
 
+def in_first_order(values: Ints) -> Ints:
+    """Each value once, in the order in which they first stand there."""
+    _, first = np.unique(values, return_index=True)
+    return values[np.sort(first)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Order:
     """What determines the order of a run, apart from the data."""
@@ -148,8 +154,8 @@ class EpochOrder:
         shards = hash_order(order.seed, epoch, "shard", np.arange(num_shards))
         self._block_of_shard = np.empty(num_shards, np.int64)
         self._block_of_shard[shards] = np.arange(num_shards) // order.shuffle_shards
-        shard_of_image = np.repeat(np.arange(num_shards), np.diff(first_image))
-        self._block_of_image = self._block_of_shard[shard_of_image]
+        self._shard_of_image = np.repeat(np.arange(num_shards), np.diff(first_image))
+        self._block_of_image = self._block_of_shard[self._shard_of_image]
         block = self._block_of_image[visits.image]
         rank_in_hash = np.empty(len(visits), np.int64)
         rank_in_hash[hash_order(order.seed, epoch, "visit", np.arange(len(visits)))] = np.arange(len(visits))
@@ -183,6 +189,21 @@ class EpochOrder:
         lanes = self.order.lanes // share.world_size
         own = self.step(step)[share.rank * lanes : (share.rank + 1) * lanes].ravel()
         return own[micro_step * share.micro_visits : (micro_step + 1) * share.micro_visits]
+
+    def shards_in_step(self, step: int, share: Share) -> Ints:
+        """The shards that a rank may read in a step: those of its visits, in their order, then those around them."""
+        lanes = self.order.lanes // share.world_size
+        own = self.step(step)[share.rank * lanes : (share.rank + 1) * lanes].ravel()
+        return self.shards_around(self.visits.image[own[own != PADDING]])
+
+    def shards_of(self, images: Ints) -> Ints:
+        """The shards of images, in their order."""
+        return in_first_order(self._shard_of_image[images])
+
+    def shards_around(self, images: Ints) -> Ints:
+        """The shards of images, in their order, then the others of their blocks, which negatives come from."""
+        near = np.flatnonzero(np.isin(self._block_of_shard, self._block_of_image[images]))
+        return in_first_order(np.concatenate([self.shards_of(images), near]))
 
     def questions(self, visit: int) -> Ints:
         """The questions of a visit as positions in their image's list: (size,)."""

@@ -39,7 +39,7 @@ FLOORS = {
     "shards": (
         ("read", "build"),
         ("tasks", "annotations", "scenes"),
-        ("format", "plan"),
+        ("format", "plan", "remote"),
         ("config", "config_base", "errors", "progress", "atomic", "lower_case", "vqa_text"),
     ),
 }

@@ -53,7 +53,7 @@ def open_split(config: RunConfig, name: str) -> Split:
     directory = getattr(config.data, name)
     if directory is None:
         raise ConfigError(f"data.{name}: is not set; name a directory of shards built with `duoflow shards build`")
-    return Split(directory, plan_order(config), limit=config.data.limit)
+    return Split(directory, plan_order(config), limit=config.data.limit, cache=config.data.cache)
 
 
 def assemble_model(

@@ -17,6 +17,7 @@ from shards.format.records import (
     VqaQuestion,
     VqaSample,
 )
+from shards.remote.address import joined
 
 _QUESTIONS = {"item": Question, "sample": ImageSample}
 _STATEMENTS = {"item": Statement, "sample": Scene}
@@ -62,7 +63,7 @@ def reader_of(index: SplitIndex, directory: str | Path) -> Reader:
     """
     if index.reader not in READERS:
         raise DataError(
-            f"{Path(directory) / INDEX_NAME}: built from format {index.reader!r}; this version knows "
+            f"{joined(directory, INDEX_NAME)}: built from format {index.reader!r}; this version knows "
             f"{', '.join(READERS)}: update it, or build the shards again"
         )
     return READERS[index.reader]

@@ -14,6 +14,7 @@ from shards.build.writer import build
 from shards.format.index import SplitIndex, read_index
 from shards.lower_case import unmatched_answers
 from shards.progress import say
+from shards.remote.address import is_url
 
 USERS_MISTAKE = 2
 TOP_ANSWERS = 10
@@ -31,7 +32,7 @@ def add_shards_parser(subparsers: Any) -> None:
     verify = verbs.add_parser("verify", help="re-read a directory of shards and list every fault")
     info = verbs.add_parser("info", help="what a directory of shards holds")
     for parser, handler in ((verify, run_verify), (info, run_info)):
-        parser.add_argument("directory", metavar="DIR", type=Path)
+        parser.add_argument("directory", metavar="DIR", type=_place, help="a directory, or a URL")
         parser.add_argument("--json", action="store_true", help="print JSON")
         parser.set_defaults(handler=handler)
 
@@ -157,6 +158,11 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         help="write answers in lower case with single spaces, as a model's are compared",
     )
     parser.set_defaults(handler=run_build)
+
+
+def _place(text: str) -> str | Path:
+    """Where shards are: a URL stays a text, of which a path would lose a slash."""
+    return text if is_url(text) else Path(text)
 
 
 def _cores() -> int:

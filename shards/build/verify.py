@@ -5,9 +5,11 @@ import io
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import msgspec
@@ -19,12 +21,16 @@ from shards.annotations import READERS, reader_of
 from shards.build.packing import map_in_order
 from shards.build.tally import summarise, tally
 from shards.build.tar_writer import BLOCK, image_extensions, padded, sample_key, shard_name
+from shards.config import CacheConfig
 from shards.errors import DataError
 from shards.format.images import UnreadableImage, decode_image, resized_size
 from shards.format.index import INDEX_NAME, RegionShape, Shard, SplitIndex, decode_index, is_intact, read_index_bytes
 from shards.format.records import Kind, Picture, Sample, decode_sample
 from shards.format.regions import EXTENSION, Regions, decode_regions
 from shards.progress import Progress
+from shards.remote.address import is_url, joined
+from shards.remote.cache import cache_directory
+from shards.remote.files import open_files
 
 
 class Report(NamedTuple):
@@ -40,12 +46,14 @@ class Report(NamedTuple):
 class _Part(NamedTuple):
     """A shard to look at."""
 
-    directory: Path
+    directory: str | Path
     shard: Shard
     first_sample: int
     resize: int | None
     format: str
     regions: RegionShape | None
+    cache: CacheConfig | None
+    """Where a shard behind a URL is copied to."""
 
 
 class _Seen(NamedTuple):
@@ -58,11 +66,12 @@ class _Seen(NamedTuple):
     bytes: int
 
 
-def verify_shards(directory: Path, *, workers: int = 0, show_progress: bool = False) -> Report:
-    """Read every byte of a directory of shards and compare it with the index.
+def verify_shards(directory: str | Path, *, workers: int = 0, show_progress: bool = False) -> Report:
+    """Read every byte of a directory of shards, or of their URL, and compare it with the index.
 
     Args:
-        directory: the shards.
+        directory: the shards. Of a URL every shard is fetched, whatever the cache of training holds; tars that the
+            index does not know are looked for in a directory alone.
         workers: processes, each with one shard at a time.
         show_progress: whether to tell how far it is, on stderr.
 
@@ -70,7 +79,7 @@ def verify_shards(directory: Path, *, workers: int = 0, show_progress: bool = Fa
         DataError: there is no such directory, or no index in it.
     """
     data = read_index_bytes(directory)
-    path = directory / INDEX_NAME
+    path = joined(directory, INDEX_NAME)
     try:
         index = decode_index(data, path)
         reader_of(index, directory)
@@ -84,22 +93,51 @@ def verify_shards(directory: Path, *, workers: int = 0, show_progress: bool = Fa
     kinds: Counter[Kind] = Counter()
     hashes = io.BytesIO()
     size = 0
-    with Progress("verifying", len(index.shards), "shards", show=show_progress) as progress:
-        for seen in map_in_order(_look_at_shard, _parts(directory, index), min(workers, len(index.shards))):
+    with (
+        _copies_of(directory, index, workers) as cache,
+        Progress("verifying", len(index.shards), "shards", show=show_progress) as progress,
+    ):
+        parts = list(_parts(directory, index, cache))
+        for seen in map_in_order(_look_at_shard, parts, min(workers, len(index.shards))):
             faults += seen.faults
             kinds.update(seen.kinds)
             hashes.write(seen.id_hashes)
             size += seen.bytes
             progress.advance()
-    faults += _duplicate_ids(directory, index, np.frombuffer(hashes.getvalue(), np.uint64)) + _sum_faults(index, kinds)
+        faults += _duplicate_ids(parts, np.frombuffer(hashes.getvalue(), np.uint64)) + _sum_faults(index, kinds)
     return Report(faults, len(index.shards), index.num_images, kinds.total(), size)
 
 
-def _parts(directory: Path, index: SplitIndex) -> Iterator[_Part]:
+@contextmanager
+def _copies_of(directory: str | Path, index: SplitIndex, workers: int) -> Iterator[CacheConfig | None]:
+    """A cache of its own for the shards of a URL, as large as the workers need and gone afterwards."""
+    if not is_url(directory):
+        yield None
+        return
+    cache = cache_directory(None)
+    cache.mkdir(parents=True, exist_ok=True)
+    largest = max((shard.bytes for shard in index.shards), default=1)
+    with TemporaryDirectory(prefix="verify.", dir=cache) as aside:
+        yield CacheConfig(directory=aside, bytes=largest * (max(workers, 1) + 1))
+
+
+@contextmanager
+def _opened(part: _Part) -> Iterator[int]:
+    """A descriptor of a shard.
+
+    Raises:
+        OSError, DataError: it cannot be opened, or fetched as the index says.
+    """
+    files = open_files(part.directory, [part.shard], part.cache)
+    yield files.descriptor(part.shard)
+
+
+def _parts(directory: str | Path, index: SplitIndex, cache: CacheConfig | None) -> Iterator[_Part]:
     resize = index.options.get("resize")
     for shard, first in zip(index.shards, index.first_image[:-1], strict=True):
         shape = None if index.regions is UNSET else index.regions
-        yield _Part(directory, shard, int(first), resize if isinstance(resize, int) else None, index.reader, shape)
+        side = resize if isinstance(resize, int) else None
+        yield _Part(directory, shard, int(first), side, index.reader, shape, cache)
 
 
 def _table_faults(index: SplitIndex) -> list[str]:
@@ -133,33 +171,37 @@ def _order_faults(index: SplitIndex) -> list[str]:
     return faults
 
 
-def _stray_files(directory: Path, index: SplitIndex) -> list[str]:
+def _stray_files(directory: str | Path, index: SplitIndex) -> list[str]:
+    if is_url(directory):  # most protocols cannot list what there is
+        return []
     names = {shard.name for shard in index.shards}
-    strays = sorted(path.name for path in directory.glob("*.tar") if path.name not in names)
+    strays = sorted(path.name for path in Path(directory).glob("*.tar") if path.name not in names)
     return [f"{name}: not in the index; a pipeline over *.tar would read it" for name in strays]
 
 
 def _look_at_shard(part: _Part) -> _Seen:
-    shard, path = part.shard, part.directory / part.shard.name
+    shard = part.shard
     kinds: Counter[Kind] = Counter()
     hashes = io.BytesIO()
     faults: list[str] = []
     size = 0
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+        with _opened(part) as descriptor, os.fdopen(os.dup(descriptor), "rb") as file:
+            size = os.fstat(descriptor).st_size
             if size != shard.bytes:
                 faults.append(f"{shard.name}: {size} bytes; the index says {shard.bytes}")
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != shard.sha256:
                 faults.append(f"{shard.name}: sha256 {digest}; the index says {shard.sha256}")
-            for sample in _samples(file.fileno(), part, faults):
+            for sample in _samples(descriptor, part, faults):
                 kinds.update(tally(sample.items))
                 hashes.write(b"".join(_hash_id(item.item_id) for item in sample.items))
     except FileNotFoundError:
         faults.append(f"{shard.name}: missing")
     except OSError as error:
         faults.append(f"{shard.name}: cannot be read: {error.strerror}")
+    except DataError as error:
+        faults.append(str(error))
     return _Seen(faults, kinds, hashes.getvalue(), size)
 
 
@@ -288,15 +330,15 @@ def _hash_id(question_id: str) -> bytes:
     return hashlib.blake2b(question_id.encode(), digest_size=8).digest()
 
 
-def _duplicate_ids(directory: Path, index: SplitIndex, hashes: NDArray[np.uint64]) -> list[str]:
+def _duplicate_ids(parts: Sequence[_Part], hashes: NDArray[np.uint64]) -> list[str]:
     values, counts = np.unique(hashes, return_counts=True)
     suspects = {value.tobytes() for value in values[counts > 1]}
     if not suspects:
         return []
     places: dict[str, list[str]] = {}
-    for part in _parts(directory, index):
-        with (directory / part.shard.name).open("rb") as file:
-            for sample in _samples(file.fileno(), part, []):
+    for part in parts:
+        with _opened(part) as descriptor:
+            for sample in _samples(descriptor, part, []):
                 for item in sample.items:
                     if _hash_id(item.item_id) in suspects:
                         places.setdefault(item.item_id, []).append(f"image {sample.sample_id!r}")

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import DataError
+from shards.remote.address import is_url, joined
+from shards.remote.source import MissingError, read_remote_index
 
 Medium = Literal["pixels", "regions"]
 
@@ -162,11 +164,19 @@ def is_intact(data: bytes) -> bool:
 
 
 def read_index_bytes(directory: str | Path) -> bytes:
-    """The text of a directory's index.
+    """The text of the index of a directory, or of a URL: there it is read once per process.
 
     Raises:
         DataError: there is none, or it cannot be read.
     """
+    if isinstance(directory, str) and is_url(directory):
+        try:
+            return read_remote_index(directory, INDEX_NAME)
+        except MissingError as error:
+            raise DataError(
+                f"{directory}: no {INDEX_NAME} there ({error}); expected the copy of a directory of finished shards: "
+                "see whether bucket and path are right"
+            ) from None
     path = Path(directory) / INDEX_NAME
     try:
         return path.read_bytes()
@@ -179,7 +189,7 @@ def read_index_bytes(directory: str | Path) -> bytes:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def decode_index(data: bytes, path: Path) -> SplitIndex:
+def decode_index(data: bytes, path: str | Path) -> SplitIndex:
     """The inverse of `encode_index`, without the test of its digest; `path` is for messages.
 
     Raises:
@@ -198,13 +208,13 @@ def decode_index(data: bytes, path: Path) -> SplitIndex:
 
 
 def read_index(directory: str | Path) -> SplitIndex:
-    """Read the index of a directory of shards.
+    """Read the index of a directory, or a URL, of shards.
 
     Raises:
-        DataError: there is no complete set of shards in the directory, its index is damaged, or it is of another
-            format version.
+        DataError: there is no complete set of shards there, or it cannot be reached, its index is damaged, or it is
+            of another format version.
     """
-    path = Path(directory) / INDEX_NAME
+    path = joined(directory, INDEX_NAME)
     data = read_index_bytes(directory)
     index = decode_index(data, path)
     if not is_intact(data):
@@ -214,4 +224,4 @@ def read_index(directory: str | Path) -> SplitIndex:
 
 def index_digest(directory: str | Path) -> str:
     """sha256 of the index file: names the exact content of a split, since the index holds every shard's sha256."""
-    return hashlib.sha256((Path(directory) / INDEX_NAME).read_bytes()).hexdigest()
+    return hashlib.sha256(read_index_bytes(directory)).hexdigest()

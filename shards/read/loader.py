@@ -14,6 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from shards.annotations import reader_of
+from shards.config import CacheConfig
 from shards.errors import DataError, UserError
 from shards.format.images import UnreadableImage
 from shards.format.index import SplitIndex, read_index
@@ -35,7 +36,9 @@ from shards.plan import (
 from shards.read.augment import RandAugment, tells_sides
 from shards.read.collate import Batch, Layout, Shown, collate
 from shards.read.eyes import Augment, eyes_for
+from shards.read.fetcher import Errand, Fetcher
 from shards.read.workers import leave_with_parent, worker_context
+from shards.remote.files import CachedFiles, open_files
 from shards.tasks import TASKS
 from shards.tasks.seam import Draw, Visit, Wanted
 
@@ -79,14 +82,23 @@ class Texts:
 class Split:
     """A split of shards, opened: its index, its reader and the visits that a run makes of it.
 
+    Args:
+        directory: of shards, or their URL.
+        cache: where copies of the shards of a URL are kept; None is where a recipe that says nothing keeps them.
+
     Raises:
-        DataError: there are no finished shards in the directory, or none of their images has a question.
+        ConfigError: the cache cannot be used.
+        DataError: there are no finished shards there, or none of their images has a question.
     """
 
-    def __init__(self, directory: str, order: Order, *, limit: int | None = None) -> None:
-        self.directory, self.order = directory, order
+    def __init__(
+        self, directory: str, order: Order, *, limit: int | None = None, cache: CacheConfig | None = None
+    ) -> None:
+        self.directory, self.order, self.cache = directory, order, cache or CacheConfig()
         self.index: SplitIndex = read_index(directory)
-        self.reader = ShardReader(directory, self.index, reader_of(self.index, directory).sample)
+        kind = reader_of(self.index, directory).sample
+        files = open_files(directory, self.index.shards, self.cache)
+        self.reader = ShardReader(directory, self.index, kind, files)
         self.visits = Visits(limit_images(self.index.num_questions, limit), order.questions_per_visit)
         if not len(self.visits):
             raise DataError(f"{directory}: no questions in these shards; expected at least one")
@@ -131,6 +143,31 @@ class _MicroBatches(Dataset):
 
     def prepare(self, *key: int) -> MicroBatch:
         raise NotImplementedError
+
+    def position(self, *key: int) -> int:
+        """Where a key lies on the way through the split: a data set is a `Route`."""
+        raise NotImplementedError
+
+    @property
+    def length(self) -> int:
+        """See `shards.read.ahead.Route`."""
+        raise NotImplementedError
+
+    def shards_at(self, position: int) -> Ints:
+        """See `shards.read.ahead.Route`."""
+        raise NotImplementedError
+
+    def fetcher(self) -> Fetcher | None:
+        """A new process that fetches these shards ahead of need; None where they are at hand."""
+        files = self.split.reader.files
+        if not isinstance(files, CachedFiles):
+            return None
+        return Fetcher(Errand(files, self.split.index.shards, self, self.split.cache.ahead), self.modules)
+
+    def _expect(self, *key: int) -> None:
+        """Let go of shards that a key is beyond."""
+        if isinstance(self.split.reader.files, CachedFiles):
+            self.split.reader.expect(self.shards_at(self.position(*key)))
 
     def _assemble(
         self,
@@ -216,8 +253,20 @@ class TrainingBatches(_MicroBatches):
         self.share, self._augment = share, augment
         self.accumulation = accumulation_steps(split.order, share)
 
+    def position(self, epoch: int, step: int, _: int) -> int:
+        return epoch * self.length + step
+
+    @property
+    def length(self) -> int:
+        return self.split.steps_per_epoch
+
+    def shards_at(self, position: int) -> Ints:
+        epoch, step = divmod(position, self.length)
+        return self.split.epoch(epoch).shards_in_step(step, self.share)
+
     def prepare(self, epoch: int, step: int, micro_step: int) -> MicroBatch:
         order = self.split.epoch(epoch)
+        self._expect(epoch, step, micro_step)
         # DeepSpeed averages over ranks and accumulation steps; the loss is a sum over the whole step divided by N.
         scale = self.share.world_size * self.accumulation / order.questions_in_step(step)
         visits = order.micro_batch(step, micro_step, self.share)
@@ -264,7 +313,24 @@ class EvaluationBatches(_MicroBatches):
     def _shown_image(self, image: int) -> int:
         return image if self._shown is None else int(self._shown[image])
 
+    def position(self, number: int) -> int:
+        return number
+
+    @property
+    def length(self) -> int:
+        return self.order.num_micro_batches
+
+    def shards_at(self, position: int) -> Ints:
+        visits = self.order.micro_batch(position % self.length)
+        images = self.order.visits.image[visits[visits != PADDING]]
+        shown = images if self._shown is None else self._shown[images]
+        epoch = self.split.epoch(0)
+        if "match" in self.texts.wanted.blocks and "question" in self.texts.wanted.negatives:
+            return epoch.shards_around(np.concatenate([images, shown]))
+        return epoch.shards_of(np.concatenate([images, shown]))
+
     def prepare(self, number: int) -> MicroBatch:
+        self._expect(number)
         visits, order = self.order.micro_batch(number), self.order
         return self._assemble(
             visits, order.questions, order.visits.image, self.split.epoch(0), loss_scale=1.0, keep_items=True
@@ -292,6 +358,7 @@ class Loader:
     """
 
     def __init__(self, dataset: _MicroBatches, *, workers: int, pin_memory: bool) -> None:
+        self._dataset, self._fetcher = dataset, dataset.fetcher()
         self._keys = _Keys()
         self._loader = DataLoader(
             dataset,
@@ -314,9 +381,11 @@ class Loader:
             DataError: one of them could not be read; the message names shard and image.
         """
         self._keys.keys = keys
-        for item in self._loader:
+        for key, item in zip(keys, self._loader, strict=True):
             if isinstance(item, Fault):
                 raise DataError(item.message)
+            if self._fetcher is not None:
+                self._fetcher.move_to(self._dataset.position(*key))
             yield item
 
 

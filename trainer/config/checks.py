@@ -7,6 +7,7 @@ from model.config import EfficientSamConfig, LossConfig, ModelConfig, text_tower
 from model.parts import PARTS
 from model.references import EFFICIENT_SAM, SCRATCH, TIMM, read_reference
 from shards.read.augment import augment_fault
+from shards.remote.address import is_url, url_fault
 from shards.tasks import TASKS
 from trainer.config.faults import Fault
 from trainer.config.schema import RunConfig
@@ -25,6 +26,7 @@ def cross_faults(config: RunConfig) -> tuple[Fault, ...]:
         _batch,
         _optim,
         _augment,
+        _places,
         _losses,
         _answers,
         _start_answers,
@@ -109,6 +111,14 @@ def _trained_towers(config: RunConfig) -> set[str]:
     model = config.model
     second = {"second_stream"} if model.second_stream != "none" else set()
     return ({"vision"} | second | text_towers(TASKS[config.task], config.losses)) - set(model.freeze)
+
+
+def _places(config: RunConfig) -> Iterator[Fault]:
+    """URLs that could not be read, or must not be written into a file."""
+    for split in ("train", "val", "testdev", "test", "challenge"):
+        place = getattr(config.data, split)
+        if place is not None and is_url(place) and (fault := url_fault(place)) is not None:
+            yield Fault(f"data.{split}", fault)
 
 
 def _losses(config: RunConfig) -> Iterator[Fault]:

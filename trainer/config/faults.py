@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from shards.config_base import Section
+from shards.remote.address import without_secrets
 from trainer.config.yaml_text import format_value
 
 _EXPECTED = {
@@ -59,7 +60,7 @@ def is_section(annotation: Any) -> bool:
 
 def fault_line(fault: Fault, source_of: Callable[[str], str]) -> str:
     """A fault behind the file or override that set its key, which `source_of` gives."""
-    return f"{source_of(fault.key)}: {fault.key + ': ' if fault.key else ''}{fault.message}"
+    return without_secrets(f"{source_of(fault.key)}: {fault.key + ': ' if fault.key else ''}{fault.message}")
 
 
 def value_faults(error: ValidationError, root: type[Section]) -> tuple[Fault, ...]:

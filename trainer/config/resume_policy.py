@@ -17,6 +17,7 @@ _FREE = (
     "data.test",
     "data.challenge",
     "data.workers",
+    "data.cache.",
     "pnp.",
     "engine.processes",
     "engine.timeout_seconds",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from shards.errors import UserError
 from shards.format.index import read_index
+from shards.remote.address import is_url
 from shards.tasks import TASKS
 from trainer.config import RunConfig
 from trainer.config.schema import check_world_size, policy_path
@@ -82,9 +83,13 @@ def _split_row(split: str, directory: str, config: RunConfig) -> Row:
     try:
         index = read_index(directory)
     except UserError as error:
+        if is_url(directory):
+            return Row(key, directory, str(error))
         return _absent(key, str(error).partition(";")[0], command, split)
     sizes = {shard.name: shard.bytes for shard in index.shards}
-    broken = [name for name, size in sizes.items() if _size_of(Path(directory) / name) != size]
+    broken = [
+        name for name, size in sizes.items() if not is_url(directory) and _size_of(Path(directory) / name) != size
+    ]
     if broken:
         found = f"{directory}: {len(broken)} of {len(sizes)} shards are missing or cut off, such as {broken[0]}"
         return _absent(key, found, command, split)

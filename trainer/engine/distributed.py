@@ -78,6 +78,11 @@ class World:
         """Whether this is the first rank of its host, which writes what every host keeps."""
         return self.local_rank == 0
 
+    @property
+    def ranks_here(self) -> list[int]:
+        """The ranks of this host."""
+        return [rank for rank, host in enumerate(self.hosts) if host == self.hosts[self.rank]]
+
     def at(self, phase: str) -> None:
         """Say what this rank does from now on, for when it is late; not collective, but the same on all ranks."""
         if self._pulse is not None:

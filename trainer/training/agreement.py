@@ -21,6 +21,7 @@ from torch import nn
 from model.build import BuiltModel
 from shards.errors import ConfigError, DataError
 from shards.format.index import SplitIndex, index_digest
+from shards.remote.address import is_url
 from trainer.config import RunConfig
 from trainer.config.faults import leaf_keys
 from trainer.config.schema import policy_path
@@ -63,11 +64,13 @@ def agree_on_weights(built: BuiltModel, world: World) -> None:
 def check_shards(index: SplitIndex, key: str, directory: str) -> None:
     """Whether every shard of a split is there, in its size: one look at the directory, and no byte of a shard.
 
-    A rank reads them all in the course of its epochs.
+    A rank reads them all in the course of its epochs. Shards behind a URL are looked at when they are fetched.
 
     Raises:
         DataError: names the first that is not.
     """
+    if is_url(directory):
+        return
     there = {entry.name: entry.stat().st_size for entry in os.scandir(directory)}
     wrong = [shard for shard in index.shards if there.get(shard.name) != shard.bytes]
     if not wrong:

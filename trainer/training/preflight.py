@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +12,9 @@ from model.references import Reference, read_reference
 from model.towers.checkpoint_files import medium_of
 from shards.errors import ConfigError, DataError, UserError
 from shards.format.index import SplitIndex, index_digest, read_index
+from shards.plan import Share
+from shards.read.ahead import check_cache
+from shards.remote.address import is_url
 from shards.tasks import TASKS
 from trainer.config import RunConfig
 from trainer.config.faults import wrong_medium
@@ -61,6 +64,7 @@ def preflight(config: RunConfig, *, fresh: bool = False) -> Machine:
     if not fresh:
         check_not_lost(run)
     check_inputs(config, device_type="cuda" if machine.gpus else "cpu", past=past)
+    check_room(config, range(machine.processes), machine.processes)
     return machine
 
 
@@ -89,6 +93,26 @@ def check_inputs(config: RunConfig, *, device_type: str, past: Past | None) -> N
     _check_answers(config)
     if past is not None:
         _check_same_data(config, past)
+
+
+def check_room(config: RunConfig, ranks: Iterable[int], world_size: int) -> None:
+    """Whether the cache of remote shards has room for what the ranks on this machine read at once.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    for name in ("train", "val"):
+        place = getattr(config.data, name)
+        if place is None or not is_url(place):
+            continue
+
+        from trainer.build import open_split  # it imports every model
+
+        split = open_split(config, name)
+        if name == "train":
+            sizes = {"world_size": world_size, "micro_visits": config.batch.micro_visits}
+            shares = [Share(rank=rank, **sizes) for rank in ranks]
+            check_cache(config.data.cache.bytes, place, split.epoch(0), split.index, shares)
 
 
 def plan_machine(config: RunConfig, environment: Mapping[str, str]) -> Machine:

@@ -26,7 +26,7 @@ from trainer.training.agreement import agree_on_start, check_shards
 from trainer.training.arrival import Arrival, arrive, stopped_early
 from trainer.training.ending import leave_status, say
 from trainer.training.loop import Outcome, fit
-from trainer.training.preflight import Past, check_inputs
+from trainer.training.preflight import Past, check_inputs, check_room
 from trainer.training.run_identity import agree_on_run
 from trainer.training.setup import set_up
 
@@ -122,6 +122,7 @@ def _fault(config: RunConfig, directory: RunDirectory, world: World, past: Past 
             if name == "train" or config.data.val is not None:
                 split = open_split(config, name)
                 check_shards(split.index, f"data.{name}", split.directory)
+        check_room(config, world.ranks_here, world.world_size)
         if world.rank == 0:
             previous = directory.read_config()
             if previous is not None:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from shards.errors import DataError
-from shards.format import tar_reader
+from shards.format import files
 from shards.format.index import SplitIndex
 from shards.format.records import decode_sample
 from shards.format.tar_reader import ShardReader
@@ -74,7 +74,7 @@ def test_few_shards_are_open_whatever_the_order_and_the_bytes_are_right(
 ) -> None:
     directory, index = built
     expected = [ShardReader(directory, index).images(image)[0] for image in range(12)]
-    monkeypatch.setattr(tar_reader, "OPEN_SHARDS", BOUND)
+    monkeypatch.setattr(files, "OPEN_SHARDS", BOUND)
     gc.collect()
     assert open_inside(directory) == 0, "a reader closes its files when it is gone"
     reader, most = ShardReader(directory, index), 0
@@ -92,7 +92,7 @@ def test_the_shards_used_last_stay_open(built: tuple[Path, SplitIndex], monkeypa
         opened.append(path.name)
         return open_file(path, *more)
 
-    monkeypatch.setattr(tar_reader, "OPEN_SHARDS", BOUND)
+    monkeypatch.setattr(files, "OPEN_SHARDS", BOUND)
     reader = ShardReader(*built)
     monkeypatch.setattr(os, "open", counting)
     for image in (0, 1, 2, 0, 3, 0, 1):

@@ -1,0 +1,90 @@
+"""Which shards are needed when, from the plan alone: what to fetch ahead, and how much room a machine needs."""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import numpy as np
+
+from shards.errors import ConfigError
+from shards.format.index import SplitIndex
+from shards.plan import EpochOrder, Ints, Share, in_first_order
+
+_SAMPLED_STEPS = 512
+"""Steps of an epoch at which its needs are looked at: lanes take many to go through a block."""
+
+
+class Route(Protocol):
+    """The way through a split, in positions: numbers of steps, or of micro-batches."""
+
+    @property
+    def length(self) -> int:
+        """Positions until everything has been needed once."""
+        ...
+
+    def shards_at(self, position: int) -> Ints:
+        """The shards that a position needs, in the order of need; those behind the last one are of the next pass."""
+        ...
+
+
+def shards_in_order(order: EpochOrder, share: Share, first_step: int = 0) -> list[int]:
+    """The shards that a rank reads from a step to the end of an epoch, in the order in which it first needs them."""
+    steps = [order.shards_in_step(step, share) for step in range(first_step, order.num_steps)]
+    return in_first_order(np.concatenate([np.zeros(0, np.int64), *steps])).tolist()
+
+
+class Window:
+    """The shards of a route from where it is: those needed now, and so many ahead.
+
+    Args:
+        ahead: the number of shards beyond those that are needed now.
+    """
+
+    def __init__(self, route: Route, ahead: int) -> None:
+        self._route, self._ahead = route, ahead
+        self._first = self._end = 0
+        self._last_need: dict[int, int] = {}
+        """Shard -> the last position before `_end` that needs it, in the order of first need."""
+
+    def move_to(self, position: int) -> list[int]:
+        """Where the route is now; the shards that should be there, in the order in which they are first needed."""
+        if not self._first <= position <= self._end:
+            self._last_need.clear()
+            self._end = position
+        self._first = position
+        for shard in [shard for shard, last in self._last_need.items() if last < position]:
+            del self._last_need[shard]
+        enough = len(self._route.shards_at(position)) + self._ahead
+        while self._end <= position or (
+            len(self._last_need) < enough and self._end - position < self._route.length + 1
+        ):
+            for shard in self._route.shards_at(self._end).tolist():
+                self._last_need[shard] = self._end
+            self._end += 1
+        return list(self._last_need)[:enough]
+
+
+def bytes_at_once(order: EpochOrder, index: SplitIndex, shares: Iterable[Share]) -> int:
+    """The most bytes of shards that ranks which share a machine read from at a time."""
+    shares, sizes = list(shares), np.array([shard.bytes for shard in index.shards], np.int64)
+    steps = np.unique(np.linspace(0, order.num_steps - 1, _SAMPLED_STEPS, dtype=np.int64))
+    needs = (np.unique(np.concatenate([order.shards_in_step(int(step), share) for share in shares])) for step in steps)
+    return max(int(sizes[shards].sum()) for shards in needs)
+
+
+def check_cache(limit_bytes: int, place: str, order: EpochOrder, index: SplitIndex, shares: Iterable[Share]) -> None:
+    """Whether a cache has room for what a machine's ranks read at a time.
+
+    Args:
+        limit_bytes: `data.cache.bytes`.
+        shares: those of the ranks on this machine.
+
+    Raises:
+        ConfigError: it has not: every shard would be fetched again and again.
+    """
+    needed = bytes_at_once(order, index, shares)
+    if limit_bytes < needed:
+        raise ConfigError(
+            f"data.cache.bytes: {limit_bytes} is less than the {needed} bytes of {place} that this machine's ranks "
+            f"read from at once ({order.order.lanes} lanes, blocks of {order.order.shuffle_shards} shards); give it at "
+            "least these, or lower data.shuffle_shards or batch.lanes"
+        )
