@@ -16,6 +16,7 @@ from shards.build.part_files import Part, pack_part, take_up
 from shards.errors import UserError
 from shards.progress import say
 
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 try:
     import ray
     from ray._private.services import canonicalize_bootstrap_address_or_die
@@ -53,7 +54,6 @@ def connected(address: str | None, workers: int, *, show: bool) -> Iterator["Ray
     if ray.is_initialized():
         yield _engine(workers, show=show)
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     _join(_answering(address or os.environ.get("RAY_ADDRESS") or "auto"))
     try:
         yield _engine(workers, show=show)
@@ -154,7 +154,7 @@ class _Node(NamedTuple):
 def _nodes() -> list[_Node]:
     """Nodes that parts may run on."""
     return [
-        _Node(node["NodeID"], f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})")
+        _Node(node["NodeID"], f"{node['NodeManagerHostname']} ({node['NodeName']})")
         for node in ray.nodes()
         if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
     ]
@@ -247,4 +247,7 @@ def _join(address: str) -> None:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"--engine ray: the cluster at {address} cannot be joined: {reason}; {_START}") from None
+        raise UserError(
+            f"--engine ray: the cluster at {address} cannot be joined: {reason}; its versions of "
+            "Ray and Python have to be those here, and its token (RAY_AUTH_TOKEN) known, if it has one"
+        ) from None

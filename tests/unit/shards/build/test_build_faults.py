@@ -125,6 +125,8 @@ def test_broken_json_leaves_nothing(corpus, tmp_path):
         ({"format": "tsv"}, ConfigError, "--format tsv: no such format; expected one of gqa, jsonl, csv"),
         ({"limit": 0}, ConfigError, "--limit 0: expected at least 1"),
         ({"resize": -1}, ConfigError, "--resize -1: expected at least 1"),
+        ({"engine": "dask"}, ConfigError, "--engine dask: expected local or ray"),
+        ({"ray_address": "head:6379"}, ConfigError, "--ray-address head:6379: belongs to --engine ray"),
         ({"questions": []}, ConfigError, "--questions: no files given"),
         ({"questions": [Path("/nowhere/q.json")]}, DataError, r"/nowhere/q\.json: cannot be read: No such file"),
         ({"images": Path("/nowhere")}, DataError, "--images /nowhere: no such directory"),
