@@ -37,6 +37,7 @@ setup(
     packages=find_packages(include=["shards*", "model*", "trainer*", "launch*"]),
     install_requires=REQUIREMENTS,
     extras_require={
+        "ray": ["ray>=2.49"],
         "dev": ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14"],
     },
     entry_points={"console_scripts": ["duoflow=trainer.cli:main"]},

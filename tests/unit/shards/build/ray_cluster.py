@@ -17,7 +17,7 @@ import psutil
 
 ROOT = Path(__file__).parents[4]
 STORE_BYTES = 80_000_000
-START_SECONDS = 120
+START_SECONDS = 300
 _MARK = "DUOFLOW_TEST_NODE"
 
 

@@ -20,7 +20,7 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install -e .[ray]; 
 from shards.build.ray_engine import SAMPLES
 from tests.unit.shards.build.ray_cluster import ROOT, RayCluster, free_port
 
-SECONDS = 180
+SECONDS = 600
 
 
 @pytest.fixture(scope="module")
