@@ -30,7 +30,7 @@ SAMPLES = 32
 RETRIES = 3
 """How often a part is begun again after its worker or its node died."""
 CONNECT_SECONDS = 5.0
-ANSWER_SECONDS = 120.0
+ANSWER_SECONDS = 300.0
 """How long a node may take to start a worker that looks round."""
 CANCEL_SECONDS = 30.0
 _START = "start one with `ray start --head` and join nodes to it, or name it (--ray-address HOST:PORT, RAY_ADDRESS)"
@@ -120,7 +120,7 @@ class RayEngine:
         try:
             while True:
                 # What is done and waits for its turn counts too: its file takes up room.
-                free = min(self._workers - len(running), self._workers * AHEAD - len(pending))
+                free = max(0, min(self._workers - len(running), self._workers * AHEAD - len(pending)))
                 for part in islice(left, free):
                     if self._sight is None:
                         self._sight = sight(part)
@@ -136,7 +136,11 @@ class RayEngine:
                 node_id, result = _result(reference)
                 if node_id not in self._checked:  # it came later
                     self.check(node for node in _nodes() if node.id == node_id)
-                yield part, result
+                if node_id in self._checked:
+                    yield part, result
+                    continue
+                pending.appendleft((part, task.remote(function, part)))  # it came, and went before it could be asked
+                running.add(pending[0][1])
         finally:
             self._sight = None
             _cancel([reference for _, reference in pending])
@@ -149,23 +153,25 @@ class RayEngine:
 class _Node(NamedTuple):
     id: str
     name: str
+    cpus: int
 
 
 def _nodes() -> list[_Node]:
     """Nodes that parts may run on."""
     return [
-        _Node(node["NodeID"], f"{node['NodeManagerHostname']} ({node['NodeName']})")
+        _Node(node["NodeID"], f"{node['NodeManagerHostname']} ({node['NodeName']})", int(node["Resources"]["CPU"]))
         for node in ray.nodes()
         if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
     ]
 
 
 def _engine(workers: int, *, show: bool) -> RayEngine:
-    cpus = int(sum(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]))
-    if cpus < 1:
+    nodes = _nodes()
+    cpus = sum(node.cpus for node in nodes)
+    if not nodes:
         raise UserError("--engine ray: no node of the cluster has a CPU for this; add one with `ray start --address`")
     engine = RayEngine(min(workers, cpus) or cpus, show=show)
-    engine.check(_nodes())
+    engine.check(nodes)
     return engine
 
 

@@ -49,6 +49,7 @@ class RayCluster:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_worker_niceness": "0",
             "RAY_raylet_start_wait_time_s": str(START_SECONDS),
         }
 

@@ -1,6 +1,7 @@
 """Shards built on a Ray cluster: the bytes of the local engine, whatever dies meanwhile."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -34,7 +35,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """More than three parts of pictures that take a moment each."""
     directory = tmp_path_factory.mktemp("corpus")
-    return write_corpus(directory, num_images=3 * SAMPLES + 5, size=(800, 600), formats=("jpg", "jpg", "png"))
+    return write_corpus(directory, num_images=3 * SAMPLES + 5, size=(480, 360), formats=("jpg", "jpg", "png"))
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,11 @@ def finished(build: subprocess.Popen) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(build.args, build.returncode, out, errors)
 
 
+def said(result: subprocess.CompletedProcess) -> list[str]:
+    """Lines on stderr, without those that only a slow machine sees."""
+    return [line for line in result.stderr.splitlines() if not re.match(r"[a-z ]+: [\d,]+ / [\d,]+ ", line)]
+
+
 def half_written(build: subprocess.Popen, out: Path) -> Iterator[tuple[Path, psutil.Process]]:
     """Every file that grows while a build runs, and the worker that writes it."""
     seen = set()
@@ -97,7 +103,7 @@ def stopped_in_the_middle(build: subprocess.Popen, out: Path, among: set[int] | 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_bytes_are_those_of_the_local_engine(cluster, corpus, expected, tmp_path, workers):
     result = finished(start_on(cluster, corpus, tmp_path / "out", "--workers", workers))
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, said(result)) == (0, [])
     assert len(expected) > 3
     assert contents(tmp_path / "out") == expected
     again = finished(start_on(cluster, corpus, tmp_path / "out"))
@@ -113,7 +119,7 @@ def test_skipped_images_and_a_limit_are_those_of_the_local_engine(cluster, corpu
         finished(start_on(cluster, holes, tmp_path / "ray", *words)),
     ]
     assert [result.returncode for result in results] == [0, 0], results
-    assert "1 missing image, 1 unreadable image" in results[1].stdout
+    assert "left out: 1 missing image, 6 skipped questions, 1 unreadable image" in results[1].stdout
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
 
 
@@ -123,7 +129,7 @@ def test_a_killed_worker_costs_its_part_alone(cluster, corpus, expected, tmp_pat
     worker.kill()
     result = finished(build)
     assert result.returncode == 0, result.stderr
-    (line,) = result.stderr.splitlines()
+    (line,) = said(result)
     assert f"process {worker.pid} on " in line
     assert "was killed in part " in line
     assert contents(tmp_path / "out") == expected
@@ -145,7 +151,7 @@ def test_a_lost_node_costs_the_parts_that_it_was_at(cluster, corpus, expected, t
 
 def test_ctrl_c_ends_the_tasks_and_leaves_nothing(cluster, corpus, tmp_path):
     build = start_on(cluster, corpus, tmp_path / "out")
-    worker = stopped_in_the_middle(build, tmp_path / "out")
+    worker = next(worker for path, worker in half_written(build, tmp_path / "out") if path.exists())
     build.send_signal(signal.SIGINT)
     result = finished(build)
     assert result.returncode not in (0, 2)
@@ -169,8 +175,8 @@ def test_a_fault_is_the_line_of_the_local_engine(cluster, corpus, tmp_path, faul
         finished(start_on(cluster, broken, tmp_path / "out", *words)),
     ]
     assert [result.returncode for result in results] == [2, 2], results
-    assert results[0].stderr.count("\n") == 1
-    assert results[1].stderr == results[0].stderr
+    assert len(said(results[0])) == 1
+    assert said(results[1]) == said(results[0])
     assert not (tmp_path / "out").exists()
 
 
@@ -179,7 +185,7 @@ def test_without_a_cluster_nothing_is_begun(corpus, tmp_path):
     environment = {**os.environ, "RAY_ADDRESS": address}
     result = finished(start(corpus, tmp_path / "out", "--engine", "ray", environment=environment))
     assert (result.returncode, result.stdout) == (2, "")
-    (line,) = result.stderr.splitlines()
+    (line,) = said(result)
     assert f"no Ray cluster answers at {address} (Connection refused); start one with `ray start --head`" in line
     assert not (tmp_path / "out").exists()
 
@@ -194,7 +200,7 @@ def test_a_node_with_other_code_is_refused(cluster, corpus, tmp_path):
     finally:
         cluster.stop(node)
     assert result.returncode == 2
-    (line,) = result.stderr.splitlines()
+    (line,) = said(result)
     assert "(outdated): duoflow: code " in line
     assert not (tmp_path / "out").exists()
 
@@ -211,7 +217,7 @@ def test_a_node_that_does_not_see_the_disk_is_named(cluster, corpus, tmp_path, h
     finally:
         cluster.stop(node)
     assert result.returncode == 2
-    (line,) = result.stderr.splitlines()
+    (line,) = said(result)
     assert "(blind): " in line
     assert str(place) in line
     assert "every node has to see --images and --out" in line
