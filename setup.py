@@ -50,6 +50,7 @@ setup(
         "gcs": ["gcsfs>=2025.3"],
         "hf": ["huggingface_hub>=1.0"],
         "http": ["aiohttp>=3.13"],
+        "ray": ["ray>=2.49"],
         "s3": ["s3fs>=2025.3"],
     },
     entry_points={"console_scripts": ["duoflow=trainer.cli:main"]},

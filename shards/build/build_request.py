@@ -1,7 +1,7 @@
 """What a build of shards is asked for, checked before any work."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -11,6 +11,7 @@ from shards.errors import ConfigError, DataError
 from shards.format.index import Medium
 
 OnMissing = Literal["fail", "skip"]
+EngineName = Literal["local", "ray"]
 SHARD_BYTES = 256 << 20
 
 
@@ -30,7 +31,7 @@ class BuildRequest:
     limit: int | None = None
     """At most so many images: the first by id."""
     workers: int = 0
-    """Processes that decode images; the result does not depend on it."""
+    """Processes that decode images; the result does not depend on it. On a cluster: parts at a time, 0 for all CPUs."""
     on_missing: OnMissing = "fail"
     balanced_only: bool = False
     resize: int | None = None
@@ -39,12 +40,20 @@ class BuildRequest:
     lowercase_answers: bool = False
     """Write answers in lower case and with single spaces, the only form that a generated answer is compared in."""
     show_progress: bool = False
+    engine: EngineName = "local"
+    """Where images are decoded; the result does not depend on it."""
+    ray_address: str | None = None
+    """HOST:PORT of the Ray cluster; None takes RAY_ADDRESS, or the cluster of this machine."""
 
     def __post_init__(self) -> None:
         if self.format not in READERS:
             raise ConfigError(f"--format {self.format}: no such format; expected one of {', '.join(READERS)}")
         if self.on_missing not in ("fail", "skip"):
             raise ConfigError(f"--on-missing {self.on_missing}: expected fail or skip")
+        if self.engine not in get_args(EngineName):
+            raise ConfigError(f"--engine {self.engine}: expected {' or '.join(get_args(EngineName))}")
+        if self.ray_address is not None and self.engine != "ray":
+            raise ConfigError(f"--ray-address {self.ray_address}: belongs to --engine ray")
         for name, least in (("limit", 1), ("resize", 1), ("workers", 0), ("shard_bytes", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -74,6 +83,15 @@ class BuildRequest:
     def beside(self) -> list[Path]:
         """The files that lie beside the question files."""
         return [*([self.scene_graphs] if self.scene_graphs is not None else []), *self.annotations]
+
+    def from_anywhere(self) -> "BuildRequest":
+        """The same with absolute paths: a worker on another node has another working directory."""
+        return replace(
+            self,
+            out=self.out.absolute(),
+            images=None if self.images is None else self.images.absolute(),
+            regions=[path.absolute() for path in self.regions],
+        )
 
     def options(self) -> dict[str, str | int | bool | None]:
         """What changes the content of the shards, beside the input."""

@@ -5,10 +5,10 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from shards.annotations import READERS
-from shards.build.build_request import SHARD_BYTES, BuildRequest
+from shards.build.build_request import SHARD_BYTES, BuildRequest, EngineName
 from shards.build.verify import verify_shards
 from shards.build.writer import build
 from shards.format.index import SplitIndex, read_index
@@ -48,13 +48,15 @@ def run_build(arguments: argparse.Namespace) -> int:
         scene_graphs=arguments.scene_graphs,
         annotations=arguments.annotations,
         limit=arguments.limit,
-        workers=arguments.workers,
+        workers=_workers(arguments),
         on_missing=arguments.on_missing,
         balanced_only=arguments.balanced_only,
         resize=arguments.resize,
         shard_bytes=arguments.shard_bytes,
         lowercase_answers=arguments.lowercase_answers,
         show_progress=True,
+        engine=arguments.engine,
+        ray_address=arguments.ray_address,
     )
     try:
         index, is_new = build(request)
@@ -147,7 +149,20 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         help="VQA's annotations of the questions; without them there are no answers",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="pack the first N images only")
-    parser.add_argument("--workers", type=int, metavar="N", default=_cores(), help="processes (default: the cores)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes (default: the cores of this machine, or of the cluster)"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=get_args(EngineName),
+        default="local",
+        help="where images are decoded: here, or on a Ray cluster that runs already; the shards are the same",
+    )
+    parser.add_argument(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="the Ray cluster (default: RAY_ADDRESS, or the cluster of this machine)",
+    )
     parser.add_argument("--on-missing", choices=("fail", "skip"), default="fail", help="images missing or unreadable")
     parser.add_argument("--balanced-only", action="store_true", help="leave out questions that are not balanced")
     parser.add_argument("--resize", type=int, metavar="N", help="bring the short side down to N pixels, as JPEG")
@@ -163,6 +178,12 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
 def _place(text: str) -> str | Path:
     """Where shards are: a URL stays a text, of which a path would lose a slash."""
     return text if is_url(text) else Path(text)
+
+
+def _workers(arguments: argparse.Namespace) -> int:
+    if arguments.workers is not None:
+        return arguments.workers
+    return _cores() if arguments.engine == "local" else 0
 
 
 def _cores() -> int:

@@ -7,9 +7,9 @@ from heapq import merge
 from pathlib import Path
 
 from shards.build.build_request import BuildRequest
+from shards.build.engine import Engine
 from shards.build.media import open_medium
 from shards.build.packing import Source as ImageSource
-from shards.build.packing import fingerprint, map_in_order
 from shards.errors import DataError
 from shards.format.index import Source, SplitIndex
 from shards.progress import Progress
@@ -56,7 +56,7 @@ def is_whole(index: SplitIndex, directory: Path) -> bool:
     return True
 
 
-def images_digest(index: SplitIndex, request: BuildRequest) -> str:
+def images_digest(index: SplitIndex, request: BuildRequest, engine: Engine) -> str:
     """The digest over the source images as they are now; the packed and the skipped ones, by image id."""
     packed = (
         (sample_id, tuple(refs[image] for image in shard.images_of(position)))
@@ -70,7 +70,7 @@ def images_digest(index: SplitIndex, request: BuildRequest) -> str:
     samples = [ImageSource(sample_id, tuple(map(medium.origin, refs))) for sample_id, refs in named]
     digest = hashlib.sha256()
     with Progress("comparing images", len(samples), "images", show=request.show_progress) as progress:
-        for lines in map_in_order(fingerprint, samples, request.workers):
+        for lines in engine.fingerprints(samples):
             digest.update(lines.encode())
             progress.advance()
     return digest.hexdigest()

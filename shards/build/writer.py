@@ -13,11 +13,12 @@ from typing import NamedTuple
 from msgspec import UNSET
 
 from shards.annotations import READERS
-from shards.build.build_request import SHARD_BYTES, BuildRequest, OnMissing
+from shards.build.build_request import SHARD_BYTES, BuildRequest, EngineName, OnMissing
+from shards.build.engine import Engine, open_engine
 from shards.build.grouping import Grouping
 from shards.build.media import Medium, open_medium
 from shards.build.output_directory import claimed, discard_unfinished, present_index, publish, staging_in
-from shards.build.packing import Packed, Task, Unusable, map_in_order, pack
+from shards.build.packing import Packed, Task, Unusable
 from shards.build.packing import Source as ImageSource
 from shards.build.same_input import hash_sources, images_digest, is_whole, refuse_another
 from shards.build.tally import summarise
@@ -54,6 +55,8 @@ def build_shards(
     shard_bytes: int = SHARD_BYTES,
     lowercase_answers: bool = False,
     show_progress: bool = False,
+    engine: EngineName = "local",
+    ray_address: str | None = None,
 ) -> SplitIndex:
     """Build a directory of shards and return its index; with the same shards already there, do nothing.
 
@@ -79,34 +82,43 @@ def build_shards(
         shard_bytes=shard_bytes,
         lowercase_answers=lowercase_answers,
         show_progress=show_progress,
+        engine=engine,
+        ray_address=ray_address,
     )
     return build(request).index
 
 
 def build(request: BuildRequest) -> Built:
     """Carry out a request; see `build_shards`."""
+    if request.engine != "local":
+        request = request.from_anywhere()
     files = READERS[request.format].expand(request.questions)
     request = replace(request, format=READERS[request.format].settle(files) or request.format)
+    with open_engine(request) as engine:
+        return _build(request, files, engine)
+
+
+def _build(request: BuildRequest, files: list[Path], engine: Engine) -> Built:
     sources = hash_sources(request, files)
     try:
         with claimed(request.out):
             present = present_index(request.out)
-            if present is not None and _is_same(present, sources, request):
+            if present is not None and _is_same(present, sources, request, engine):
                 with suppress(OSError):  # the shards are right, even where nothing can be tidied up beside them
                     discard_unfinished(request.out)
                 return Built(present, False)
             with staging_in(request.out) as staging:
-                return Built(_write(request, files, sources, staging), True)
+                return Built(_write(request, files, sources, staging, engine), True)
     except sqlite3.Error as error:
         raise _cannot_write(request.out, request.out, str(error)) from None
     except OSError as error:
         raise _cannot_write(request.out, error.filename or request.out, error.strerror or str(error)) from None
 
 
-def _is_same(present: SplitIndex, sources: list[Source], request: BuildRequest) -> bool:
+def _is_same(present: SplitIndex, sources: list[Source], request: BuildRequest, engine: Engine) -> bool:
     """Whether nothing is left to do. Only reads: finished shards may lie on a disk that cannot be written."""
     refuse_another(present, sources, request)
-    return is_whole(present, request.out) and images_digest(present, request) == present.images_sha256
+    return is_whole(present, request.out) and images_digest(present, request, engine) == present.images_sha256
 
 
 def _cannot_write(out: Path, place: str | Path, reason: str) -> DataError:
@@ -116,10 +128,12 @@ def _cannot_write(out: Path, place: str | Path, reason: str) -> DataError:
     )
 
 
-def _write(request: BuildRequest, files: list[Path], sources: list[Source], staging: Path) -> SplitIndex:
+def _write(
+    request: BuildRequest, files: list[Path], sources: list[Source], staging: Path, engine: Engine
+) -> SplitIndex:
     with Grouping(staging / "questions.sqlite") as grouping:
         left_out = read_and_group(request, files, grouping, staging)
-        result = _pack_all(request, grouping, staging)
+        result = _pack_all(request, grouping, staging, engine)
     index = _index(request, sources, result, left_out)
     publish(request.out, index)
     return read_index(request.out)
@@ -164,7 +178,7 @@ class _Result(NamedTuple):
     regions: RegionShape | None
 
 
-def _pack_all(request: BuildRequest, grouping: Grouping, staging: Path) -> _Result:
+def _pack_all(request: BuildRequest, grouping: Grouping, staging: Path, engine: Engine) -> _Result:
     medium = open_medium(request, (ref for _, refs in _checked(request, grouping) for ref in refs))
     total = _check_images(request, grouping, medium)
     tars = TarShards(staging, request.shard_bytes)
@@ -173,7 +187,7 @@ def _pack_all(request: BuildRequest, grouping: Grouping, staging: Path) -> _Resu
     digest = hashlib.sha256()
     try:
         with Progress("packing", total, "images", show=request.show_progress) as progress:
-            for packed in _packed(request, grouping, medium):
+            for packed in _packed(request, grouping, medium, staging, engine):
                 digest.update(packed.fingerprint.encode())
                 progress.advance()
                 if isinstance(packed, Unusable):
@@ -215,7 +229,9 @@ def _check_images(request: BuildRequest, grouping: Grouping, medium: Medium) -> 
     return min(total, request.limit or total)
 
 
-def _packed(request: BuildRequest, grouping: Grouping, medium: Medium) -> Iterator[Packed | Unusable]:
+def _packed(
+    request: BuildRequest, grouping: Grouping, medium: Medium, staging: Path, engine: Engine
+) -> Iterator[Packed | Unusable]:
     """Packed images in the order of their ids, up to the limit; skipped ones do not count."""
     tasks = (
         Task(
@@ -226,7 +242,7 @@ def _packed(request: BuildRequest, grouping: Grouping, medium: Medium) -> Iterat
         )
         for group in grouping.groups()
     )
-    results = map_in_order(pack, tasks, request.workers)
+    results = engine.pack(tasks, staging)
     count = 0
     try:
         for result in results:

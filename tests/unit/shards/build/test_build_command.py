@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from shards import progress
 from shards.build import commands, writer
+from shards.build.build_request import BuildRequest
+from shards.build.writer import Built
 from shards.errors import UserError
 from shards.format.index import read_index
 from shards.progress import Progress, progress_line, silence
@@ -77,7 +80,22 @@ def test_the_options_are_those_promised():
         None,
         None,
     )
-    assert arguments.workers >= 1
+    assert (arguments.engine, arguments.ray_address, arguments.workers) == ("local", None, None)
+
+
+@pytest.mark.parametrize(("words", "workers"), [([], len(os.sched_getaffinity(0))), (["--workers", 3], 3)])
+def test_without_a_number_of_workers_there_is_one_for_each_core(corpus, tmp_path, monkeypatch, words, workers):
+    asked = []
+
+    def note(request: BuildRequest) -> Built:
+        asked.append(request)
+        return writer.build(replace(request, workers=0))
+
+    monkeypatch.setattr(commands, "build", note)
+    given = build_words(corpus, tmp_path / "out")
+    at = given.index("--workers")
+    assert duoflow(*given[:at], *given[at + 2 :], *words) == 0
+    assert [(request.engine, request.workers) for request in asked] == [("local", workers)]
 
 
 def test_building_twice_says_so_and_exits_with_0(corpus, tmp_path, capsys):

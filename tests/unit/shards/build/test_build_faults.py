@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,8 @@ def test_broken_json_leaves_nothing(corpus, tmp_path):
         ({"format": "tsv"}, ConfigError, "--format tsv: no such format; expected one of gqa, jsonl, csv"),
         ({"limit": 0}, ConfigError, "--limit 0: expected at least 1"),
         ({"resize": -1}, ConfigError, "--resize -1: expected at least 1"),
+        ({"engine": "dask"}, ConfigError, "--engine dask: expected local or ray"),
+        ({"ray_address": "head:6379"}, ConfigError, "--ray-address head:6379: belongs to --engine ray"),
         ({"questions": []}, ConfigError, "--questions: no files given"),
         ({"questions": [Path("/nowhere/q.json")]}, DataError, r"/nowhere/q\.json: cannot be read: No such file"),
         ({"images": Path("/nowhere")}, DataError, "--images /nowhere: no such directory"),
@@ -134,6 +137,14 @@ def test_broken_json_leaves_nothing(corpus, tmp_path):
 def test_a_request_that_makes_no_sense_is_refused(corpus, tmp_path, change, kind, what):
     with pytest.raises(kind, match=what):
         build_shards(**arguments(corpus, tmp_path / "out", **change))
+
+
+def test_a_cluster_without_ray_is_one_line(corpus, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "shards.build.ray_engine", raising=False)
+    with pytest.raises(UserError, match="--engine ray: Ray is not installed; pip install"):
+        build_shards(**arguments(corpus, tmp_path / "out", engine="ray"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(corpus, tmp_path, monkeypatch):
