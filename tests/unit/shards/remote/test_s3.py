@@ -57,7 +57,8 @@ def test_shards_of_a_bucket_are_those_of_the_directory(bucket: str, shards: Path
     order = Order(seed=5, questions_per_visit=4, visits_per_step=4, lanes=2, shuffle_shards=2)
     there = Split(bucket, order, cache=CacheConfig(directory=str(tmp_path)))
     expected = all_batches(TrainingBatches(Split(str(shards), order), TEXTS, SIZE, alone(2)), 0)
-    assert_same(all_batches(TrainingBatches(there, TEXTS, SIZE, alone(2)), 0, workers=1), expected)
+    # In this process: workers have the environment of the server that forks them, which may be older than `bucket`.
+    assert_same(all_batches(TrainingBatches(there, TEXTS, SIZE, alone(2)), 0), expected)
     assert index_digest(bucket) == index_digest(shards)
 
 
