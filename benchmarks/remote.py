@@ -2,10 +2,10 @@
 
     python -m benchmarks.remote --json remote.json
 
-Pictures of noise are packed into shards of about 1 MiB. A step is a sleep of `--step-seconds`, so that what is measured
-is whether the data is there; its first steps, which wait for the first shards of every lane, are given apart. The
-server answers each request after 20 ms, at `--megabytes-per-second` for each connection. `bounded` has a cache of half
-of the shards, so that it evicts and fetches during the whole epoch.
+Pictures of noise are packed into shards of about 1 MiB. A step is a sleep of `--step-seconds`, so that what is
+measured is whether the data is there; the first steps, which wait for the first shards of every lane, are given apart.
+The server answers each request after 20 ms, at `--megabytes-per-second` for each connection. `bounded` has a cache of
+half of the shards, so that it evicts and fetches during the whole epoch.
 """
 
 import argparse
