@@ -35,6 +35,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["shards*", "model*", "trainer*", "launch*"]),
+    package_data={"launch": ["slurm.sbatch"]},
     install_requires=REQUIREMENTS,
     extras_require={
         "dev": ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14"],
