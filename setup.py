@@ -36,6 +36,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["shards*", "model*", "trainer*", "launch*"]),
+    package_data={"launch": ["slurm.sbatch"]},
     install_requires=REQUIREMENTS,
     extras_require={
         "dev": [

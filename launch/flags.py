@@ -76,6 +76,8 @@ def read_flags(words: Sequence[str]) -> Flags:
     ):
         if found[name] is not None:
             check(f"--{name}", found[name])
+    if found["log_level"] is None and not found["quiet"]:
+        found["log_level"] = "error"  # its default tells every path it takes
     port, address = found.pop("master_port"), found.pop("master_addr")
     return Flags([_flag(name, value) for name, value in found.items() if value], port, address, found["ssh_port"])
 

@@ -42,6 +42,12 @@ FLOORS = {
         ("format", "plan", "remote"),
         ("config", "config_base", "errors", "progress", "atomic", "lower_case", "vqa_text"),
     ),
+    "launch": (
+        ("node", "pod", "cluster"),
+        ("local", "ssh", "hostfile", "flags", "forward", "show", "slurm", "kubernetes"),
+        ("plan", "network", "ranks"),
+        ("words",),
+    ),
 }
 """The rooms of each package (folders, and files that are rooms by themselves), top floor first."""
 

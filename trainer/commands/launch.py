@@ -283,7 +283,8 @@ def plan_over(nodes: Sequence[Node], offer: Offer, run: RunDirectory, environmen
 
 def _import_path() -> str:
     """What ranks import from beside what is installed: the user's PYTHONPATH, behind a checkout's root."""
-    return os.pathsep.join(filter(None, [str(import_from() or ""), os.environ.get("PYTHONPATH")]))
+    own = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join(dict.fromkeys(filter(None, [str(import_from() or ""), *own])))
 
 
 def _check_paths(run: RunDirectory) -> None:
