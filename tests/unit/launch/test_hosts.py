@@ -1,5 +1,6 @@
 """Hosts asked through ssh, from the first question to the last kill; ssh is a script that runs its command here."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -84,13 +85,14 @@ class TestGreeting:
         with pytest.raises(LaunchFault, match=r"host 127.0.0.2: is 127.0.0.1 under another name"):
             greet_all(cluster, NODES, "10.0.0.1", None)
 
-    def test_a_host_without_this_python_or_without_duoflow_is_named(self, cluster: Cluster):
+    def test_a_host_without_this_python_or_without_duoflow_is_named(self, cluster: Cluster, tmp_path: Path):
+        (tmp_path / "launch").mkdir()
+        (tmp_path / "launch" / "__init__.py").touch()  # another package of that name stands before ours
+        elsewhere = {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(tmp_path)}
         for hosts in (
-            cluster.hosts.__class__(**{**vars(cluster.hosts), "python": "/nowhere/python"}),
-            cluster.hosts.__class__(
-                **{**vars(cluster.hosts), "environment": {"PYTHONSAFEPATH": "1", "PYTHONPATH": "/"}}
-            ),
-            cluster.hosts.__class__(**{**vars(cluster.hosts), "directory": "/nowhere"}),
+            dataclasses.replace(cluster.hosts, python="/nowhere/python"),
+            dataclasses.replace(cluster.hosts, environment=elsewhere),
+            dataclasses.replace(cluster.hosts, directory="/nowhere"),
         ):
             with pytest.raises(LaunchFault, match=r"^host 127.0.0.1: .*at the same paths as here"):
                 hosts.ask("127.0.0.1", "greet", cluster.run)
