@@ -21,7 +21,7 @@ from trainer.engine.addresses import interface_with_address
 from trainer.engine.process import Place, export_place, host_name, read_place
 from trainer.engine.pulse import FollowingPulse, LeadingPulse, Pulse
 from trainer.engine.rendezvous import Met, Rendezvous
-from trainer.engine.waiting import LostRankError, Stop
+from trainer.engine.waiting import LostRankError, Stop, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -227,10 +227,9 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
             raise LostRankError(
                 f"{self.name} of {self.world_size} lost the other ranks while {what} "
-                f"(timeout {self.timeout_seconds:.0f} s): {self.who_is_lost()}; {reason}"
+                f"(timeout {self.timeout_seconds:.0f} s): {self.who_is_lost()}; {first_line(error)}"
             ) from error
         self.at(f"behind {what}")
 
@@ -284,6 +283,7 @@ def initialize(
 def _make_groups(place: Place, device: torch.device, timeout_seconds: float, store: dist.Store) -> dist.ProcessGroup:
     """DeepSpeed's group, and the one of the agreements, which is given back."""
     timeout = timedelta(seconds=timeout_seconds)
+    store.set_timeout(timeout)  # DeepSpeed's groups are made through it later
     bound = {"device_id": device} if device.type == "cuda" else {}
     rank, world_size = place.rank, place.world_size
     dist.init_process_group(_backend(device), store=store, rank=rank, world_size=world_size, timeout=timeout, **bound)

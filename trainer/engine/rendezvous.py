@@ -19,13 +19,13 @@ import torch.distributed as dist
 from shards.errors import ConfigError
 from trainer.engine.addresses import address_between, is_served_by_agent, own_address
 from trainer.engine.process import Place, host_name
-from trainer.engine.waiting import LateError, LostRankError, Stop, StoppedError, wait_for
+from trainer.engine.waiting import LateError, LostRankError, Stop, StoppedError, first_line, wait_for
 from trainer.engine.whereabouts import shortened
 
 Made = TypeVar("Made")
 
 _LOOK_SECONDS = 0.2
-_TELL_SECONDS = 1.0
+_TELL_SECONDS = 0.7
 """How long a rank that gives up stays for the others to hear why: rank 0 takes the store along when it leaves."""
 
 
@@ -70,8 +70,9 @@ class Rendezvous:
         try:
             roll = self._bounded(lambda: self._enrol(offered), self._ranks_are_missing)
         except dist.DistError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise LostRankError(f"{self._place}: rank 0 is gone before all ranks had come: {reason}") from error
+            raise LostRankError(
+                f"{self._place}: rank 0 is gone before all ranks had come: {first_line(error)}"
+            ) from error
         addresses = [record["address"] for record in roll["ranks"]]
         own = address_between(addresses[self._place.rank], addresses)
         return Met(tuple(record["host"] for record in roll["ranks"]), own, roll["address"], roll["offered"])
@@ -96,8 +97,8 @@ class Rendezvous:
             except RuntimeError as error:
                 if isinstance(error, LostRankError):
                     raise
-                reason = str(error).strip().splitlines()[0]
-                self._tell("failed", message := f"{self._place}: {what} cannot be made between the hosts: {reason}")
+                message = f"{self._place}: {what} cannot be made between the hosts: {first_line(error)}"
+                self._tell("failed", message)
                 raise LostRankError(message) from error
 
     def refuse(self, error: ConfigError) -> None:
@@ -125,9 +126,7 @@ class Rendezvous:
     def _connect(self) -> dist.Store:
         if self._place.rank != 0:
             self._await_listener()
-        store = self._open(is_master=self._place.rank == 0 and not is_served_by_agent())
-        # torchrun's store outlives a restart of its ranks, and keeps what the last ones have left there.
-        return dist.PrefixStore(f"duoflow/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        return self._open(is_master=self._place.rank == 0 and not is_served_by_agent())
 
     def _await_listener(self) -> None:
         """Wait until somebody listens where rank 0 should; torch's own tries end in lines of C++."""
@@ -140,11 +139,11 @@ class Rendezvous:
                 return
         self._nobody_answers()
 
-    def _open(self, *, is_master: bool) -> dist.TCPStore:
+    def _open(self, *, is_master: bool) -> dist.Store:
         timeout = timedelta(seconds=max(1.0, self._deadline - time.monotonic()))
         where = f"MASTER_ADDR={self._place.address} MASTER_PORT={self._place.port}"
         try:
-            return dist.TCPStore(
+            store = dist.TCPStore(
                 self._place.address,
                 self._place.port,
                 None,
@@ -154,12 +153,13 @@ class Rendezvous:
                 multi_tenant=is_master,
             )
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
             if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
                 raise ConfigError(
                     f"{self._place}: {where}: another program listens there; choose a port that is free on this host"
                 ) from None
-            raise LostRankError(f"{self._place}: {where}: {reason}") from error
+            raise LostRankError(f"{self._place}: {where}: {first_line(error)}") from error
+        # torchrun's store outlives a restart of its ranks, and keeps what the last ones have left there.
+        return dist.PrefixStore(f"duoflow/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
     def _enrol(self, offered: dict[str, Any]) -> dict[str, Any]:
         """Write this rank into the roll and wait for the others; runs beside the main thread."""
@@ -221,7 +221,7 @@ class Rendezvous:
 
         def listen() -> None:
             with contextlib.suppress(RuntimeError, LostRankError):  # the store is gone: the group will say so
-                store = self._connect_again()
+                store = self._open(is_master=False)
                 while not over.wait(_LOOK_SECONDS):
                     if store.check(["verdict"]):
                         heard.append(store.get("verdict").decode())
@@ -232,11 +232,6 @@ class Rendezvous:
             yield heard
         finally:
             over.set()
-
-    def _connect_again(self) -> dist.Store:
-        return dist.PrefixStore(
-            f"duoflow/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", self._open(is_master=False)
-        )
 
     def _nobody_answers(self) -> NoReturn:
         raise LostRankError(

@@ -76,3 +76,8 @@ def wait_for(
     if errors:
         raise errors[0]
     return results[0]
+
+
+def first_line(error: BaseException) -> str:
+    """What C++ says of a fault, without its stack."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

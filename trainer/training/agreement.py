@@ -11,6 +11,7 @@ import os
 import platform
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def agree_on_start(config: RunConfig, world: World) -> None:
         ConfigError: on all ranks, a table of what differs.
     """
     if world.world_size > 1:
-        compare_facts(world, {"code": code(), "packages": packages(), "recipe": recipe(config), "data": data(config)})
+        makers = {"code": code, "packages": packages, "recipe": partial(recipe, config), "data": partial(data, config)}
+        compare_facts(world, world.agree_on(lambda: {matter: make() for matter, make in makers.items()}))
 
 
 def agree_on_weights(built: BuiltModel, world: World) -> None:
@@ -156,15 +158,26 @@ def packages() -> dict[str, str]:
 
 
 def recipe(config: RunConfig) -> dict[str, str]:
-    """Every value of the resolved recipe, and its ZeRO policy by content."""
+    """Every value of the resolved recipe, and its ZeRO policy by content.
+
+    Raises:
+        ConfigError: there is no such policy here.
+    """
     values = {key: format_value(_value(config, key)) for key in leaf_keys(RunConfig)}
     return values | {f"engine.policy: {config.engine.policy}": _file_digest(policy_path(config))}
 
 
 def data(config: RunConfig) -> dict[str, str]:
     """The indexes of the splits that a rank reads: they hold the sha256 of every shard."""
+
+    def digest(directory: str) -> str:
+        try:
+            return index_digest(directory)[:12]
+        except OSError:
+            return "no index"
+
     named = {f"data.{name}": getattr(config.data, name) for name in ("train", "val")}
-    return {f"{key}: {path}": index_digest(path)[:12] for key, path in named.items() if path is not None}
+    return {f"{key}: {path}": digest(path) for key, path in named.items() if path is not None}
 
 
 def _value(config: RunConfig, key: str) -> object:

@@ -59,7 +59,9 @@ def arrive(arguments: Sequence[str] | None, load: Callable[[], Train]) -> int:
             config = load_config(options.recipe, options.overrides)
             place = read_place(os.environ)
         except UserError as error:
-            if os.environ.get("LOCAL_RANK", "0") == "0":  # all ranks of a node read one recipe
+            if (
+                os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
+            ):  # all ranks of a node read one recipe
                 say(error)
             return USER_MISTAKE
         directory = RunDirectory.of(config)

@@ -19,7 +19,7 @@ from trainer.config.resume_policy import check_resumable
 from trainer.config.schema import check_world_size
 from trainer.engine.distributed import World, initialize, is_known_to_all
 from trainer.engine.signals import StopRequest
-from trainer.engine.waiting import LostRankError, StoppedError
+from trainer.engine.waiting import LostRankError, StoppedError, first_line
 from trainer.reporting.progress import ConsoleHandler
 from trainer.run_directory import DONE, FAILED, STOPPED, USER_MISTAKE, RunDirectory
 from trainer.training.agreement import agree_on_start, check_shards
@@ -94,16 +94,22 @@ def _train(config: RunConfig, directory: RunDirectory, world: World, stop: StopR
     agree_on_start(config, world)
     known = agree_on_run(directory, world)
     world.agree_or_raise(_fault(config, directory, world, known.past))
-    run, state = set_up(config, directory, world, stop, run_id=known.run)
+    world.agree_on(lambda: _keep_config(config, directory, world))
     try:
-        return fit(run, state)
+        return _fit(config, directory, world, stop, known.run)
     except RuntimeError as error:
         if not _is_lost_connection(error):
             raise
-        reason = str(error).strip().splitlines()[0]
         raise LostRankError(
-            f"{world.name} of {world.world_size} lost the other ranks while training: {world.who_is_lost()}; {reason}"
+            f"{world.name} of {world.world_size} lost the other ranks while training: {world.who_is_lost()}; "
+            f"{first_line(error)}"
         ) from error
+
+
+def _fit(config: RunConfig, directory: RunDirectory, world: World, stop: StopRequest, run_id: str) -> Outcome:
+    run, state = set_up(config, directory, world, stop, run_id=run_id)
+    try:
+        return fit(run, state)
     finally:
         run.recorder.close()
 
@@ -129,11 +135,15 @@ def _fault(config: RunConfig, directory: RunDirectory, world: World, past: Past 
                 for difference in check_resumable(previous, config, str(directory.path)):
                     logger.info("%s; the run goes on with the new value", difference)
             directory.write_config(config)
-        elif world.leads_host and directory.read_config() != config:  # the disk is this host's own
-            directory.write_config(config)
     except UserError as error:
         return error
     return None
+
+
+def _keep_config(config: RunConfig, directory: RunDirectory, world: World) -> None:
+    """Leave the recipe on this host too, where its disk is not that of rank 0, which has accepted it."""
+    if world.leads_host and world.rank != 0 and directory.read_config() != config:
+        directory.write_config(config)
 
 
 def _settle(directory: RunDirectory, world: World, outcome: Outcome) -> int:
