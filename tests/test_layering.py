@@ -43,10 +43,11 @@ FLOORS = {
         ("config", "config_base", "errors", "progress", "atomic", "lower_case", "vqa_text"),
     ),
     "launch": (
-        ("node", "pod", "cluster"),
-        ("local", "ssh", "hostfile", "flags", "forward", "show", "slurm", "kubernetes"),
-        ("plan", "network", "ranks"),
-        ("words",),
+        ("node", "pod", "cluster", "deaths"),
+        ("local", "ssh", "hostfile", "flags", "show", "slurm", "kubernetes", "watch", "probe"),
+        ("remote_hosts",),
+        ("plan", "network", "ranks", "forward"),
+        ("words", "memory"),
     ),
 }
 """The rooms of each package (folders, and files that are rooms by themselves), top floor first."""
