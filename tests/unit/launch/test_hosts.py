@@ -86,12 +86,12 @@ class TestGreeting:
             greet_all(cluster, NODES, "10.0.0.1", None)
 
     def test_a_host_without_this_python_or_without_duoflow_is_named(self, cluster: Cluster, tmp_path: Path):
-        (tmp_path / "launch").mkdir()
-        (tmp_path / "launch" / "__init__.py").touch()  # another package of that name stands before ours
-        elsewhere = {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(tmp_path)}
+        bare = tmp_path / "bin/bare_python"  # without site-packages, where DuoFlow is installed
+        bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+        bare.chmod(0o755)
         for hosts in (
             dataclasses.replace(cluster.hosts, python="/nowhere/python"),
-            dataclasses.replace(cluster.hosts, environment=elsewhere),
+            dataclasses.replace(cluster.hosts, python=str(bare), environment={"PYTHONSAFEPATH": "1"}),
             dataclasses.replace(cluster.hosts, directory="/nowhere"),
         ):
             with pytest.raises(LaunchFault, match=r"^host 127.0.0.1: .*at the same paths as here"):
