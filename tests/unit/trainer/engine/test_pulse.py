@@ -89,7 +89,9 @@ def test_when_rank_0_fails_the_others_hear_why_or_that_it_is_gone(make):
     assert [pulse.blame(60) for pulse in ranks.following] == ["rank 0 on fvn1: the disk is full"] * 2
     ranks = make()
     until(lambda: len(ranks.leading._peers) == 2)
-    for peer in list(ranks.leading._peers.values()):
+    ranks.leading._over.set()
+    ranks.leading._thread.join()
+    for peer in ranks.leading._peers.values():
         peer.connection.shutdown(socket.SHUT_RDWR)
     assert all("rank 0 on fvn1 ended without a word" in pulse.blame(60) for pulse in ranks.following)
 
