@@ -4,13 +4,12 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from trainer.bench import namespaces
+from trainer.bench.scaling_job import Job
+from trainer.bench.scaling_pool import Pool, pool
 from trainer.engine.step_time import ETHERNET_PAYLOAD, Cluster, Link, Policy, Work, step_time, traffic
-
-if TYPE_CHECKING:
-    from trainer.bench.scaling_pool import Pool
 
 ELEMENT_BYTES = 4
 """A CPU reduces and gathers fp32."""
@@ -87,9 +86,7 @@ def measure_scaling(plan: Plan, progress: Callable[[str], None]) -> list[Measure
 
 
 @contextlib.contextmanager
-def _ranks(hosts: int, ranks_per_host: int) -> Iterator[tuple["Pool", Callable[[str | None], None]]]:
-    from trainer.bench.scaling_pool import pool  # imports torch
-
+def _ranks(hosts: int, ranks_per_host: int) -> Iterator[tuple[Pool, Callable[[str | None], None]]]:
     if hosts == 1:
         with pool([None], ranks_per_host=ranks_per_host) as ranks:
             yield ranks, lambda _: None
@@ -99,10 +96,8 @@ def _ranks(hosts: int, ranks_per_host: int) -> Iterator[tuple["Pool", Callable[[
 
 
 def _measure(
-    hosts: int, plan: Plan, ranks: "Pool", shape: Callable[[str | None], None], progress: Callable[[str], None]
+    hosts: int, plan: Plan, ranks: Pool, shape: Callable[[str | None], None], progress: Callable[[str], None]
 ) -> list[Measured]:
-    from trainer.bench.scaling_rank import Job
-
     rates = (None, *plan.rates) if hosts > 1 else (None,)
     seconds: dict[Case, list[float]] = {}
     sent: dict[Case, list[float]] = {}
@@ -162,9 +157,7 @@ def predicted_bytes(case: Case, parameters: int) -> float:
     """What a host sends in a step."""
     if case.hosts == 1:
         return 0.0
-    work = Work(
-        parameters=parameters, element_bytes=ELEMENT_BYTES, micro_seconds=0.0, accumulation=case.accumulation
-    )
+    work = Work(parameters=parameters, element_bytes=ELEMENT_BYTES, micro_seconds=0.0, accumulation=case.accumulation)
     return traffic(work, _policy(case)).sent_bytes(case.hosts * case.ranks_per_host)
 
 

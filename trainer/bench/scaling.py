@@ -54,6 +54,8 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"expected numbers with commas between them, got {text!r}")
     return tuple(int(part) for part in text.split(","))
 
 
@@ -125,8 +127,10 @@ def _check(arguments: argparse.Namespace) -> None:
     if any(stage not in range(4) for stage in arguments.stages):
         raise UserError(f"--stages {','.join(map(str, arguments.stages))}: expected 0, 1, 2 or 3")
     if max(arguments.hosts) * arguments.ranks > _MOST_RANKS:
-        raise UserError(f"--hosts x --ranks: {max(arguments.hosts) * arguments.ranks} ranks on one machine; "
-                        f"expected at most {_MOST_RANKS}")
+        raise UserError(
+            f"--hosts x --ranks: {max(arguments.hosts) * arguments.ranks} ranks on one machine; "
+            f"expected at most {_MOST_RANKS}"
+        )
     for rate in arguments.rate:
         parse_rate(rate)
     if max(arguments.hosts) > 1:

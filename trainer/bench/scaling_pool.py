@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from launch.local import free_port, launcher_environment
 from trainer.bench.namespaces import INTERFACE, Host
-from trainer.bench.scaling_rank import Answer, Job
+from trainer.bench.scaling_job import Answer, Job
 from trainer.config.schema import REPOSITORY
 
 RANK_MODULE = "trainer.bench.scaling_rank"

@@ -8,12 +8,13 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from typing import Any, NamedTuple, TextIO
 
 import torch
 from torch import Tensor, nn
 
+from trainer.bench.scaling_job import Answer, Job, sent_bytes
 from trainer.config.schema import REPOSITORY
 from trainer.engine.deepspeed_config import read_policy, resolve
 from trainer.engine.distributed import World, initialize, leave
@@ -25,27 +26,6 @@ _ROWS = 4
 _TIMEOUT_SECONDS = 300.0
 _SUMS = 16
 """Numbers that the training loop adds up over ranks after each step."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """Steps of one kind, to be timed."""
-
-    stage: int
-    accumulation: int
-    steps: int
-    width: int
-    layers: int
-
-
-class Answer(NamedTuple):
-    """What the steps of a job took on one rank."""
-
-    seconds: list[float]
-    """Of each step."""
-    sent_bytes: float
-    """A step, by all ranks of this host over its network interfaces but loopback, headers included."""
-    parameters: int
 
 
 class _Output(NamedTuple):
@@ -64,17 +44,11 @@ class _Wide(nn.Module):
         return _Output(rows.square().mean())
 
 
-def sent_bytes(text: str) -> int:
-    """Bytes that a network namespace has sent, without loopback: the text is /proc/net/dev's."""
-    lines = [line.partition(":") for line in text.splitlines() if ":" in line]
-    return sum(int(counts.split()[8]) for name, _, counts in lines if name.strip() != "lo")
-
-
 def _answers(world: World, jobs: TextIO) -> Iterator[Answer]:
     engines: dict[Job, Engine] = {}
     for line in jobs:
         job = Job(**json.loads(line))
-        kind = Job(**asdict(job) | {"steps": 0})
+        kind = replace(job, steps=0)
         if kind not in engines:
             engines[kind] = _engine(job, world)
             _step(engines[kind], job, world)  # the first one makes buffers and connections

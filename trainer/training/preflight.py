@@ -17,6 +17,7 @@ from trainer.config import RunConfig
 from trainer.config.faults import wrong_medium
 from trainer.config.schema import check_world_size, policy_path
 from trainer.engine.optimizers import check_stage
+from trainer.engine.policy_choice import AUTO
 from trainer.run_directory import RunDirectory
 from trainer.tasks import task_named
 
@@ -64,7 +65,8 @@ def check_inputs(config: RunConfig, *, device_type: str, fresh: bool = False) ->
     )
 
     _check_data(config)
-    check_stage(config.optim.choice, zero_stage(read_policy(policy_path(config))))
+    if config.engine.policy != AUTO:
+        check_stage(config.optim.choice, zero_stage(read_policy(policy_path(config))))
     resolve_precision(config.precision, device_type)
     run = RunDirectory.of(config)
     goes_on = run.has_checkpoint and not fresh
