@@ -288,16 +288,8 @@ def rounding(world: World, _: Path) -> Any:
 CASES = {
     case.__name__: case
     for case in (
-        losses,
-        resume,
-        elsewhere,
-        poisoned,
-        no_gradient,
-        evaluation,
-        mismatch,
-        agreements,
-        failed_save,
-        rounding,
+        *(losses, resume, elsewhere, poisoned, no_gradient, evaluation, mismatch),
+        *(agreements, failed_save, rounding),
     )
 }
 
