@@ -20,7 +20,7 @@ KEY_BIAS = "key.bias"
 CHOICES = {
     "adamw": OptimizerChoice(),
     "adamw, eps 1e-3": OptimizerChoice(eps=1e-3),
-    "sgd": OptimizerChoice(name="sgd", options={"momentum": 0.0}),
+    "sgd": OptimizerChoice(name="sgd", options={"momentum": 0.9}),
 }
 _MICRO_VISITS, _TOKENS, _WIDTH, _WORDS = 2, 7, 32, 50
 

@@ -1,4 +1,4 @@
-"""Steps over hosts with links of set rates, and what the formula says of them from the same steps without a limit."""
+"""Steps over hosts with links of set rates, and what the formula says of them from the parts: compute, bytes, link."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,9 +7,9 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from trainer.bench import namespaces
-from trainer.bench.scaling_job import Job
+from trainer.bench.scaling_job import Job, Shift
 from trainer.bench.scaling_pool import Pool, pool
-from trainer.engine.step_time import ETHERNET_PAYLOAD, Cluster, Link, Policy, Work, step_time, traffic
+from trainer.engine.step_time import Cluster, Link, Policy, Work, step_time, traffic
 
 ELEMENT_BYTES = 4
 """A CPU reduces and gathers fp32."""
@@ -34,6 +34,8 @@ class Measured:
     seconds: Sequence[float]
     """The median step of each round."""
     predicted_seconds: float
+    link_bytes_per_second: float | None
+    """Payload that the links were seen to carry when each rank sent to the next; None has no limit."""
     sent_bytes: float
     """By a host in a step, as its interface counts them."""
     predicted_bytes: float
@@ -48,6 +50,7 @@ class Measured:
             "seconds": median(self.seconds),
             "rounds": list(self.seconds),
             "predicted_seconds": self.predicted_seconds,
+            "link_bytes_per_second": self.link_bytes_per_second,
             "ratio": self.ratio,
             "sent_bytes": self.sent_bytes,
             "predicted_bytes": self.predicted_bytes,
@@ -99,12 +102,16 @@ def _measure(
     hosts: int, plan: Plan, ranks: Pool, shape: Callable[[str | None], None], progress: Callable[[str], None]
 ) -> list[Measured]:
     rates = (None, *plan.rates) if hosts > 1 else (None,)
+    elements = plan.layers * plan.width * plan.width // 2
+    links: dict[str, list[float]] = {}
     seconds: dict[Case, list[float]] = {}
     sent: dict[Case, list[float]] = {}
     parameters = 0
     for number in range(plan.rounds):
         for rate in rates:
             shape(rate)
+            if rate is not None:
+                links.setdefault(rate, []).extend(ranks.shift(Shift(elements=elements, times=plan.steps)))
             for stage in plan.stages:
                 for accumulation in plan.accumulations:
                     case = Case(hosts, plan.ranks_per_host, stage, accumulation, rate)
@@ -121,11 +128,13 @@ def _measure(
                     per_host = [answer.sent_bytes for answer in answers[:: plan.ranks_per_host]]
                     sent.setdefault(case, []).append(sum(per_host) / len(per_host))
         progress(f"{hosts} host(s): round {number + 1} of {plan.rounds}")
+    carried = {rate: elements * ELEMENT_BYTES / median(found) for rate, found in links.items()}
     return [
         Measured(
             case=case,
             seconds=found,
-            predicted_seconds=predict(case, parameters, seconds),
+            predicted_seconds=predict(case, parameters, median(seconds[case._replace(rate=None)]), carried),
+            link_bytes_per_second=None if case.rate is None else carried[case.rate],
             sent_bytes=median(sent[case]),
             predicted_bytes=predicted_bytes(case, parameters),
         )
@@ -133,22 +142,25 @@ def _measure(
     ]
 
 
-def predict(case: Case, parameters: int, seconds: Mapping[Case, Sequence[float]]) -> float:
+def predict(case: Case, parameters: int, free_seconds: float, carried: Mapping[str, float]) -> float:
     """Seconds of a step: the same step on as many ranks without a limit, and the time of what it sends.
 
     The ranks share this machine's cores, so what they compute is measured with all of them at work. That step also
     copies what is sent from process to process, which a slow link leaves time for: the sum is a little too long.
+
+    Args:
+        free_seconds: of the step without a limit.
+        carried: bytes of payload a second on links of each rate.
     """
-    free = median(seconds[case._replace(rate=None)])
     if case.rate is None:
-        return free
+        return free_seconds
     work = Work(
         parameters=parameters,
         element_bytes=ELEMENT_BYTES,
-        micro_seconds=free / case.accumulation,
+        micro_seconds=free_seconds / case.accumulation,
         accumulation=case.accumulation,
     )
-    link = Link(bytes_per_second=namespaces.parse_rate(case.rate) / 8 * ETHERNET_PAYLOAD)
+    link = Link(bytes_per_second=carried[case.rate])
     cluster = Cluster(hosts=case.hosts, ranks_per_host=case.ranks_per_host, network=link, local=link)
     return step_time(work, _policy(case), cluster).total
 

@@ -15,6 +15,14 @@ class Job:
     layers: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shift:
+    """Every rank sends a tensor to the next one and receives one, all at once: what a ring is made of."""
+
+    elements: int
+    times: int
+
+
 class Answer(NamedTuple):
     """What the steps of a job took on one rank."""
 

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from launch.local import free_port, launcher_environment
 from trainer.bench.namespaces import INTERFACE, Host
-from trainer.bench.scaling_job import Answer, Job
+from trainer.bench.scaling_job import Answer, Job, Shift
 from trainer.config.schema import REPOSITORY
 
 RANK_MODULE = "trainer.bench.scaling_rank"
@@ -40,6 +40,17 @@ class Pool:
         Raises:
             RankEndedError: a rank failed.
         """
+        return [Answer(**answer) for answer in self._ask(job)]
+
+    def shift(self, shift: Shift) -> list[float]:
+        """Seconds of each shift, until all ranks had theirs.
+
+        Raises:
+            RankEndedError: a rank failed.
+        """
+        return self._ask(shift)[0]
+
+    def _ask(self, job: Job | Shift) -> list[Any]:
         line = json.dumps(asdict(job)).encode() + b"\n"
         for rank, process in enumerate(self._processes):
             assert process.stdin is not None
@@ -48,7 +59,7 @@ class Pool:
                 process.stdin.flush()
             except BrokenPipeError:
                 raise self._fault(rank, "ended") from None
-        return [Answer(**answer) for answer in self.hear(JOB_SECONDS)]
+        return self.hear(JOB_SECONDS)
 
     def hear(self, seconds: float) -> list[Any]:
         """One line of JSON from each rank."""

@@ -12,9 +12,10 @@ from dataclasses import replace
 from typing import Any, NamedTuple, TextIO
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from trainer.bench.scaling_job import Answer, Job, sent_bytes
+from trainer.bench.scaling_job import Answer, Job, Shift, sent_bytes
 from trainer.config.schema import REPOSITORY
 from trainer.engine.deepspeed_config import read_policy, resolve
 from trainer.engine.distributed import World, initialize, leave
@@ -44,15 +45,19 @@ class _Wide(nn.Module):
         return _Output(rows.square().mean())
 
 
-def _answers(world: World, jobs: TextIO) -> Iterator[Answer]:
+def _answers(world: World, jobs: TextIO) -> Iterator[Any]:
     engines: dict[Job, Engine] = {}
     for line in jobs:
-        job = Job(**json.loads(line))
+        asked = json.loads(line)
+        if "elements" in asked:
+            yield _shift(Shift(**asked), world)
+            continue
+        job = Job(**asked)
         kind = replace(job, steps=0)
         if kind not in engines:
             engines[kind] = _engine(job, world)
             _step(engines[kind], job, world)  # the first one makes buffers and connections
-        yield _measure(engines[kind], job, world)
+        yield _measure(engines[kind], job, world)._asdict()
 
 
 def _engine(job: Job, world: World) -> Engine:
@@ -81,6 +86,21 @@ def _measure(engine: Engine, job: Job, world: World) -> Answer:
     world.barrier("count")
     width, layers = job.width, job.layers
     return Answer(seconds, (_sent() - before) / job.steps, layers * (width * width + width))
+
+
+def _shift(job: Shift, world: World) -> list[float]:
+    """Seconds of each, until all ranks have theirs."""
+    own, received = torch.zeros(job.elements), torch.empty(job.elements)
+    after, before = (world.rank + 1) % world.world_size, (world.rank - 1) % world.world_size
+    seconds = []
+    for _ in range(job.times):
+        world.barrier("shift")
+        began = time.perf_counter()
+        for request in (dist.isend(own, after), dist.irecv(received, before)):
+            request.wait()
+        took = torch.tensor([time.perf_counter() - began], dtype=torch.float64)
+        seconds.append(world.max_across_ranks(took).item())
+    return seconds
 
 
 def _step(engine: Engine, job: Job, world: World) -> None:
@@ -112,7 +132,7 @@ def main() -> None:
 
     tell({"rank": world.rank})
     for answer in _answers(world, sys.stdin):
-        tell(answer._asdict())
+        tell(answer)
     world.close()
 
 

@@ -13,8 +13,6 @@ SMALL_COLLECTIVES = 3
 """Of a step, whatever its size: whether gradients are finite, their norm, and the sums of the loop."""
 STAGE_0_BUCKET = 500_000_000
 """Elements that stage 0 reduces at a time, after the backward pass; no setting of a policy changes it."""
-ETHERNET_PAYLOAD = 1448 / 1514
-"""Part of a full Ethernet frame that TCP carries: 1500 bytes without 52 of headers, in 1514."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections import Counter
 from typing import Any
 
 import torch
@@ -28,21 +29,26 @@ def settle_policy(config: RunConfig, world: World, *, parameters: int, precision
     """
     if config.engine.policy != AUTO:
         return read_policy(policy_path(config))
-    own = {"host": os.uname().nodename, "link": _link(config, os.environ.get("MASTER_ADDR")), "memory": _memory(world)}
+    own = {
+        "host": os.uname().nodename,
+        "link": _link(config, os.environ.get("MASTER_ADDR")),
+        "memory": _memory(world.device),
+    }
     told = world.gather_text(json.dumps(own))
     chosen = None
     if told is not None:
         ranks = [json.loads(text) for text in told]
         links = [rank["link"] for rank in ranks if rank["link"] is not None]
+        hosts = Counter(rank["host"] for rank in ranks)
         choice = choose_policy(
             _circumstances(
                 config,
                 parameters=parameters,
                 precision=precision,
                 ranks=world.world_size,
-                hosts=len({rank["host"] for rank in ranks}),
+                hosts=len(hosts),
                 device_type=world.device.type,
-                memory_bytes=min(rank["memory"] for rank in ranks),
+                memory_bytes=min(_share(rank["memory"], world.device.type, hosts[rank["host"]]) for rank in ranks),
                 link=min(links, default=None),
             )
         )
@@ -64,7 +70,7 @@ def choice_on_this_machine(
             ranks=ranks,
             hosts=1,
             device_type=device_type,
-            memory_bytes=_memory_of(torch.device(device_type), ranks),
+            memory_bytes=_share(_memory(torch.device(device_type)), device_type, ranks),
             link=None,
         )
     )
@@ -105,12 +111,13 @@ def _link(config: RunConfig, master_address: str | None) -> float | None:
     return link_gbits(interface)
 
 
-def _memory(world: World) -> int:
-    return _memory_of(world.device, int(os.environ.get("LOCAL_WORLD_SIZE", world.world_size)))
-
-
-def _memory_of(device: torch.device, ranks_on_host: int) -> int:
-    """Bytes that a rank has: its GPU's, or its share of the machine's."""
+def _memory(device: torch.device) -> int:
+    """Bytes of this rank's GPU, or of this host."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks_on_host
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _share(memory: int, device_type: str, ranks_on_host: int) -> int:
+    """What a rank has of it: a GPU belongs to one."""
+    return memory if device_type == "cuda" else memory // ranks_on_host

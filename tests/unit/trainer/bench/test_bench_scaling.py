@@ -61,10 +61,9 @@ class TestArguments:
 
 class TestPrediction:
     def test_a_link_adds_the_time_of_what_it_carries(self):
-        seconds = {FREE: [0.1, 0.2, 0.3], SLOW: [9.0]}
-        wire = 1.5 * 4e6 * 8 / 10e6 * 1514 / 1448
-        assert predict(SLOW, 1_000_000, seconds) == pytest.approx(0.2 + wire)
-        assert predict(FREE, 1_000_000, seconds) == pytest.approx(0.2)
+        wire = 1.5 * 4e6 / 1e6
+        assert predict(SLOW, 1_000_000, 0.2, {"10mbit": 1e6}) == pytest.approx(0.2 + wire)
+        assert predict(FREE, 1_000_000, 0.2, {}) == pytest.approx(0.2)
 
     def test_ranks_of_a_host_count_once_for_its_link(self):
         assert predicted_bytes(FREE, 1_000_000) == pytest.approx(6e6)
@@ -82,7 +81,14 @@ class TestPrediction:
         assert sent_bytes(text) == 100
 
     def test_the_table_of_measured_steps_names_the_ratio(self):
-        found = Measured(case=SLOW, seconds=[2.0, 1.0, 3.0], predicted_seconds=2.2, sent_bytes=6e6, predicted_bytes=6e6)
+        found = Measured(
+            case=SLOW,
+            seconds=[2.0, 1.0, 3.0],
+            predicted_seconds=2.2,
+            link_bytes_per_second=1e6,
+            sent_bytes=6e6,
+            predicted_bytes=6e6,
+        )
         plan = Plan(
             hosts=(2,),
             ranks_per_host=1,
@@ -95,7 +101,7 @@ class TestPrediction:
             rounds=3,
         )
         assert scaling.measured_table(plan, [found]).splitlines()[-1].split() == (
-            ["2", "1", "1", "10mbit", "6.00", "6.00", "2.000", "100%", "2.200", "1.10"]
+            ["2", "1", "1", "10mbit", "8.0", "6.00", "6.00", "2.000", "100%", "2.200", "1.10"]
         )
         assert found.as_json()["ratio"] == pytest.approx(1.1)
 

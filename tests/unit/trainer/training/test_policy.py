@@ -1,7 +1,6 @@
 """The policy of a run: a file's, or one choice that all ranks hear, log and train under."""
 
 import logging
-from pathlib import Path
 
 import pytest
 
@@ -10,6 +9,7 @@ from tests.runs import Project
 from tests.thread_ranks import on_ranks
 from trainer.commands.dry_run import dry_run
 from trainer.config import RunConfig
+from trainer.config.schema import REPOSITORY
 from trainer.engine.deepspeed_config import read_policy
 from trainer.engine.policy_choice import choose_policy
 from trainer.training import policy
@@ -28,7 +28,7 @@ def settled(config: RunConfig, world_size: int) -> list[dict]:
 
 def test_a_file_is_taken_as_it_is(project: Project):
     config = project.config("engine.policy=ds_configs/zero2.json")
-    assert settled(config, 2) == [read_policy(Path("ds_configs/zero2.json"))] * 2
+    assert settled(config, 2) == [read_policy(REPOSITORY / "ds_configs" / "zero2.json")] * 2
 
 
 def test_all_ranks_hear_one_choice_and_its_reason_is_logged(project: Project, caplog: pytest.LogCaptureFixture):
@@ -46,7 +46,8 @@ def test_the_slowest_link_and_the_smallest_memory_decide(project: Project, monke
     monkeypatch.setattr(policy, "_memory", lambda _: next(memories) * 10**9)
     settled(project.config("engine.policy=auto"), 2)
     (about,) = told
-    assert (about.link_gbits, about.memory_bytes, about.ranks, about.hosts) == (10.0, 40 * 10**9, 2, 1)
+    shared = 20 * 10**9  # both ranks are on one host
+    assert (about.link_gbits, about.memory_bytes, about.ranks, about.hosts) == (10.0, shared, 2, 1)
 
 
 def test_the_recipe_knows_the_link_better_than_the_system(project: Project):
