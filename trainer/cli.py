@@ -14,6 +14,7 @@ from shards.errors import UserError
 from shards.progress import say, silence
 from shards.scenes import add_scenes_parser
 from trainer.bench import answer as bench_answer
+from trainer.bench import scaling as bench_scaling
 from trainer.bench import step as bench_step
 from trainer.commands.answer import add_answer_parser
 from trainer.commands.export import add_export_parser
@@ -89,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     benchmarks = bench.add_subparsers(metavar="WHAT", required=True)
     bench_step.add_parser(benchmarks)
     bench_answer.add_parser(benchmarks)
+    bench_scaling.add_parser(benchmarks)
     add_doctor_parser(verbs)
     return parser
 

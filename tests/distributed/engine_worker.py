@@ -10,6 +10,7 @@ import deepspeed
 import torch
 
 from shards.errors import DataError, UserError
+from tests.distributed import rounding as attention
 from tests.distributed.toy import PRECISIONS, STAGES, VISITS, Toy, ToyBatch, step_batches
 from trainer.engine.deepspeed_config import read_policy, resolve
 from trainer.engine.distributed import World, initialize
@@ -279,9 +280,18 @@ def failed_save(world: World, out: Path) -> Any:
     return None
 
 
+def rounding(world: World, _: Path) -> Any:
+    """Training whose gradients differ from those of another world size by the order of a sum."""
+    policy = read_policy(ROOT / "ds_configs" / "zero1.json")
+    return {name: attention.train(choice, policy, world) for name, choice in attention.CHOICES.items()}
+
+
 CASES = {
     case.__name__: case
-    for case in (losses, resume, elsewhere, poisoned, no_gradient, evaluation, mismatch, agreements, failed_save)
+    for case in (
+        *(losses, resume, elsewhere, poisoned, no_gradient, evaluation, mismatch),
+        *(agreements, failed_save, rounding),
+    )
 }
 
 

@@ -69,6 +69,12 @@ def test_losses_are_the_same_at_every_stage_and_world_size(launch: str, stage: i
     _assert_same_losses(runs[f"zero{stage}"], alone["zero1"])
 
 
+def test_a_chosen_policy_is_said_and_changes_no_loss(alone: Runs, together: Runs):
+    assert set(together.codes["auto"]) == {DONE}
+    assert "engine.policy: auto chose ZeRO-" in together.said("auto")
+    _assert_same_losses(together["auto"], alone["zero1"])
+
+
 @pytest.mark.parametrize("stage", [1, 3])
 def test_losses_between_frozen_towers_are_the_same_too(stage: int, alone: Runs, together: Runs):
     _assert_same_losses(together[f"frozen{stage}"], alone["frozen"])

@@ -98,6 +98,7 @@ def train_together(out: Path, data: dict[str, str], alone: Runs) -> Runs:
     )
     cases = [
         *(_case(recipe, f"zero{stage}", f"engine.policy=ds_configs/zero{stage}.json") for stage in STAGES),
+        _case(recipe, "auto", "engine.policy=auto"),
         *(_case(frozen, f"frozen{stage}", f"engine.policy=ds_configs/zero{stage}.json") for stage in (1, 3)),
         *(
             _case(frozen, f"lora_{tower}{stage}", *_adapted(tower, t5), f"engine.policy=ds_configs/zero{stage}.json")

@@ -8,10 +8,13 @@ from trainer.build import assemble_model, classes_of, open_split, training_token
 from trainer.commands.start import check_previous, check_unoccupied
 from trainer.config import RunConfig
 from trainer.config.schema import check_world_size
+from trainer.engine.deepspeed_config import resolve_precision
+from trainer.engine.policy_choice import AUTO
 from trainer.run_directory import RunDirectory
 from trainer.training.lost_answers import lost_answers
 from trainer.training.milestones import Milestones
-from trainer.training.preflight import preflight
+from trainer.training.policy import choice_on_this_machine
+from trainer.training.preflight import Machine, preflight
 
 _ADAM_TENSORS = 3
 """fp32 copies that a checkpoint holds of every trained parameter: itself and Adam's two moments."""
@@ -60,6 +63,8 @@ def dry_run(config: RunConfig, *, fresh: bool = False) -> str:
             f"{_megabytes(checkpoint)} per checkpoint, at most {_megabytes(_KEPT_CHECKPOINTS * checkpoint)} at once",
         ),
     ]
+    if config.engine.policy == AUTO:
+        rows.append(("engine.policy", _choice(config, machine, objective, total)))
     if built.answer_codec is not None and (lost := lost_answers(built.answer_codec, train.index.answers)):
         rows.append(("answers lost", lost))
     rows += [("goes on with", str(difference)) for difference in logged]
@@ -72,6 +77,18 @@ def dry_run(config: RunConfig, *, fresh: bool = False) -> str:
 def _batch_arithmetic(config: RunConfig, processes: int) -> str:
     accumulation = check_world_size(config, processes)
     return f"{processes} ranks x {accumulation} micro-batches x {config.batch.micro_visits} visits"
+
+
+def _choice(config: RunConfig, machine: Machine, objective: Objective, parameters: int) -> str:
+    device_type = "cuda" if machine.gpus else "cpu"
+    choice = choice_on_this_machine(
+        config,
+        parameters=parameters,
+        precision=resolve_precision(config.precision, device_type, t5_is_trained=objective.trains_t5),
+        ranks=machine.processes,
+        device_type=device_type,
+    )
+    return f"auto: {choice}"
 
 
 def _trained(objective: Objective) -> Counter[str]:

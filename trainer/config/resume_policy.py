@@ -34,7 +34,7 @@ _FREE = (
 """Keys, and sections with a dot at the end."""
 _REFUSED = ("optim.name", "optim.options")
 """Another optimizer keeps other things of each parameter than those in the checkpoint."""
-_LOGGED = ("optim.", "batch.micro_visits", "engine.policy", "validate_every.max_images")
+_LOGGED = ("optim.", "batch.micro_visits", "engine.policy", "engine.link_gbits", "validate_every.max_images")
 """Another learning rate is an experiment; another micro-batch or ZeRO stage is how the same batch fits other machines;
 on other images, a validation says something else than the best one did."""
 

@@ -85,7 +85,9 @@ class EngineConfig(Section):
     """DeepSpeed, and the processes that it runs in."""
 
     policy: str = Field(default="ds_configs/zero1.json", min_length=1)
-    """File with the ZeRO policy, from the working directory or else from the repository."""
+    """File with the ZeRO policy, from the working directory or else from the repository; or `auto`: docs/scaling.md."""
+    link_gbits: float | None = Field(default=None, gt=0.0)
+    """Gbit/s of a host's network, which `policy: auto` goes by; null asks the system."""
     processes: int | None = Field(default=None, ge=1)
     """Ranks on this machine, with GPUs at most one for each; null is one per GPU, or 1 without a GPU."""
     timeout_seconds: int = Field(default=600, ge=1)

@@ -23,6 +23,7 @@ from trainer.doctor.efficient_sam_file import efficient_sam_row
 from trainer.doctor.machine import SHARED_MEMORY, shared_memory_free
 from trainer.doctor.table import Row
 from trainer.engine.deepspeed_config import read_policy, resolve_precision, zero_stage
+from trainer.engine.policy_choice import AUTO
 from trainer.tasks import task_named
 from trainer.training.preflight import Machine, plan_machine, preflight
 
@@ -136,6 +137,8 @@ def _precision(config: RunConfig, machine: Machine, answer: Checkpoint | None) -
 
 
 def _policy(config: RunConfig) -> str:
+    if config.engine.policy == AUTO:
+        return "auto: chosen at the start, from what is trained; `duoflow train --dry-run` says which"
     path = policy_path(config)
     return f"{path}: ZeRO-{zero_stage(read_policy(path))}"
 

@@ -20,6 +20,7 @@ from trainer.config import RunConfig
 from trainer.config.faults import wrong_medium
 from trainer.config.schema import check_world_size, policy_path
 from trainer.engine.optimizers import check_stage
+from trainer.engine.policy_choice import AUTO
 from trainer.run_directory import RunDirectory
 from trainer.tasks import task_named
 
@@ -85,7 +86,8 @@ def check_inputs(config: RunConfig, *, device_type: str, past: Past | None) -> N
     )
 
     _check_data(config)
-    check_stage(config.optim.choice, zero_stage(read_policy(policy_path(config))))
+    if config.engine.policy != AUTO:
+        check_stage(config.optim.choice, zero_stage(read_policy(policy_path(config))))
     resolve_precision(config.precision, device_type)
     if config.initialize_from is not None and past is None:
         _check_initial_weights(config.initialize_from)

@@ -11,8 +11,8 @@ from shards.errors import DataError
 from shards.format.index import index_digest
 from trainer.build import assemble_model, classes_of, evaluation_loader, open_split, shared_tokenizer, training_loader
 from trainer.config import RunConfig, dump_config
-from trainer.config.schema import check_world_size, policy_path
-from trainer.engine.deepspeed_config import read_policy, resolve, resolve_precision
+from trainer.config.schema import check_world_size
+from trainer.engine.deepspeed_config import resolve, resolve_precision
 from trainer.engine.distributed import World
 from trainer.engine.engine import Engine
 from trainer.engine.parameter_groups import parameter_groups
@@ -29,6 +29,7 @@ from trainer.training.early_stopping import EarlyStopping
 from trainer.training.lost_answers import lost_answers
 from trainer.training.milestones import Milestones
 from trainer.training.pictures import build_pictures
+from trainer.training.policy import settle_policy
 from trainer.training.schedule import schedule_of
 from trainer.training.sight import SightWatch
 from trainer.training.state import HOST_SUMS, Run, TrainState
@@ -69,7 +70,7 @@ def set_up(
     if config.data.val is not None:
         split = open_split(config, "val")
         validation = evaluation_loader(config, split, built, world, max_images=config.validate_every.max_images)
-    engine = _engine(config, built.objective, world)
+    engine = _engine(config, built.objective, world, trained)
     built.objective.place_frozen(engine.device, engine.dtype)
     milestones = Milestones.of(config, train.steps_per_epoch)
     early = config.early_stopping
@@ -116,12 +117,13 @@ def set_up(
     return run, state
 
 
-def _engine(config: RunConfig, objective: Objective, world: World) -> Engine:
+def _engine(config: RunConfig, objective: Objective, world: World, trained: int) -> Engine:
     batch, optim = config.batch, config.optim
     lr_scales = None if optim.layer_decay is None else layer_scales(objective, optim.layer_decay)
+    precision = resolve_precision(config.precision, world.device.type, t5_is_trained=objective.trains_t5)
     resolved = resolve(
-        read_policy(policy_path(config)),
-        precision=resolve_precision(config.precision, world.device.type, t5_is_trained=objective.trains_t5),
+        settle_policy(config, world, parameters=trained, precision=precision),
+        precision=precision,
         visits=batch.visits,
         micro_visits=batch.micro_visits,
         accumulation=check_world_size(config, world.world_size),

@@ -339,7 +339,7 @@ class TestResume:
             ("free", "validate_every.steps validate_every.epochs early_stopping.min_delta"),
             ("refused", "optim.name optim.options data.augment"),
             ("logged", "optim.lr optim.layer_decay optim.schedule optim.betas optim.warmup_steps batch.micro_visits"),
-            ("logged", "engine.policy validate_every.max_images"),
+            ("logged", "engine.policy engine.link_gbits validate_every.max_images"),
             (
                 "refused",
                 "data.train data.val data.limit data.shuffle_shards batch.visits batch.lanes run.seed precision",
