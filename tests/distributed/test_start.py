@@ -37,7 +37,7 @@ class Start:
     def end(self) -> tuple[int, list[str]]:
         """Exit code and lines."""
         try:
-            output, _ = self.process.communicate(timeout=300)
+            output, _ = self.process.communicate(timeout=600)
         except BaseException:
             self.process.kill()
             self.process.wait()
@@ -182,4 +182,4 @@ def test_tasks_of_srun_find_themselves_and_a_killed_one_is_named(recipe: Path):
     assert "ended without a word: it was killed, or its host is gone" in left["message"]
     log = (recipe.parent / "runs" / "slurm" / "logs" / "rank0.log").read_text()
     assert "stacks of all threads" in log
-    assert "train_step" in log
+    assert "training/rank.py" in log

@@ -121,6 +121,7 @@ def _train(case: Case, rank: int) -> int:
         _install(case.fault)
     if case.homes:
         os.chdir(case.homes[rank])
+        os.environ["LOCAL_RANK"] = "0"  # the first, and only, rank of its host
     more = case.on_rank_1 if rank == 1 else []
     return sys.modules["trainer.training.rank"].main([case.recipe, *case.overrides, *more])
 
