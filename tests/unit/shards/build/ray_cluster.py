@@ -55,8 +55,8 @@ class RayCluster:
 
     def __enter__(self) -> Self:
         try:
-            options = [f"--port={self._port}", f"--ray-client-server-port={free_port()}", "--include-dashboard=false"]
-            self._start(["--head", *options, f"--temp-dir={self._sessions}"])
+            options = [f"--ray-client-server-port={free_port()}", "--include-dashboard=false", "--no-monitor"]
+            self._start(["--head", f"--port={self._port}", *options, f"--temp-dir={self._sessions}"])
         except BaseException:
             self.__exit__()
             raise
@@ -97,6 +97,7 @@ class RayCluster:
         log = self._directory / f"node-{mark}.log"
         command = [Path(sys.executable).with_name("ray"), "start", "--block", "--num-cpus=1", "--disable-usage-stats"]
         more = [f"--object-store-memory={STORE_BYTES}", f"--dashboard-agent-listen-port={free_port()}"]
+        more.append("--include-log-monitor=false")
         with log.open("w") as file:
             node = subprocess.Popen(
                 [*before, *map(str, command), *more, *options],
