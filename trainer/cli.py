@@ -157,16 +157,20 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return _dry_run(arguments.recipe, overrides, fresh=arguments.fresh)
 
-    from trainer.commands.start import prepare_training, start_training
-
     if arguments.prepare is not None:
-        return prepare_training(arguments.recipe, overrides, ranks=arguments.prepare, fresh=arguments.fresh)
-    prepare = None
-    if arguments.hostfile is not None:
-        from trainer.commands.launch import over_hosts
+        from trainer.commands.start import prepare_training
 
-        prepare = over_hosts(arguments.hostfile, arguments.launcher_flags)
-    return start_training(arguments.recipe, overrides, fresh=arguments.fresh, prepare=prepare)
+        return prepare_training(arguments.recipe, overrides, ranks=arguments.prepare, fresh=arguments.fresh)
+    if arguments.hostfile is not None:
+        from trainer.commands.launch import start_over_hosts
+
+        return start_over_hosts(
+            arguments.recipe, overrides, arguments.hostfile, arguments.launcher_flags, fresh=arguments.fresh
+        )
+
+    from trainer.commands.start import start_training
+
+    return start_training(arguments.recipe, overrides, fresh=arguments.fresh)
 
 
 def _dry_run(recipe: Path, overrides: Sequence[str], *, fresh: bool) -> int:

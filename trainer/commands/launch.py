@@ -59,12 +59,23 @@ class Agreed(NamedTuple):
     flags: Flags
 
 
-def over_hosts(hostfile: Path, words: Sequence[str]) -> Preparation:
-    """Train on the hosts of a hostfile.
+def start_over_hosts(
+    recipe: Path, overrides: Sequence[str], hostfile: Path, flags: Sequence[str], *, fresh: bool = False
+) -> int:
+    """Train a recipe on the hosts of a hostfile, or go on with the run of that name; returns the exit code.
 
     Args:
-        words: DeepSpeed's own launcher flags.
+        flags: DeepSpeed's own launcher flags.
+        fresh: set an existing run of that name aside and start over.
+
+    Raises:
+        UserError: what keeps the run from starting.
     """
+    return start_training(recipe, overrides, fresh=fresh, prepare=over_hosts(hostfile, flags))
+
+
+def over_hosts(hostfile: Path, words: Sequence[str]) -> Preparation:
+    """How a run starts on the hosts of a hostfile; `words` are DeepSpeed's own launcher flags."""
 
     def prepare(config: RunConfig, run: RunDirectory, fresh: bool) -> Launch:
         agreed = _check_hosts(config, run, hostfile, words, fresh=fresh)
@@ -94,7 +105,7 @@ def launch_over_hosts(
         UserError: what keeps the run from starting.
     """
     if not (no_ssh or dry_run):
-        return start_training(recipe, overrides, fresh=fresh, prepare=over_hosts(hostfile, flags))
+        return start_over_hosts(recipe, overrides, hostfile, flags, fresh=fresh)
     config = load_config(recipe, overrides)
     run = RunDirectory.of(config)
     _, finished = check_previous(run, config, fresh=fresh)
