@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,16 +85,17 @@ class TestGreeting:
         with pytest.raises(LaunchFault, match=r"host 127.0.0.2: is 127.0.0.1 under another name"):
             greet_all(cluster, NODES, "10.0.0.1", None)
 
-    def test_a_host_without_this_python_or_without_duoflow_is_named(self, cluster: Cluster):
-        for hosts in (
-            cluster.hosts.__class__(**{**vars(cluster.hosts), "python": "/nowhere/python"}),
-            cluster.hosts.__class__(
-                **{**vars(cluster.hosts), "environment": {"PYTHONSAFEPATH": "1", "PYTHONPATH": "/"}}
-            ),
-            cluster.hosts.__class__(**{**vars(cluster.hosts), "directory": "/nowhere"}),
+    def test_a_host_without_this_directory_python_or_duoflow_is_named_with_its_own_words(self, cluster: Cluster):
+        bare = Path(cluster.hosts.directory) / "python"
+        bare.write_text("#!/bin/sh\necho 'No module named launch' >&2\nexit 1\n")
+        bare.chmod(0o755)
+        for change, words in (
+            ({"directory": "/nowhere"}, "/nowhere"),
+            ({"python": "/nowhere/python"}, "/nowhere/python"),
+            ({"python": str(bare)}, "No module named launch"),
         ):
-            with pytest.raises(LaunchFault, match=r"^host 127.0.0.1: .*at the same paths as here"):
-                hosts.ask("127.0.0.1", "greet", cluster.run)
+            with pytest.raises(LaunchFault, match=rf"^host 127.0.0.1: .*{words}.*at the same paths as here"):
+                replace(cluster.hosts, **change).ask("127.0.0.1", "greet", cluster.run)
 
     def test_a_run_that_trains_there_already_is_refused(self, cluster: Cluster):
         with _process(cluster) as process:
