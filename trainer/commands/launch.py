@@ -61,7 +61,7 @@ class Agreed(NamedTuple):
 
 
 def over_hosts(hostfile: Path, words: Sequence[str], *, min_nodes: int | None = None) -> Preparation:
-    """Train on the hosts of a hostfile.
+    """How a run starts on the hosts of a hostfile.
 
     Args:
         words: DeepSpeed's own launcher flags.

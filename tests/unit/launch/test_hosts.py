@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,17 +86,17 @@ class TestGreeting:
         with pytest.raises(LaunchFault, match=r"host 127.0.0.2: is 127.0.0.1 under another name"):
             greet_all(cluster, NODES, "10.0.0.1", None)
 
-    def test_a_host_without_this_python_or_without_duoflow_is_named(self, cluster: Cluster, tmp_path: Path):
-        bare = tmp_path / "bin/bare_python"  # without site-packages, where DuoFlow is installed
-        bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    def test_a_host_without_this_directory_python_or_duoflow_is_named_with_its_own_words(self, cluster: Cluster):
+        bare = Path(cluster.hosts.directory) / "python"
+        bare.write_text("#!/bin/sh\necho 'No module named launch' >&2\nexit 1\n")
         bare.chmod(0o755)
-        for hosts in (
-            dataclasses.replace(cluster.hosts, python="/nowhere/python"),
-            dataclasses.replace(cluster.hosts, python=str(bare), environment={"PYTHONSAFEPATH": "1"}),
-            dataclasses.replace(cluster.hosts, directory="/nowhere"),
+        for change, words in (
+            ({"directory": "/nowhere"}, "/nowhere"),
+            ({"python": "/nowhere/python"}, "/nowhere/python"),
+            ({"python": str(bare)}, "No module named launch"),
         ):
-            with pytest.raises(LaunchFault, match=r"^host 127.0.0.1: .*at the same paths as here"):
-                hosts.ask("127.0.0.1", "greet", cluster.run)
+            with pytest.raises(LaunchFault, match=rf"^host 127.0.0.1: .*{words}.*at the same paths as here"):
+                replace(cluster.hosts, **change).ask("127.0.0.1", "greet", cluster.run)
 
     def test_a_run_that_trains_there_already_is_refused(self, cluster: Cluster):
         with _process(cluster) as process:
