@@ -1,0 +1,56 @@
+"""Recipes of runs over hosts, and waiting for what a run shows on its way."""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.multinode.lab import POLL_SECONDS
+from tests.multinode.ranks import END_SECONDS
+from tests.runs import LeftOver, write_recipe, write_shards
+
+TIMEOUT_SECONDS = 10
+"""engine.timeout_seconds of every run here."""
+START_SECONDS = 20
+"""Their engine.start_timeout_seconds."""
+ENGINE = {"timeout_seconds": TIMEOUT_SECONDS}
+LATENESS = 10.0
+"""What a promised time may be exceeded by: the issue of a lost host ends within the timeout and so many seconds."""
+SLACK = 10.0
+"""On top, for a machine on which other things run."""
+ENDLESS = ("limits.epochs=100000", "validate_every.epochs=100000")
+"""A run that only a test ends."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Project:
+    """A directory with shards of two splits and a recipe over them."""
+
+    directory: Path
+    recipe: Path
+    data: Mapping[str, str]
+
+    @classmethod
+    def write(cls, directory: Path, **sections: object) -> "Project":
+        data = write_shards(directory)
+        sections.setdefault("engine", ENGINE)
+        return cls(directory, write_recipe(directory / "tiny.yaml", data, **sections), data)
+
+    def run(self, name: str) -> "Run":
+        return Run(self.directory / "runs" / name)
+
+
+class Run(LeftOver):
+    """A run on its way."""
+
+    def wait_for_step(self, step: int, seconds: float = END_SECONDS) -> None:
+        """Until the losses of this step are recorded."""
+        deadline = time.monotonic() + seconds
+        while not self.directory.metrics.exists() or step > max(self._steps(), default=0):
+            assert time.monotonic() < deadline, f"{self.path}: step {step} did not come within {seconds:.0f} s"
+            time.sleep(POLL_SECONDS)
+
+    def _steps(self) -> list[int]:
+        text = self.directory.metrics.read_text()
+        whole = text[: text.rfind("\n") + 1]
+        return [int(line.split('"step":')[1].split(",")[0].strip(" }")) for line in whole.splitlines()]
