@@ -42,12 +42,15 @@ def two(lab: Lab, whole_crew: Crew) -> tuple[Host, Host]:
     return hosts
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def four(lab: Lab, two: tuple[Host, Host], whole_crew: Crew) -> tuple[Host, ...]:
-    """The two hosts and two more, added to a lab that is up. A test may leave the last one off."""
-    more = (lab.add_host(), lab.add_host())
-    whole_crew.prepare(more)
-    return (*two, *more)
+    """The two hosts and two more, added to a lab that is up; those that a test has switched off are on again."""
+    for name in ("node3", "node4"):
+        if name not in lab.hosts or not lab.hosts[name].is_alive:
+            lab.add_host(name)
+    hosts = (*two, lab.hosts["node3"], lab.hosts["node4"])
+    whole_crew.wait_until_warm(hosts)
+    return hosts
 
 
 @pytest.fixture

@@ -226,6 +226,12 @@ class Host:
             raise
         return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
+    def end(self, process: subprocess.Popen) -> None:
+        """Kill what `popen` has started, and what that has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
     def command(self, *argv: str) -> None:
         """Run a command that has to succeed."""
         done = self.run(argv)
@@ -245,10 +251,16 @@ class Host:
         """A file of this host, as this machine finds it: where the host has a disk of its own there."""
         return Path(f"/proc/{self.pid}/root") / path.relative_to("/")
 
-    def give_own_disk(self, path: Path, *, megabytes: int = 256) -> None:
-        """Let the host have an empty disk of its own at a path."""
+    @contextlib.contextmanager
+    def own_disk(self, path: Path, *, megabytes: int = 256) -> Iterator[Path]:
+        """Meanwhile the host has an empty disk of its own at a path; as this machine finds it."""
         path.mkdir(parents=True, exist_ok=True)
         self.command("mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(path))
+        try:
+            yield self.path(path)
+        finally:
+            if self.is_alive:
+                self.command("umount", "--lazy", str(path))
 
     @contextlib.contextmanager
     def calling(self, names: Mapping[str, str | None]) -> Iterator[None]:
@@ -264,7 +276,21 @@ class Host:
     @contextlib.contextmanager
     def limited_to(self, rate: str) -> Iterator[None]:
         """Meanwhile the host sends no more than this, in tc's words: 100mbit."""
-        shaped = ("tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "128kb", "latency", "100ms")
+        shaped = (
+            "tc",
+            "qdisc",
+            "add",
+            "dev",
+            "eth0",
+            "root",
+            "tbf",
+            "rate",
+            rate,
+            "burst",
+            "128kb",
+            "latency",
+            "100ms",
+        )
         self.command(*shaped)
         try:
             yield
@@ -273,7 +299,9 @@ class Host:
 
     def set_offloads(self, *, on: bool) -> None:
         if self.is_alive:
-            self.command("ethtool", "-K", "eth0", *(word for name in _OFFLOADS for word in (name, "on" if on else "off")))
+            self.command(
+                "ethtool", "-K", "eth0", *(word for name in _OFFLOADS for word in (name, "on" if on else "off"))
+            )
 
     def sent_bytes(self) -> int:
         """What has left the host since it was plugged in."""

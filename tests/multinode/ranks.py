@@ -50,22 +50,27 @@ class Warm:
 
     def ask(self, request: Mapping[str, Any]) -> None:
         """Send a request to the host's rank server, which starts with the first one, or after the host was off."""
-        if self._server is None or self._server.poll() is not None:
-            self.begin()
+        self.begin()
+        self.wait_until_up()
         assert self._server is not None
         assert self._server.stdin is not None
-        while not self._is_up:
-            self._read(END_SECONDS)
         self._server.stdin.write(json.dumps(request).encode() + b"\n")
         self._server.stdin.flush()
 
     def begin(self) -> None:
-        """Start the rank server, without waiting for it."""
+        """Start the rank server if it does not run, without waiting for it."""
+        if self._server is not None and self._server.poll() is None:
+            return
         piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         command = [sys.executable, "-m", "tests.multinode.rank_server"]
         quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # as a rank sets it before it imports torch
         self._server, self._is_up = self.host.popen(command, environment=LOGIN | quiet, **piped), False
         self._unread = b""
+
+    def wait_until_up(self) -> None:
+        """Until its imports are done."""
+        while not self._is_up:
+            self._read(END_SECONDS)
 
     def ended(self, name: str, seconds: float) -> tuple[int, float]:
         """Exit code of a rank, and when it ended by `time.monotonic`; negative for a signal.
@@ -161,7 +166,8 @@ class Crew:
         *arguments: str | Path,
         slots: int = 1,
         only: Sequence[int] | None = None,
-        environment: Mapping[str, str] | None = None,
+        address: str | None = None,
+        port: int | None = None,
         own: Mapping[int, Sequence[str | Path]] | None = None,
     ) -> Start:
         """Start ranks of `trainer.train`, numbered host by host.
@@ -169,25 +175,26 @@ class Crew:
         Args:
             arguments: recipe and overrides.
             only: numbers of the ranks that are started; None is all.
-            environment: variables of all ranks in place of those that a launcher would set.
+            address: of rank 0; None is the first host's name.
+            port: None is one that no other start meets at.
             own: other arguments of single ranks.
         """
-        size, port = len(hosts) * slots, next_port()
+        self.wait_until_warm(hosts)
+        where = {"MASTER_ADDR": address or hosts[0].name, "MASTER_PORT": str(port or next_port())}
+        size = len(hosts) * slots
         ranks = []
         for number in range(size) if only is None else only:
-            given = {
-                "RANK": str(number),
-                "LOCAL_RANK": str(number % slots),
-                "WORLD_SIZE": str(size),
-                "MASTER_ADDR": hosts[0].name,
-                "MASTER_PORT": str(port),
-            }
-            ranks.append(
-                self.rank(hosts[number // slots], *(own or {}).get(number, arguments), environment=environment or given)
-            )
-        start = Start(ranks)
-        self._starts.append(start)
-        return start
+            place = {"RANK": str(number), "LOCAL_RANK": str(number % slots), "WORLD_SIZE": str(size)}
+            words = (own or {}).get(number, arguments)
+            ranks.append(self.rank(hosts[number // slots], *words, environment=place | where))
+        return Start(ranks)
+
+    def wait_until_warm(self, hosts: Sequence[Host]) -> None:
+        """Until ranks start on all of these hosts at once."""
+        for host in hosts:
+            self._on(host).begin()
+        for host in hosts:
+            self._on(host).wait_until_up()
 
     def rank(self, host: Host, *arguments: str | Path, environment: Mapping[str, str]) -> Rank:
         """Start one process."""

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.multinode.lab import POLL_SECONDS
-from tests.multinode.ranks import END_SECONDS
+from tests.multinode.ranks import END_SECONDS, Start
 from tests.runs import LeftOver, write_recipe, write_shards
 
 TIMEOUT_SECONDS = 10
 """engine.timeout_seconds of every run here."""
 START_SECONDS = 20
 """Their engine.start_timeout_seconds."""
-ENGINE = {"timeout_seconds": TIMEOUT_SECONDS}
+ENGINE = {"timeout_seconds": TIMEOUT_SECONDS, "start_timeout_seconds": START_SECONDS, "heartbeat_seconds": 1.0}
 LATENESS = 10.0
 """What a promised time may be exceeded by: the issue of a lost host ends within the timeout and so many seconds."""
 SLACK = 10.0
@@ -54,3 +54,9 @@ class Run(LeftOver):
         text = self.directory.metrics.read_text()
         whole = text[: text.rfind("\n") + 1]
         return [int(line.split('"step":')[1].split(",")[0].strip(" }")) for line in whole.splitlines()]
+
+
+def assert_one_line_each(start: Start) -> None:
+    """Every rank says why it leaves, in one line and without a traceback."""
+    for rank in start.ranks:
+        assert len(rank.said.strip().splitlines()) == 1, start.said

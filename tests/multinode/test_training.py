@@ -8,7 +8,7 @@ import pytest
 from tests.distributed.training_runs import DROPOUT, EARLY
 from tests.multinode.lab import Host, Lab
 from tests.multinode.ranks import DONE, STOPPED, Crew
-from tests.multinode.runs import ENDLESS, Project, Run
+from tests.multinode.runs import Project, Run
 from tests.runs import STEPS_PER_EPOCH, TOTAL_STEPS
 
 
@@ -73,9 +73,15 @@ def test_early_stopping_is_agreed_between_hosts(two: tuple[Host, Host], crew: Cr
     ],
 )
 def test_a_slow_link_costs_time_and_no_bit(
-    link: str, lab: Lab, two: tuple[Host, Host], crew: Crew, project: Project, on_one_host: Run
+    link: str,
+    lab: Lab,
+    two: tuple[Host, Host],
+    crew: Crew,
+    project: Project,
+    on_one_host: Run,
+    request: pytest.FixtureRequest,
 ):
-    name = link.replace(" ", "_").replace("/", "_")
+    name = request.node.callspec.id
     with ExitStack() as stack:
         if link == "100 Mbit/s":
             for host in two:
