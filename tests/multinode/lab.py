@@ -276,32 +276,18 @@ class Host:
     @contextlib.contextmanager
     def limited_to(self, rate: str) -> Iterator[None]:
         """Meanwhile the host sends no more than this, in tc's words: 100mbit."""
-        shaped = (
-            "tc",
-            "qdisc",
-            "add",
-            "dev",
-            "eth0",
-            "root",
-            "tbf",
-            "rate",
-            rate,
-            "burst",
-            "128kb",
-            "latency",
-            "100ms",
-        )
-        self.command(*shaped)
+        bucket = ("tbf", "rate", rate, "burst", "128kb", "latency", "100ms")
+        self.command("tc", "qdisc", "add", "dev", "eth0", "root", *bucket)
         try:
             yield
         finally:
             self.command("tc", "qdisc", "del", "dev", "eth0", "root")
 
     def set_offloads(self, *, on: bool) -> None:
+        """Let the network card finish frames, or do it before they leave."""
         if self.is_alive:
-            self.command(
-                "ethtool", "-K", "eth0", *(word for name in _OFFLOADS for word in (name, "on" if on else "off"))
-            )
+            switches = [word for name in _OFFLOADS for word in (name, "on" if on else "off")]
+            self.command("ethtool", "-K", "eth0", *switches)
 
     def sent_bytes(self) -> int:
         """What has left the host since it was plugged in."""

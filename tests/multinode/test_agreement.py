@@ -120,9 +120,7 @@ def test_a_shard_that_is_not_whole_on_one_host_is_refused(
     _assert_refused(start, project.run(f"shard_{fault}"), "rank 1", two[1].name, shard.name)
 
 
-def test_equal_shards_on_disks_of_their_own_are_one_data_set(
-    two: tuple[Host, Host], crew: Crew, project: Project, twins: Twins
-):
+def test_equal_shards_on_disks_of_their_own_are_one_data_set(two: tuple[Host, Host], crew: Crew, twins: Twins):
     twins.copy()
     start = crew.start(two, twins.recipe, "run.name=twin_shards", "limits.max_steps=2")
     assert start.codes() == [DONE, DONE], start.said

@@ -2,7 +2,7 @@
 
 import time
 
-from tests.multinode.lab import Host, Lab
+from tests.multinode.lab import Host
 from tests.multinode.ranks import DONE, FAILED, KILLED, Crew, Start
 from tests.multinode.runs import ENDLESS, LATENESS, SLACK, TIMEOUT_SECONDS, Project, Run
 
@@ -70,7 +70,7 @@ def test_a_rank_that_hangs_is_named_and_shown(two: tuple[Host, Host], crew: Crew
 
 
 def test_a_host_that_is_gone_for_good_leaves_a_run_for_fewer_hosts(
-    lab: Lab, four: tuple[Host, ...], crew: Crew, project: Project
+    four: tuple[Host, ...], crew: Crew, project: Project
 ):
     start, run = _training(crew, four, project, "host_gone")
     four[3].power_off()

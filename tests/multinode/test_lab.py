@@ -155,7 +155,8 @@ def test_a_host_that_was_off_comes_back_under_its_name(pair: Pair):
     assert second.run(["ssh", again.name, "hostname"]).stdout.strip() == third.name
 
 
-def test_a_killed_test_run_leaves_no_host_behind(pair: Pair, tmp_path: Path):
+@pytest.mark.usefixtures("pair")
+def test_a_killed_test_run_leaves_no_host_behind(tmp_path: Path):
     command = [sys.executable, "-c", MAKER, str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     maker = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
