@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed.training_runs import DROPOUT
 from tests.multinode.lab import Host, Lab, what_is_missing
-from tests.multinode.ranks import Crew
-from tests.multinode.runs import Project
+from tests.multinode.ranks import DONE, Crew
+from tests.multinode.runs import Project, Run
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -64,3 +65,11 @@ def crew(whole_crew: Crew) -> Iterator[Crew]:
 def project(lab: Lab) -> Project:
     """Shards and recipe on the disk that the hosts share."""
     return Project.write(lab.directory / "shared")
+
+
+@pytest.fixture(scope="session")
+def on_one_host(two: tuple[Host, Host], whole_crew: Crew, project: Project) -> Run:
+    """Two ranks of one host, with dropout: the bits that others are compared with."""
+    start = whole_crew.start(two[:1], project.recipe, "run.name=one_host", *DROPOUT, slots=2)
+    assert start.codes() == [DONE, DONE], start.said
+    return project.run("one_host")

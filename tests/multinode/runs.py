@@ -56,6 +56,16 @@ class Run(LeftOver):
         return [int(line.split('"step":')[1].split(",")[0].strip(" }")) for line in whole.splitlines()]
 
 
+def assert_same_bits(run: Run, expected: Run) -> None:
+    """A finished run has the losses, metrics, predictions and weights of another, bit for bit."""
+    assert run.status["state"] == "done"
+    assert run.records == expected.records
+    assert run.predictions == expected.predictions
+    for pointer in ("last", "best"):
+        assert run.bits(pointer) == expected.bits(pointer)
+        assert run.progress(pointer) == expected.progress(pointer)
+
+
 def assert_one_line_each(start: Start) -> None:
     """Every rank says why it leaves, in one line and without a traceback."""
     for rank in start.ranks:

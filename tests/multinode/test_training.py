@@ -8,25 +8,8 @@ import pytest
 from tests.distributed.training_runs import DROPOUT, EARLY
 from tests.multinode.lab import Host, Lab
 from tests.multinode.ranks import DONE, STOPPED, Crew
-from tests.multinode.runs import Project, Run
+from tests.multinode.runs import Project, Run, assert_same_bits
 from tests.runs import STEPS_PER_EPOCH, TOTAL_STEPS
-
-
-@pytest.fixture(scope="module")
-def on_one_host(two: tuple[Host, Host], whole_crew: Crew, project: Project) -> Run:
-    """Two ranks of one host: what all others are compared with."""
-    start = whole_crew.start(two[:1], project.recipe, "run.name=one_host", *DROPOUT, slots=2)
-    assert start.codes() == [DONE, DONE], start.said
-    return project.run("one_host")
-
-
-def _assert_same_bits(run: Run, expected: Run) -> None:
-    assert run.status["state"] == "done"
-    assert run.records == expected.records
-    assert run.predictions == expected.predictions
-    for pointer in ("last", "best"):
-        assert run.bits(pointer) == expected.bits(pointer)
-        assert run.progress(pointer) == expected.progress(pointer)
 
 
 def test_two_hosts_learn_what_two_ranks_of_one_host_learn_to_the_bit(
@@ -34,7 +17,7 @@ def test_two_hosts_learn_what_two_ranks_of_one_host_learn_to_the_bit(
 ):
     start = crew.start(two, project.recipe, "run.name=two_hosts", *DROPOUT)
     assert start.codes() == [DONE, DONE], start.said
-    _assert_same_bits(project.run("two_hosts"), on_one_host)
+    assert_same_bits(project.run("two_hosts"), on_one_host)
     environment = (project.run("two_hosts").path / "environment.json").read_text()
     assert all(host.name in environment for host in two)
 
@@ -52,7 +35,7 @@ def test_a_stop_on_the_second_host_is_saved_and_the_run_goes_on_to_the_same_bits
     assert 2 <= run.status["global_step"] < TOTAL_STEPS
     again = crew.start(two, project.recipe, "run.name=stopped", *DROPOUT)
     assert again.codes() == [DONE, DONE], again.said
-    _assert_same_bits(run, on_one_host)
+    assert_same_bits(run, on_one_host)
 
 
 def test_early_stopping_is_agreed_between_hosts(two: tuple[Host, Host], crew: Crew, project: Project):
@@ -90,7 +73,7 @@ def test_a_slow_link_costs_time_and_no_bit(
             stack.enter_context(lab.slow_switch(delay_seconds=0.05, loss=0.01))
         start = crew.start(two, project.recipe, f"run.name={name}", *DROPOUT)
         assert start.codes(300) == [DONE, DONE], start.said
-    _assert_same_bits(project.run(name), on_one_host)
+    assert_same_bits(project.run(name), on_one_host)
 
 
 def test_a_run_goes_from_two_hosts_to_four_that_were_added_and_to_one(
