@@ -1,4 +1,4 @@
-"""`launch/slurm.sbatch` on a Slurm cluster of two nodes: srun's tasks train, requeued jobs go on, codes are the run's."""
+"""`launch/slurm.sbatch` on two nodes of a Slurm cluster: tasks train, requeued jobs go on, codes are those of runs."""
 
 import sys
 from collections.abc import Iterator
