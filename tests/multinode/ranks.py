@@ -15,7 +15,7 @@ from typing import Any
 from tests.multinode.lab import ROOT, SYSTEM_PATH, Host
 
 DONE, FAILED, MISTAKE, STOPPED, KILLED = 0, 1, 2, 75, -9
-END_SECONDS = 120.0
+END_SECONDS = 300.0
 """For whatever should end by itself soon."""
 LOGIN = {
     "PATH": f"{Path(sys.executable).parent}:{SYSTEM_PATH}",

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -55,6 +56,9 @@ class Slurm:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._stack.close()
+        for host in self._hosts:  # without its daemons a job goes on
+            for process in host.matching("trainer.train"):
+                os.kill(process.pid, signal.SIGKILL)
 
     def __call__(self, *argv: str | Path) -> str:
         """Run one of Slurm's commands; what it printed."""

@@ -57,12 +57,12 @@ class Terminal:
     def said(self) -> str:
         return (self._project.directory / "terminal.txt").read_text()
 
-    def signal(self, text: str, number: signal.Signals) -> None:
-        """Signal what runs on this host with this text in its command."""
-        found = [process for process in self.host.matching(text) if "nsenter" not in process.command]
-        assert found, text
-        for process in found:
-            os.kill(process.pid, number)
+    def signal(self, number: signal.Signals, *texts: str) -> None:
+        """Signal what runs on this host with one of these texts in its command."""
+        found = {process.pid for text in texts for process in self.host.matching(text)}
+        assert found, texts
+        for pid in found:
+            os.kill(pid, number)
 
     def close(self, hosts: tuple[Host, ...]) -> None:
         for process in self._started:
@@ -117,7 +117,7 @@ def test_a_run_over_hosts_has_the_bits_of_one_host(
 
 def test_a_stop_of_the_command_saves_and_returns_75(terminal: Terminal, two: tuple[Host, Host], project: Project):
     run = _endless(terminal, two, project, "interrupted")
-    terminal.signal("trainer.cli train", signal.SIGTERM)
+    terminal.signal(signal.SIGTERM, "trainer.cli train")
     _assert_code_is_the_runs(terminal._started[0], run, "stopped", STOPPED, terminal)
     assert run.progress("last")["global_step"] == run.status["global_step"] >= 4
     _wait_until_gone(two, SLACK)
@@ -143,8 +143,7 @@ def test_ranks_whose_launcher_was_killed_are_found_adopted_and_stopped(
     terminal: Terminal, two: tuple[Host, Host], project: Project
 ):
     run = _endless(terminal, two, project, "orphaned")
-    for text in ("trainer.cli train", "deepspeed.launcher.runner", "pdsh"):
-        terminal.signal(text, signal.SIGKILL)
+    terminal.signal(signal.SIGKILL, "trainer.cli train", "deepspeed.launcher.runner", "pdsh")
     step = max(run.losses)
     run.wait_for_step(step + 2)
 

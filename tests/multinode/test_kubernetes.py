@@ -16,6 +16,8 @@ from tests.multinode.ranks import LOGIN
 from tests.multinode.runs import Project, Run, assert_same_bits
 
 TRAINED_SECONDS = 300.0
+PLACE = Path("/run/pod")
+"""On the host's own tmpfs: the upper side of an overlay cannot lie on another overlay, as in a container."""
 MOUNT = """
 mount -t overlay overlay -o "lowerdir=/etc,upperdir=$1,workdir=$2" /etc && mount --bind "$3" /etc/hosts || exit 1
 shift 3
@@ -42,27 +44,29 @@ def _expanded(words: Sequence[str], variables: Mapping[str, str]) -> list[str]:
     return [pattern.sub(lambda found: variables[found[1]] if found[1] else "$", word) for word in words]
 
 
+def _output(project: Project, index: int) -> Path:
+    return project.directory / f"pod.{index}.txt"
+
+
 def _pod(host: Host, index: int, kinds: Mapping[str, Any], project: Project) -> subprocess.Popen:
     job, config = kinds["Job"], kinds["ConfigMap"]["data"]["config.yaml"]
     (container,) = job["spec"]["template"]["spec"]["containers"]
     (mount,) = (mount for mount in container["volumeMounts"] if mount["name"] == "config")
-    etc = project.directory / f"etc.{index}"
-    upper, work = etc / "upper", etc / "work"
+    upper = PLACE / "upper"
     inside = upper / Path(mount["mountPath"]).relative_to("/etc")
-    inside.mkdir(parents=True)
-    work.mkdir()
-    (inside / "config.yaml").write_text(config)
+    host.command("mkdir", "--parents", str(inside), str(PLACE / "work"))
+    host.path(inside / "config.yaml").write_text(config)
     given = {variable["name"]: variable["value"] for variable in container["env"]}
     given |= {"JOB_COMPLETION_INDEX": str(index)}
     # Of the image: its Python is called python, and has DuoFlow.
     image = {"PATH": f"{Path(sys.executable).parent}:{SYSTEM_PATH}", "PYTHONPATH": LOGIN["PYTHONPATH"]}
     hosts = str(host.directory / "hosts")
-    command = ["unshare", "--mount", "sh", "-c", MOUNT, "sh", str(upper), str(work), hosts]
+    command = ["unshare", "--mount", "sh", "-c", MOUNT, "sh", str(upper), str(PLACE / "work"), hosts]
     return host.popen(
         [*command, *_expanded(container["command"], given)],
         environment=image | given,
         cwd=Path(container["workingDir"]),
-        stdout=(etc / "said").open("w"),
+        stdout=_output(project, index).open("w"),
         stderr=subprocess.STDOUT,
     )
 
@@ -81,7 +85,7 @@ def test_pods_train_with_what_their_manifest_gives_them(two: tuple[Host, Host], 
             host.lab.write_names()
             started.append(_pod(host, index, kinds, project))
         codes = [process.wait(TRAINED_SECONDS) for process in started]
-        said = "".join((project.directory / f"etc.{index}/said").read_text() for index in range(2))
+        said = "".join(_output(project, index).read_text() for index in range(2))
         assert codes == [0, 0], said
     finally:
         for host, process in zip(two, started, strict=False):
