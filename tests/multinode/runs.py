@@ -1,6 +1,7 @@
 """Recipes of runs over hosts, and waiting for what a run shows on its way."""
 
 import dataclasses
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,16 +45,21 @@ class Run(LeftOver):
     """A run on its way."""
 
     def wait_for_step(self, step: int, seconds: float = END_SECONDS) -> None:
-        """Until the losses of this step are recorded."""
+        """Until the losses of this step are recorded. A run that has failed or is done has no more of them."""
         deadline = time.monotonic() + seconds
-        while not self.directory.metrics.exists() or step > max(self._steps(), default=0):
+        while step > self.last_step:
+            status = self.directory.read_status()
+            assert status is None or status.state in ("running", "stopped"), status
             assert time.monotonic() < deadline, f"{self.path}: step {step} did not come within {seconds:.0f} s"
             time.sleep(POLL_SECONDS)
 
-    def _steps(self) -> list[int]:
-        text = self.directory.metrics.read_text()
-        whole = text[: text.rfind("\n") + 1]
-        return [int(line.split('"step":')[1].split(",")[0].strip(" }")) for line in whole.splitlines()]
+    @property
+    def last_step(self) -> int:
+        """The last one whose losses are recorded; 0 before the first."""
+        if not self.directory.metrics.exists():
+            return 0
+        *lines, _ = self.directory.metrics.read_text().split("\n")  # behind the last line's end, or half a line
+        return max((json.loads(line)["step"] for line in lines), default=0)
 
 
 def assert_same_bits(run: Run, expected: Run) -> None:
