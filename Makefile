@@ -2,8 +2,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+HOST_PACKAGES := openssh-server pdsh iproute2 ethtool slurm-wlm munge
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-multinode lint clean
 
 $(STAMP): setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +21,11 @@ lint: $(STAMP)
 
 test: $(STAMP) lint    ## every test that needs neither a GPU nor a network
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+test-multinode: $(STAMP)    ## training over hosts, which are namespaces of this machine: root on Linux, else it is skipped
+	-[ "$$(id -u)" != 0 ] || dpkg --status $(HOST_PACKAGES) >/dev/null 2>&1 || { apt-get update --quiet && \
+		DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes --no-install-recommends $(HOST_PACKAGES); }
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/multinode $(SELECTION)
 
 clean:
 	rm -rf $(VENV) demo

@@ -1,6 +1,7 @@
 """Files that a reader, or a crash at any moment, finds old or new, never half written."""
 
 import os
+import secrets
 from pathlib import Path
 
 from shards.errors import UserError
@@ -15,7 +16,8 @@ def write_atomically(path: Path, data: bytes) -> None:
         OSError: the disk is full or fails; nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # Not the process id: hosts, and containers above all, have the same ones, and may share this disk.
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     try:
         with aside.open("wb") as file:
             file.write(data)
