@@ -1,6 +1,5 @@
 """Hosts asked through ssh, from the first question to the last kill; ssh is a script that runs its command here."""
 
-import dataclasses
 import json
 import os
 import signal
