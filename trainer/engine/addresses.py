@@ -7,6 +7,7 @@ import struct
 import time
 from collections.abc import Iterable
 
+from launch.network import address_towards, is_loopback
 from shards.errors import ConfigError
 from trainer.engine.process import Place
 from trainer.engine.waiting import LateError, Stop, wait_for
@@ -72,19 +73,13 @@ def _check_free(place: Place) -> None:
         ) from None
 
 
-def address_towards(address: str) -> str:
-    """This host's IPv4 address on the way to another."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((address, 9))  # on a datagram socket this looks up the route and sends nothing
-        return probe.getsockname()[0]
-
-
 def own_address(master: str) -> str | None:
     """This host's IPv4 address on the way to the host of rank 0; None where there is none, as with IPv6 alone."""
     try:
-        return address_towards(socket.gethostbyname(master))
+        found = socket.gethostbyname(master)
     except OSError:
         return None
+    return address_towards(found)
 
 
 def address_between(own: str | None, others: Iterable[str | None]) -> str | None:
@@ -97,11 +92,6 @@ def address_between(own: str | None, others: Iterable[str | None]) -> str | None
     if not elsewhere:
         return None
     return address_towards(elsewhere[0]) if own is None or is_loopback(own) else own
-
-
-def is_loopback(address: str) -> bool:
-    """Whether an IPv4 address leads no further than to the host that uses it."""
-    return address.startswith("127.")
 
 
 def interface_with_address(address: str) -> str | None:

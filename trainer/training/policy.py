@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
+from launch.network import address_towards
 from trainer.config import RunConfig
 from trainer.config.schema import check_world_size, policy_path
+from trainer.engine.addresses import interface_with_address
 from trainer.engine.deepspeed_config import Precision, read_policy
-from trainer.engine.distributed import World, address_towards, interface_with_address
+from trainer.engine.distributed import World
 from trainer.engine.link_speed import link_gbits
 from trainer.engine.policy_choice import AUTO, Choice, Circumstances, choose_policy
 
@@ -104,10 +106,8 @@ def _link(config: RunConfig, master_address: str | None) -> float | None:
     """Gbit/s of this host: the recipe's word, or else the system's."""
     if config.engine.link_gbits is not None:
         return config.engine.link_gbits
-    try:
-        interface = interface_with_address(address_towards(master_address)) if master_address else None
-    except OSError:
-        interface = None
+    address = address_towards(master_address) if master_address else None
+    interface = None if address is None else interface_with_address(address)
     return link_gbits(interface)
 
 
