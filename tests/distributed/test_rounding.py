@@ -4,9 +4,11 @@ Their micro-batches are equal and their sums are not: (((a + b) + c) + d) agains
 """
 
 import pytest
+import torch
 
 from tests.distributed.conftest import Results
 from tests.distributed.rounding import CHOICES, KEY_BIAS, LEARNING_RATE, STEPS
+from trainer.engine.optimizers import build_optimizer
 
 LOSSES_DIFFER_BY = 5e-5
 """Relative, at most: what docs/scaling.md promises and explains."""
@@ -41,3 +43,19 @@ def test_without_that_division_no_parameter_tells_the_ranks_apart(alone: Results
     adam, other = (_parameters_differ(alone, two_ranks, name) for name in ("adamw", choice))
     assert other[KEY_BIAS] < adam[KEY_BIAS] / 10
     assert max(other.values()) < 1e-2
+
+
+@pytest.mark.parametrize(("optimizer", "is_whole"), [("adamw", True), ("adamw, eps 1e-3", False), ("sgd", False)])
+def test_a_gate_that_rounding_opens_is_a_whole_step_of_adam(optimizer: str, is_whole: bool):
+    """A ReLU at its threshold with a gradient of 5e-6 behind it: DIFNet's feed-forward has thousands of them."""
+
+    def moved(bias: float) -> float:
+        """By the first step, in learning rates."""
+        weight = torch.tensor([1.0], requires_grad=True)
+        chosen = build_optimizer(CHOICES[optimizer], [{"params": [weight], "weight_decay": 0.0}], LEARNING_RATE)
+        (5e-6 * torch.relu(weight - 1.0 + bias)).sum().backward()
+        chosen.step()
+        return (1.0 - weight.item()) / LEARNING_RATE
+
+    assert moved(-1e-7) == 0.0
+    assert (moved(1e-7) > 0.9) == is_whole

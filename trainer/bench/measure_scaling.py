@@ -1,16 +1,17 @@
 """Steps over hosts with links of set rates, and what the formula says of them from the parts: compute, bytes, link."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, NamedTuple
 
 from trainer.bench import namespaces
-from trainer.bench.scaling_job import Job, Shift
+from trainer.bench.scaling_job import Answer, Collective, Job, Probe
 from trainer.bench.scaling_pool import Pool, pool
 from trainer.engine.step_time import Cluster, Link, Policy, Work, step_time, traffic
 
+COLLECTIVES: tuple[Collective, ...] = ("reduce", "gather")
 ELEMENT_BYTES = 4
 """A CPU reduces and gathers fp32."""
 
@@ -34,8 +35,8 @@ class Measured:
     seconds: Sequence[float]
     """The median step of each round."""
     predicted_seconds: float
-    link_bytes_per_second: float | None
-    """Payload that the links were seen to carry when each rank sent to the next; None has no limit."""
+    link: Link | None
+    """What the collectives by themselves made of the rate; None has no limit."""
     sent_bytes: float
     """By a host in a step, as its interface counts them."""
     predicted_bytes: float
@@ -50,7 +51,7 @@ class Measured:
             "seconds": median(self.seconds),
             "rounds": list(self.seconds),
             "predicted_seconds": self.predicted_seconds,
-            "link_bytes_per_second": self.link_bytes_per_second,
+            "link": None if self.link is None else asdict(self.link),
             "ratio": self.ratio,
             "sent_bytes": self.sent_bytes,
             "predicted_bytes": self.predicted_bytes,
@@ -102,47 +103,60 @@ def _measure(
     hosts: int, plan: Plan, ranks: Pool, shape: Callable[[str | None], None], progress: Callable[[str], None]
 ) -> list[Measured]:
     rates = (None, *plan.rates) if hosts > 1 else (None,)
-    elements = plan.layers * plan.width * plan.width // 2
-    links: dict[str, list[float]] = {}
-    seconds: dict[Case, list[float]] = {}
-    sent: dict[Case, list[float]] = {}
-    parameters = 0
+    world_size = hosts * plan.ranks_per_host
+    elements = plan.layers * plan.width * plan.width // 2 // world_size * world_size
+    probed: dict[tuple[str, Collective], list[float]] = {}
+    answers: dict[Case, list[list[Answer]]] = {}
     for number in range(plan.rounds):
         for rate in rates:
             shape(rate)
-            if rate is not None:
-                links.setdefault(rate, []).extend(ranks.shift(Shift(elements=elements, times=plan.steps)))
+            for name in COLLECTIVES if rate is not None else ():
+                took = ranks.probe(Probe(collective=name, elements=elements, times=plan.steps))
+                probed.setdefault((rate, name), []).extend(took)
             for stage in plan.stages:
                 for accumulation in plan.accumulations:
                     case = Case(hosts, plan.ranks_per_host, stage, accumulation, rate)
-                    job = Job(
-                        stage=stage,
-                        accumulation=accumulation,
-                        steps=plan.steps,
-                        width=plan.width,
-                        layers=plan.layers,
-                    )
-                    answers = ranks.run(job)
-                    parameters = answers[0].parameters
-                    seconds.setdefault(case, []).append(median(answers[0].seconds))
-                    per_host = [answer.sent_bytes for answer in answers[:: plan.ranks_per_host]]
-                    sent.setdefault(case, []).append(sum(per_host) / len(per_host))
+                    answers.setdefault(case, []).append(ranks.run(_job(plan, case)))
         progress(f"{hosts} host(s): round {number + 1} of {plan.rounds}")
-    carried = {rate: elements * ELEMENT_BYTES / median(found) for rate, found in links.items()}
+    links: dict[str | None, Link | None] = {None: None}
+    for rate in rates[1:]:
+        reduce_seconds, gather_seconds = (median(probed[rate, name]) for name in COLLECTIVES)
+        links[rate] = link_of(reduce_seconds, gather_seconds, elements, world_size)
+    free = {case: median(_steps(rounds)) for case, rounds in answers.items() if case.rate is None}
     return [
-        Measured(
-            case=case,
-            seconds=found,
-            predicted_seconds=predict(case, parameters, median(seconds[case._replace(rate=None)]), carried),
-            link_bytes_per_second=None if case.rate is None else carried[case.rate],
-            sent_bytes=median(sent[case]),
-            predicted_bytes=predicted_bytes(case, parameters),
-        )
-        for case, found in seconds.items()
+        _measured(case, rounds, free[case._replace(rate=None)], links[case.rate]) for case, rounds in answers.items()
     ]
 
 
-def predict(case: Case, parameters: int, free_seconds: float, carried: Mapping[str, float]) -> float:
+def _job(plan: Plan, case: Case) -> Job:
+    return Job(stage=case.stage, accumulation=case.accumulation, steps=plan.steps, width=plan.width, layers=plan.layers)
+
+
+def _steps(rounds: Sequence[Sequence[Answer]]) -> list[float]:
+    """The median step of each round, on rank 0: the collectives keep the others beside it."""
+    return [median(answers[0].seconds) for answers in rounds]
+
+
+def _measured(case: Case, rounds: Sequence[Sequence[Answer]], free_seconds: float, link: Link | None) -> Measured:
+    parameters = rounds[0][0].parameters
+    sent = [answer.sent_bytes for answers in rounds for answer in answers[:: case.ranks_per_host]]
+    return Measured(
+        case=case,
+        seconds=_steps(rounds),
+        predicted_seconds=predict(case, parameters, free_seconds, link),
+        link=link,
+        sent_bytes=median(sent),
+        predicted_bytes=predicted_bytes(case, parameters),
+    )
+
+
+def link_of(reduce_seconds: float, gather_seconds: float, elements: int, ranks: int) -> Link:
+    """What a ring makes of a link, from an all-reduce and an all-gather of so many elements over all ranks."""
+    sent = elements * ELEMENT_BYTES * (ranks - 1) / ranks
+    return Link(bytes_per_second=2 * sent / reduce_seconds, gather_share=reduce_seconds / gather_seconds / 2)
+
+
+def predict(case: Case, parameters: int, free_seconds: float, link: Link | None) -> float:
     """Seconds of a step: the same step on as many ranks without a limit, and the time of what it sends.
 
     The ranks share this machine's cores, so what they compute is measured with all of them at work. That step also
@@ -150,9 +164,9 @@ def predict(case: Case, parameters: int, free_seconds: float, carried: Mapping[s
 
     Args:
         free_seconds: of the step without a limit.
-        carried: bytes of payload a second on links of each rate.
+        link: what the collectives make of the rate; None has no limit.
     """
-    if case.rate is None:
+    if link is None:
         return free_seconds
     work = Work(
         parameters=parameters,
@@ -160,7 +174,6 @@ def predict(case: Case, parameters: int, free_seconds: float, carried: Mapping[s
         micro_seconds=free_seconds / case.accumulation,
         accumulation=case.accumulation,
     )
-    link = Link(bytes_per_second=carried[case.rate])
     cluster = Cluster(hosts=case.hosts, ranks_per_host=case.ranks_per_host, network=link, local=link)
     return step_time(work, _policy(case), cluster).total
 

@@ -146,16 +146,24 @@ def measured_table(plan: "Plan", measured: Sequence["Measured"]) -> str:
         f"{parameters:,} trained parameters, fp32, gloo; {plan.ranks_per_host} rank(s) a host, "
         f"{len(os.sched_getaffinity(0))} cores for all of them",
         f"medians of {plan.rounds} rounds of {plan.steps} steps; predicted: the step without a limit, and what it "
-        "sends over the link as each rank sending to the next found it",
+        "sends at the rates of an all-reduce and of an all-gather by themselves",
         "",
-        f"{'hosts':>5}{'stage':>7}{'micro':>7}{'rate':>10}{'Mbit/s':>8}{'MB sent':>9}{'formula':>9}"
+        f"{'hosts':>5}{'stage':>7}{'micro':>7}{'rate':>10}{'reduce':>8}{'gather':>8}{'MB sent':>9}{'formula':>9}"
         f"{'s/step':>9}{'spread':>8}{'predicted':>11}{'ratio':>7}",
     ]
     for found in measured:
         case, seconds = found.case, median(found.seconds)
         spread = (max(found.seconds) - min(found.seconds)) / seconds
         line = f"{case.hosts:>5}{case.stage:>7}{case.accumulation:>7}{case.rate or 'no limit':>10}"
-        line += f"{'' if found.link_bytes_per_second is None else f'{found.link_bytes_per_second * 8e-6:.1f}':>8}"
+        line += _rates_of(found)
         line += f"{found.sent_bytes / 1e6:>9.2f}{found.predicted_bytes / 1e6:>9.2f}{seconds:>9.3f}{spread:>8.0%}"
         lines.append(line + (f"{found.predicted_seconds:>11.3f}{found.ratio:>7.2f}" if case.rate else ""))
     return "\n".join(lines)
+
+
+def _rates_of(found: "Measured") -> str:
+    """Mbit/s of an all-reduce and of an all-gather."""
+    if found.link is None:
+        return f"{'':>16}"
+    megabits = found.link.bytes_per_second * 8e-6
+    return f"{megabits:>8.1f}{megabits * found.link.gather_share:>8.1f}"

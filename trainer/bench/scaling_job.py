@@ -1,7 +1,10 @@
 """What the ranks of `duoflow bench scaling` are asked, and what they answer. Imports nothing heavy."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+Collective = Literal["reduce", "gather"]
+"""An all-reduce, or an all-gather."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,10 +19,12 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shift:
-    """Every rank sends a tensor to the next one and receives one, all at once: what a ring is made of."""
+class Probe:
+    """One collective by itself, of fp32."""
 
+    collective: Collective
     elements: int
+    """Of the whole tensor; the ranks divide it."""
     times: int
 
 

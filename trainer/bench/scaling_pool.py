@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from launch.local import free_port, launcher_environment
 from trainer.bench.namespaces import INTERFACE, Host
-from trainer.bench.scaling_job import Answer, Job, Shift
+from trainer.bench.scaling_job import Answer, Job, Probe
 from trainer.config.schema import REPOSITORY
 
 RANK_MODULE = "trainer.bench.scaling_rank"
@@ -42,15 +42,15 @@ class Pool:
         """
         return [Answer(**answer) for answer in self._ask(job)]
 
-    def shift(self, shift: Shift) -> list[float]:
-        """Seconds of each shift, until all ranks had theirs.
+    def probe(self, probe: Probe) -> list[float]:
+        """Seconds of each collective, until all ranks were through.
 
         Raises:
             RankEndedError: a rank failed.
         """
-        return self._ask(shift)[0]
+        return self._ask(probe)[0]
 
-    def _ask(self, job: Job | Shift) -> list[Any]:
+    def _ask(self, job: Job | Probe) -> list[Any]:
         line = json.dumps(asdict(job)).encode() + b"\n"
         for rank, process in enumerate(self._processes):
             assert process.stdin is not None

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from trainer.bench.scaling_job import Answer, Job, Shift, sent_bytes
+from trainer.bench.scaling_job import Answer, Job, Probe, sent_bytes
 from trainer.config.schema import REPOSITORY
 from trainer.engine.deepspeed_config import read_policy, resolve
 from trainer.engine.distributed import World, initialize, leave
@@ -49,8 +49,8 @@ def _answers(world: World, jobs: TextIO) -> Iterator[Any]:
     engines: dict[Job, Engine] = {}
     for line in jobs:
         asked = json.loads(line)
-        if "elements" in asked:
-            yield _shift(Shift(**asked), world)
+        if "collective" in asked:
+            yield _probe(Probe(**asked), world)
             continue
         job = Job(**asked)
         kind = replace(job, steps=0)
@@ -88,16 +88,18 @@ def _measure(engine: Engine, job: Job, world: World) -> Answer:
     return Answer(seconds, (_sent() - before) / job.steps, layers * (width * width + width))
 
 
-def _shift(job: Shift, world: World) -> list[float]:
-    """Seconds of each, until all ranks have theirs."""
-    own, received = torch.zeros(job.elements), torch.empty(job.elements)
-    after, before = (world.rank + 1) % world.world_size, (world.rank - 1) % world.world_size
+def _probe(job: Probe, world: World) -> list[float]:
+    """Seconds of each, until all ranks are through."""
+    whole = torch.zeros(job.elements)
+    part = torch.zeros(job.elements // world.world_size)
     seconds = []
     for _ in range(job.times):
-        world.barrier("shift")
+        world.barrier("probe")
         began = time.perf_counter()
-        for request in (dist.isend(own, after), dist.irecv(received, before)):
-            request.wait()
+        if job.collective == "reduce":
+            dist.all_reduce(whole)
+        else:
+            dist.all_gather(list(whole.chunk(world.world_size)), part)
         took = torch.tensor([time.perf_counter() - began], dtype=torch.float64)
         seconds.append(world.max_across_ranks(took).item())
     return seconds

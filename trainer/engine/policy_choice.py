@@ -30,7 +30,7 @@ _TREE_NETWORK_SECONDS, _RING_NETWORK_SECONDS = 20e-6, 200e-6
 _GPU_LINK = Link(bytes_per_second=100e9, latency_seconds=5e-6)
 _CPU_LINK = Link(bytes_per_second=1e9, latency_seconds=50e-6)
 _GPU_UPDATE_SECONDS, _CPU_UPDATE_SECONDS = 2e-11, 5e-9
-"""AdamW's, for a parameter: memory traffic of some 32 bytes."""
+"""AdamW's, for a parameter: some 32 bytes of traffic on a GPU; on one thread of a CPU 4 to 9 ns were measured."""
 
 
 @dataclass(frozen=True, kw_only=True)

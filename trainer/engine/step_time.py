@@ -23,6 +23,8 @@ class Link:
     """Of payload: without headers, and what the library makes of the line."""
     latency_seconds: float = 0.0
     """From one rank to the next, for a message of no size."""
+    gather_share: float = 1.0
+    """Of `bytes_per_second`, when parameters are gathered: gloo gathers more slowly than it reduces."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +45,9 @@ class Cluster:
         return self.hosts * self.ranks_per_host
 
     @property
-    def bytes_per_second(self) -> float:
+    def link(self) -> Link:
         """At which a ring over all ranks moves. A ring leaves each host once, so a rank has its host's whole link."""
-        return self.network.bytes_per_second if self.hosts > 1 else self.local.bytes_per_second
+        return self.network if self.hosts > 1 else self.local
 
     @property
     def sweep_seconds(self) -> float:
@@ -150,9 +152,9 @@ def step_time(work: Work, policy: Policy, cluster: Cluster) -> StepTime:
     if cluster.ranks == 1:
         return StepTime(compute, update, 0.0, 0.0, 0.0)
     moved = traffic(work, policy)
-    share = (cluster.ranks - 1) / cluster.ranks / cluster.bytes_per_second
+    share = (cluster.ranks - 1) / cluster.ranks / cluster.link.bytes_per_second
     reduce = (2 * moved.all_reduced + moved.reduce_scattered) * share
-    gather = moved.gathered * share
+    gather = moved.gathered * share / cluster.link.gather_share
     latency = 2 * (moved.collectives + SMALL_COLLECTIVES) * cluster.sweep_seconds
     if policy.overlap and policy.stage > 0:
         passes = work.accumulation if policy.stage > 1 else 1

@@ -28,7 +28,6 @@ from trainer.config.faults import leaf_keys
 from trainer.config.schema import policy_path
 from trainer.config.yaml_text import format_value
 from trainer.engine.distributed import World, known_to_all
-from trainer.engine.policy_choice import AUTO
 
 PACKAGES = ("torch", "torchvision", "deepspeed", "transformers", "timm", "numpy", "peft", "safetensors", "pillow")
 """What computes a step, or the bytes that go into it."""

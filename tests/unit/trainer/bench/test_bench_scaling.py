@@ -11,10 +11,11 @@ import pytest
 from shards.errors import UserError
 from trainer import cli
 from trainer.bench import namespaces, scaling
-from trainer.bench.measure_scaling import Case, Measured, Plan, predict, predicted_bytes
+from trainer.bench.measure_scaling import Case, Measured, Plan, link_of, predict, predicted_bytes
 from trainer.bench.scaling_job import sent_bytes
 from trainer.bench.scaling_table import COMPUTE_SECONDS, PARAMETERS, predict_clusters, table
 from trainer.config.schema import REPOSITORY
+from trainer.engine.step_time import Link
 
 FREE = Case(hosts=2, ranks_per_host=1, stage=1, accumulation=1, rate=None)
 SLOW = FREE._replace(rate="10mbit")
@@ -33,7 +34,7 @@ class TestArguments:
             (("--rounds", "0"), "--rounds 0: expected at least 1"),
             (("--compute-seconds", "1"), "--compute-seconds: belongs to --table"),
             (("--table", "--compute-seconds", "0"), "--compute-seconds 0: expected more than 0"),
-            (("--json", "/nonexistent/f.json"), "--json"),
+            (("--json", "/"), "--json /: is a directory; name a file"),
         ],
     )
     def test_a_mistake_is_one_line(self, arguments: tuple[str, ...], message: str, capfd: pytest.CaptureFixture[str]):
@@ -61,9 +62,13 @@ class TestArguments:
 
 class TestPrediction:
     def test_a_link_adds_the_time_of_what_it_carries(self):
-        wire = 1.5 * 4e6 / 1e6
-        assert predict(SLOW, 1_000_000, 0.2, {"10mbit": 1e6}) == pytest.approx(0.2 + wire)
-        assert predict(FREE, 1_000_000, 0.2, {}) == pytest.approx(0.2)
+        link = Link(bytes_per_second=1e6, gather_share=0.5)
+        assert predict(SLOW, 1_000_000, 0.2, link) == pytest.approx(0.2 + 4.0 + 2.0 / 0.5)
+        assert predict(FREE, 1_000_000, 0.2, None) == pytest.approx(0.2)
+
+    def test_a_link_is_known_by_what_collectives_make_of_it(self):
+        """1 MB over 4 ranks: a rank sends 1.5 MB of an all-reduce, and 0.75 MB of an all-gather."""
+        assert link_of(1.5, 1.5, 250_000, 4) == Link(bytes_per_second=1e6, gather_share=0.5)
 
     def test_ranks_of_a_host_count_once_for_its_link(self):
         assert predicted_bytes(FREE, 1_000_000) == pytest.approx(6e6)
@@ -85,7 +90,7 @@ class TestPrediction:
             case=SLOW,
             seconds=[2.0, 1.0, 3.0],
             predicted_seconds=2.2,
-            link_bytes_per_second=1e6,
+            link=Link(bytes_per_second=1e6, gather_share=0.5),
             sent_bytes=6e6,
             predicted_bytes=6e6,
         )
@@ -101,7 +106,7 @@ class TestPrediction:
             rounds=3,
         )
         assert scaling.measured_table(plan, [found]).splitlines()[-1].split() == (
-            ["2", "1", "1", "10mbit", "8.0", "6.00", "6.00", "2.000", "100%", "2.200", "1.10"]
+            ["2", "1", "1", "10mbit", "8.0", "4.0", "6.00", "6.00", "2.000", "100%", "2.200", "1.10"]
         )
         assert found.as_json()["ratio"] == pytest.approx(1.1)
 
