@@ -5,7 +5,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from launch.network import address_towards, is_loopback
 from shards.errors import ConfigError
@@ -82,16 +82,20 @@ def own_address(master: str) -> str | None:
     return address_towards(found)
 
 
-def address_between(own: str | None, others: Iterable[str | None]) -> str | None:
+def address_between(own: str | None, everybodys: Sequence[str | None]) -> str | None:
     """This host's IPv4 address that other hosts can reach; None if all ranks seem to be here.
 
     On the host of rank 0 its own name may lead to the loopback interface (Debian's 127.0.1.1): then it is the way to
     the first rank that is elsewhere.
+
+    Args:
+        own: this rank's address on the way to rank 0.
+        everybodys: that of each rank; those of a host are the same.
     """
-    elsewhere = [address for address in others if address is not None and not is_loopback(address) and address != own]
-    if not elsewhere:
-        return None
-    return address_towards(elsewhere[0]) if own is None or is_loopback(own) else own
+    if own is not None and not is_loopback(own):
+        return own if any(address != own for address in everybodys) else None
+    elsewhere = next((address for address in everybodys if address is not None and not is_loopback(address)), None)
+    return None if elsewhere is None else address_towards(elsewhere)
 
 
 def interface_with_address(address: str) -> str | None:

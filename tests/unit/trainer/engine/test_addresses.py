@@ -81,6 +81,7 @@ def test_the_loopback_interface_is_found_by_its_address():
         ("10.0.0.1", ["10.0.0.1", "10.0.0.1"], None),
         ("10.0.0.1", ["10.0.0.1", "10.0.0.2"], "10.0.0.1"),
         ("127.0.1.1", ["127.0.1.1", "10.0.0.2"], "towards 10.0.0.2"),  # the host of rank 0 under Debian
+        ("10.0.0.2", ["127.0.1.1", "10.0.0.2"], "10.0.0.2"),  # and the other one there
         (None, [None, "10.0.0.2"], "towards 10.0.0.2"),
         (None, [None, None], None),  # IPv6 alone
     ],
