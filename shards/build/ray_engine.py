@@ -20,7 +20,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 try:
     import ray
     from ray._private.services import canonicalize_bootstrap_address_or_die
-    from ray.exceptions import RayError, RayTaskError
+    from ray.exceptions import GetTimeoutError, NodeDiedError, RayError, RayTaskError, TaskUnschedulableError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 except ImportError:
     raise UserError("--engine ray: Ray is not installed; pip install 'duoflow[ray]', here and on every node") from None
@@ -92,7 +92,9 @@ class RayEngine:
         ray.cloudpickle.register_pickle_by_value(node_code)
         asked = (node_code.PACKAGE, node_code.LIBRARIES)
         here = node_code.code_facts(*asked)
+        alive = set()
         for node, there in _answers(node_code.code_facts, asked, nodes):
+            alive.add(node.id)
             for name, expected in here.items():
                 if there[name] != expected:
                     raise UserError(
@@ -107,7 +109,7 @@ class RayEngine:
                     f"node {node.name}: {fault}; every node has to see --images and --out: mount them there, or take "
                     "the node out of the cluster"
                 )
-        self._checked.update(node.id for node in nodes)
+        self._checked |= alive
 
     def _in_order(
         self, function: Callable[[P], R], parts: Iterable[P], sight: Callable[[P], Sight]
@@ -190,7 +192,7 @@ def _runs(items: Iterable[P]) -> Iterator[list[P]]:
 
 
 def _answers(function: Callable[..., R], arguments: tuple[Any, ...], nodes: list[_Node]) -> list[tuple[_Node, R]]:
-    """What a function returns on each node."""
+    """What a function returns on each node; a node that died meanwhile has no answer, and is not asked for one."""
     references = [
         ray.remote(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False))(
             function
@@ -202,13 +204,16 @@ def _answers(function: Callable[..., R], arguments: tuple[Any, ...], nodes: list
     for node, reference in zip(nodes, references, strict=True):
         try:
             answers.append((node, ray.get(reference, timeout=0)))
+        except (NodeDiedError, TaskUnschedulableError):  # Ray lists a node for some seconds after its death
+            continue
         except RayTaskError:
             raise
         except RayError as error:
             _cancel(references)
+            late = isinstance(error, GetTimeoutError)
+            found = f"no answer within {ANSWER_SECONDS:g} s" if late else f"no worker stays alive ({error!r})"
             raise UserError(
-                f"node {node.name}: no answer within {ANSWER_SECONDS:g} s ({type(error).__name__}); see `ray status`, "
-                "or take the node out of the cluster"
+                f"node {node.name}: {found}; see `ray status`, or take the node out of the cluster"
             ) from None
     return answers
 
