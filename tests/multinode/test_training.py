@@ -11,7 +11,7 @@ from tests.multinode.ranks import DONE, STOPPED, Crew
 from tests.multinode.runs import Project, Run, assert_same_bits
 from tests.runs import STEPS_PER_EPOCH, TOTAL_STEPS
 
-CONSTANT = "optim.schedule=constant"
+CONSTANT = "optim.final_lr_ratio=1.0"
 
 
 def test_two_hosts_learn_what_two_ranks_of_one_host_learn_to_the_bit(
