@@ -10,7 +10,7 @@ from tests.multinode.lab import POLL_SECONDS
 from tests.multinode.ranks import END_SECONDS, Start
 from tests.runs import LeftOver, write_recipe, write_shards
 
-TIMEOUT_SECONDS = 10
+TIMEOUT_SECONDS = 20
 """engine.timeout_seconds of every run here."""
 START_SECONDS = 20
 """Their engine.start_timeout_seconds."""

@@ -66,7 +66,7 @@ def test_a_rank_that_hangs_is_named_and_shown(two: tuple[Host, Host], crew: Crew
     fault = time.monotonic()
     _assert_ended_in_time(start, [0], fault, within=TIMEOUT_SECONDS + LATENESS)
     _assert_names(run, two[1], 1)
-    assert "train_step" in run.directory.rank_log(0).read_text(), "the stacks of a rank that waits are in its log"
+    assert "in fit" in run.directory.rank_log(0).read_text(), "the stacks of a rank that waits are in its log"
 
 
 def test_a_host_that_is_gone_for_good_leaves_a_run_for_fewer_hosts(

@@ -11,6 +11,8 @@ from tests.multinode.ranks import DONE, STOPPED, Crew
 from tests.multinode.runs import Project, Run, assert_same_bits
 from tests.runs import STEPS_PER_EPOCH, TOTAL_STEPS
 
+CONSTANT = "optim.final_lr_ratio=1.0"
+
 
 def test_two_hosts_learn_what_two_ranks_of_one_host_learn_to_the_bit(
     two: tuple[Host, Host], crew: Crew, project: Project, on_one_host: Run
@@ -79,10 +81,10 @@ def test_a_slow_link_costs_time_and_no_bit(
 def test_a_run_goes_from_two_hosts_to_four_that_were_added_and_to_one(
     two: tuple[Host, Host], crew: Crew, project: Project, request: pytest.FixtureRequest
 ):
-    """Dropout is off: its masks are those of a rank."""
+    """Dropout is off, for its masks are those of a rank, and no learning rate depends on the limit of steps."""
     run = project.run("elastic")
-    expected = crew.start(two[:1], project.recipe, "run.name=alone")
-    elastic = (project.recipe, "run.name=elastic")
+    expected = crew.start(two[:1], project.recipe, "run.name=alone", CONSTANT)
+    elastic = (project.recipe, "run.name=elastic", CONSTANT)
     start = crew.start(two, *elastic, "limits.max_steps=3")
     assert (expected.codes(), start.codes()) == ([DONE], [DONE, DONE]), start.said
     four: tuple[Host, ...] = request.getfixturevalue("four")
@@ -94,7 +96,8 @@ def test_a_run_goes_from_two_hosts_to_four_that_were_added_and_to_one(
     assert list(losses) == list(of_one) == list(range(1, TOTAL_STEPS + 1))
     for step, values in losses.items():
         assert values == pytest.approx(of_one[step], rel=1e-5), step
-    assert run.predictions == project.run("alone").predictions
+    at_the_end, of_one_at_the_end = (each.validations[TOTAL_STEPS] for each in (run, project.run("alone")))
+    assert at_the_end == pytest.approx(of_one_at_the_end, rel=1e-5)
 
 
 @contextmanager
