@@ -228,7 +228,7 @@ class World:
             yield
         except RuntimeError as error:
             raise LostRankError(
-                f"{self.name} of {self.world_size} lost the other ranks while {what} "
+                f"{self.name} lost the other ranks while {what} "
                 f"(timeout {self.timeout_seconds:.0f} s): {self.who_is_lost()}; {first_line(error)}"
             ) from error
         self.at(f"behind {what}")

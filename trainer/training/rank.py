@@ -101,8 +101,7 @@ def _train(config: RunConfig, directory: RunDirectory, world: World, stop: StopR
         if not _is_lost_connection(error):
             raise
         raise LostRankError(
-            f"{world.name} of {world.world_size} lost the other ranks while training: {world.who_is_lost()}; "
-            f"{first_line(error)}"
+            f"{world.name} lost the other ranks while training: {world.who_is_lost()}; {first_line(error)}"
         ) from error
 
 
