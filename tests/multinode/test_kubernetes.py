@@ -1,6 +1,7 @@
 """The command of a pod, with what its manifest gives it, on two hosts that are called as pods are."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -61,7 +62,9 @@ def _pod(host: Host, index: int, kinds: Mapping[str, Any], project: Project) -> 
     # Of the image: its Python is called python, and has DuoFlow.
     image = {"PATH": f"{Path(sys.executable).parent}:{SYSTEM_PATH}", "PYTHONPATH": LOGIN["PYTHONPATH"]}
     hosts = str(host.directory / "hosts")
-    command = ["unshare", "--mount", "sh", "-c", MOUNT, "sh", str(upper), str(PLACE / "work"), hosts]
+    cores = sorted(os.sched_getaffinity(0))
+    one_core = ["taskset", "--cpu-list", str(cores[index % len(cores)])]  # sums depend on the number of threads
+    command = ["unshare", "--mount", "sh", "-c", MOUNT, "sh", str(upper), str(PLACE / "work"), hosts, *one_core]
     return host.popen(
         [*command, *_expanded(container["command"], given)],
         environment=image | given,
