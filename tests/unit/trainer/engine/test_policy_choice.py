@@ -31,6 +31,11 @@ def test_gpus_on_a_fast_network_hide_the_reduction_behind_the_backward_pass():
     assert zero["reduce_bucket_size"] < GPUS.parameters / 2, "a single bucket hides nothing"
 
 
+def test_the_document_shows_a_choice_as_it_is_said():
+    document = (Path(__file__).parents[4] / "docs" / "scaling.md").read_text(encoding="utf-8")
+    assert f"engine.policy: auto chose {choose_policy(GPUS)}\n" in document
+
+
 def test_a_slow_network_takes_the_stage_that_sends_least():
     assert choose_policy(replace(GPUS, link_gbits=1.0)).stage == 0
 
