@@ -56,9 +56,9 @@ def test_the_recipe_knows_the_link_better_than_the_system(project: Project):
 
 
 def test_an_optimizer_of_whole_parameters_may_be_left_to_the_choice(project: Project):
-    check_inputs(project.config("engine.policy=auto", "optim.name=muon"), device_type="cpu")
+    check_inputs(project.config("engine.policy=auto", "optim.name=muon"), device_type="cpu", past=None)
     with pytest.raises(ConfigError, match=r"optim\.name: muon"):
-        check_inputs(project.config("optim.name=muon"), device_type="cpu")
+        check_inputs(project.config("optim.name=muon"), device_type="cpu", past=None)
 
 
 @pytest.mark.parametrize(
