@@ -37,7 +37,7 @@ from trainer.commands.start import (
 from trainer.config import RunConfig, dump_config, load_config
 from trainer.config.schema import check_world_size
 from trainer.run_directory import DONE, OCCUPIED, USER_MISTAKE, RunDirectory
-from trainer.training.preflight import check_inputs
+from trainer.training.preflight import check_inputs, past_of
 
 
 class Written(NamedTuple):
@@ -205,8 +205,13 @@ def _check_hosts(
         address = master_address(nodes, cluster.hosts.options, hostfile, flags.address)
         offer = greet_all(cluster, nodes, address, flags.port)
         plan = plan_over(nodes, offer, run, os.environ)
-    check_inputs(config, device_type="cuda" if offer.gpus else "cpu", fresh=fresh)
+    _check_inputs(config, run, gpus=offer.gpus, fresh=fresh)
     return Agreed(plan, cluster, flags)
+
+
+def _check_inputs(config: RunConfig, run: RunDirectory, *, gpus: int, fresh: bool) -> None:
+    """By what this machine sees. Whether checkpoints are gone is judged where rank 0 is, whose disk may be another."""
+    check_inputs(config, device_type="cuda" if gpus else "cpu", past=None if fresh else past_of(run))
 
 
 def _plan_without_ssh(
@@ -226,7 +231,7 @@ def _plan_without_ssh(
             cores=len(os.sched_getaffinity(0)),
         )
         plan = plan_over(nodes, offer, run, os.environ)
-    check_inputs(config, device_type="cuda" if offer.gpus else "cpu", fresh=fresh)
+    _check_inputs(config, run, gpus=offer.gpus, fresh=fresh)
     # Rank 0 takes the run's lock by itself: nobody holds it here.
     typed = {name: value for name, value in plan.environment.items() if name != OCCUPIED}
     return replace(plan, environment=typed)

@@ -18,7 +18,7 @@ from trainer.config import RunConfig, load_config
 from trainer.config.resume_policy import Difference, check_resumable, config_diff
 from trainer.config.schema import REPOSITORY, check_world_size
 from trainer.run_directory import DONE, FAILED, OCCUPIED, STOPPED, RunDirectory, Status
-from trainer.training.preflight import Machine, check_inputs, preflight
+from trainer.training.preflight import Machine, check_start, preflight
 
 TRAINING_MODULE = "trainer.train"
 
@@ -96,7 +96,7 @@ def prepare_training(recipe: Path, overrides: Sequence[str], *, ranks: int, fres
         say(finished, error=True)
         return DONE
     check_world_size(config, ranks)
-    check_inputs(config, device_type="cuda" if count_gpus(os.environ) else "cpu", fresh=fresh)
+    check_start(config, device_type="cuda" if count_gpus(os.environ) else "cpu", fresh=fresh)
     with contextlib.ExitStack() as locks:
         write_start(config, run, locks, fresh=fresh)
     for difference in logged:

@@ -28,6 +28,7 @@ from trainer.config.faults import leaf_keys
 from trainer.config.schema import policy_path
 from trainer.config.yaml_text import format_value
 from trainer.engine.distributed import World, known_to_all
+from trainer.engine.policy_choice import AUTO
 
 PACKAGES = ("torch", "torchvision", "deepspeed", "transformers", "timm", "numpy", "peft", "safetensors", "pillow")
 """What computes a step, or the bytes that go into it."""
@@ -164,6 +165,8 @@ def recipe(config: RunConfig) -> dict[str, str]:
         ConfigError: there is no such policy here.
     """
     values = {key: format_value(_value(config, key)) for key in leaf_keys(RunConfig)}
+    if config.engine.policy == AUTO:  # chosen for all ranks together, when they have met
+        return values
     return values | {f"engine.policy: {config.engine.policy}": _file_digest(policy_path(config))}
 
 

@@ -60,13 +60,26 @@ def preflight(config: RunConfig, *, fresh: bool = False) -> Machine:
     """
     machine = plan_machine(config, os.environ)
     check_world_size(config, machine.processes)
+    check_start(config, device_type="cuda" if machine.gpus else "cpu", fresh=fresh)
+    check_room(config, range(machine.processes), machine.processes)
+    return machine
+
+
+def check_start(config: RunConfig, *, device_type: str, fresh: bool) -> None:
+    """Check what a run reads, and by this machine's disk what it goes on from.
+
+    Args:
+        device_type: cuda or cpu.
+        fresh: a run of that name is set aside, so that nothing has to fit it.
+
+    Raises:
+        UserError: what is wrong, with its key; the first fault found.
+    """
     run = RunDirectory.of(config)
     past = None if fresh else past_of(run)
     if not fresh:
         check_not_lost(run)
-    check_inputs(config, device_type="cuda" if machine.gpus else "cpu", past=past)
-    check_room(config, range(machine.processes), machine.processes)
-    return machine
+    check_inputs(config, device_type=device_type, past=past)
 
 
 def check_inputs(config: RunConfig, *, device_type: str, past: Past | None) -> None:
