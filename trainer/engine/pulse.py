@@ -235,7 +235,9 @@ class LeadingPulse(Pulse):
     def _warn(self, suspected: set[int], late: Sequence[int], peers: dict[int, _Peer], now: float) -> None:
         """A line for those that are newly suspected, and one more when they are back."""
         for rank in self._warned.keys() - suspected:
-            logger.warning("%s is back after %.0f s", self._name(rank), now - self._warned.pop(rank))
+            since = self._warned.pop(rank)
+            if rank == 0 or rank in peers:
+                logger.warning("%s is back after %.0f s", self._name(rank), now - since)
         if fresh := suspected - self._warned.keys():
             self._warned |= dict.fromkeys(fresh, now)
             logger.warning("waiting for others: %s", self._suspects)
