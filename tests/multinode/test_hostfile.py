@@ -18,7 +18,7 @@ from tests.multinode.runs import ENDLESS, LATENESS, SLACK, TIMEOUT_SECONDS, Proj
 
 PATIENT = "engine.start_timeout_seconds=120"
 """Ranks import torch on their own here, and on a busy machine not at the same time."""
-UP_SECONDS = 240.0
+UP_SECONDS = 480.0
 """For ranks to be training: what starts them imports torch too."""
 
 
