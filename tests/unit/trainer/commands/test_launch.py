@@ -4,6 +4,7 @@ import json
 import os
 import socket
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import pytest
 
@@ -32,8 +33,8 @@ def place(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     monkeypatch.setenv("LOG", str(tmp_path / "asked"))
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    monkeypatch.setattr(launch, "check_inputs", lambda *_, **__: None)
-    monkeypatch.setattr(start, "check_inputs", lambda *_, **__: None)
+    monkeypatch.setattr(launch, "check_inputs", create_autospec(launch.check_inputs))
+    monkeypatch.setattr(start, "check_start", create_autospec(start.check_start))
     (tmp_path / "tiny.yaml").write_text("batch: {visits: 4, micro_visits: 2}\nmodel: {freeze: []}\n")
     (tmp_path / "hosts").write_text("127.0.0.1 slots=1\n127.0.0.2 slots=1\n")
     return tmp_path
