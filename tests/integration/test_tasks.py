@@ -30,10 +30,9 @@ pytestmark = pytest.mark.integration
 
 STEPS = 6
 LOSSES = {"vqa": {"answer": 1.0, "classify": 1.0}, "snli_ve": {}, "nlvr2": {}, "lxmert": {}}
-"""Of each task that is trained here: all parts that it has."""
+"""Of each task that is trained here, once in one piece and once killed: all parts that it has. gqa's runs are killed in
+tests/distributed."""
 BY_COMMAND = "nlvr2"
-KILLED_TASKS = ("vqa", "nlvr2", "lxmert")
-"""gqa's runs are killed in tests/distributed; a run of snli_ve is one of nlvr2 with a single image."""
 KILLED = -9
 IN_SECOND_EPOCH = Fault(function="trainer.training.loop:train_step", call=5, signal="SIGKILL")
 """Behind a checkpoint in the middle of the epoch."""
@@ -104,7 +103,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         sections = {"losses": losses, "checkpoint": {"every_steps": 2}}
         recipes[task] = str(task_recipe(home / task / f"{task}.yaml", task, data, **sections))
     cases = [Case(name=task, recipe=recipe) for task, recipe in recipes.items() if task != BY_COMMAND]
-    for task in KILLED_TASKS:
+    for task in LOSSES:
         half = {"recipe": recipes[task], "overrides": ["run.name=half"]}
         cases += [Case(name=f"{task} killed", fault=IN_SECOND_EPOCH, **half), Case(name=f"{task} again", **half)]
     write_cases(home, cases)
@@ -113,10 +112,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     codes = {name: code for name, (code,) in read_codes(home, 1).items()}
     output = dict.fromkeys(LOSSES, worker.stdout)
     codes[BY_COMMAND], output[BY_COMMAND] = _train(recipes[BY_COMMAND])
-    halves = {task: (codes[f"{task} killed"], codes[f"{task} again"]) for task in KILLED_TASKS}
-    return {
-        task: Trained(task, home / task, val[task], codes[task], output[task], halves.get(task, ())) for task in LOSSES
-    }
+    halves = {task: (codes[f"{task} killed"], codes[f"{task} again"]) for task in LOSSES}
+    return {task: Trained(task, home / task, val[task], codes[task], output[task], halves[task]) for task in LOSSES}
 
 
 @pytest.fixture(params=LOSSES)
@@ -231,7 +228,7 @@ def test_other_images_are_another_sample_with_all_of_its_images(runs: Runs, caps
     assert trained.predictions.read_bytes() == before
 
 
-@pytest.mark.parametrize("task", KILLED_TASKS)
+@pytest.mark.parametrize("task", LOSSES)
 def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(runs: Runs, task: str):
     trained, whole, half = runs[task], runs[task].run, runs[task].resumed
     assert trained.half == (KILLED, 0)
