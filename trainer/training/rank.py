@@ -5,6 +5,7 @@ import faulthandler
 import logging
 import os
 import traceback
+import warnings
 from collections.abc import Sequence
 from functools import partial
 
@@ -193,5 +194,7 @@ def _log_to(directory: RunDirectory, rank: int) -> None:
     console.setLevel(logging.INFO if rank == 0 else logging.ERROR)
     console.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[file, console], force=True)
+    # DeepSpeed calls what torch has renamed, and torch says so at every step; nobody who trains can change that.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
