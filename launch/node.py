@@ -57,7 +57,7 @@ def receive(run: Path, config: bytes) -> dict[str, Any]:
         same = False
     if not same:
         run.mkdir(parents=True, exist_ok=True)
-        aside = run / f".config.yaml.{os.getpid()}.partial"
+        aside = run / f".config.yaml.{socket.gethostname()}.{os.getpid()}.partial"  # containers have equal ids
         aside.write_bytes(config)
         aside.replace(path)
     return {"wrote": not same}

@@ -23,7 +23,13 @@ JOB = {
     "SLURM_CPUS_PER_TASK": "3",
 }
 TOOLS = {
-    "scontrol": 'echo "$@" >> called; [ "$1" = requeue ] || printf "n1\\nn2\\n"',
+    "scontrol": """
+echo "$@" >> called
+case "$*" in
+"show job"*) echo "JobId=123456 JobName=a JobState=$(cat state) Reason=None" ;;
+"show hostnames"*) printf "n1\\nn2\\n" ;;
+esac
+""",
     "scancel": 'echo scancel "$@" >> called; kill -TERM "$(cat task)"',
     "srun": 'env > environment; shift; exec "$@"',
     # The Python of the job: `train ... --prepare N` prints the configuration, `trainer.train` is a rank.
@@ -52,7 +58,7 @@ class Job:
             tool = directory / "bin" / name
             tool.write_text(f"#!/bin/bash\n{body}\n")
             tool.chmod(0o755)
-        self.write(prepares="0", ends="0", trains="0", prints=f"{directory}/runs/a/config.yaml\n")
+        self.write(state="RUNNING", prepares="0", ends="0", trains="0", prints=f"{directory}/runs/a/config.yaml\n")
         self.status("running", None)
 
     def write(self, **files: str) -> None:
@@ -104,6 +110,13 @@ class TestJob:
         job.status("failed", code, "done")
         job.write(ends="9")
         assert job.run("r.yaml") == code
+        assert not job.was_requeued()
+
+    @pytest.mark.parametrize("state", ["COMPLETING", "CANCELLED"])
+    def test_a_job_that_somebody_has_cancelled_is_not_queued_again(self, job: Job, state: str):
+        job.status("stopped", 75, "done")
+        job.write(ends="75", state=state)
+        assert job.run("r.yaml") == 75
         assert not job.was_requeued()
 
     def test_a_run_that_was_stopped_and_saved_is_queued_again(self, job: Job):
