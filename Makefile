@@ -20,7 +20,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 
 test: $(STAMP) lint    ## every test that needs neither a GPU nor a network
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-multinode: $(STAMP)    ## training over hosts, which are namespaces of this machine: root on Linux, else it is skipped
 	-[ "$$(id -u)" != 0 ] || dpkg --status $(HOST_PACKAGES) >/dev/null 2>&1 || { apt-get update --quiet && \

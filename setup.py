@@ -44,7 +44,7 @@ setup(
             "hypothesis>=6.100",
             "moto[server]>=5",
             "pytest>=8",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.7",
             "ruff>=0.14",
             "s3fs>=2025.3",
         ],
