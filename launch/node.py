@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.local import count_gpus
 from launch.network import is_free
-from launch.plan import NODE_LAUNCHER
+from launch.plan.launch_plan import NODE_LAUNCHER
 from launch.probe import probe
-from launch.ranks import live_ranks, send
+from launch.processes.local import count_gpus
+from launch.processes.ranks import live_ranks, send
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.local import count_gpus, launcher_environment, run_launcher
 from launch.network import addresses
-from launch.plan import LaunchPlan, Node, node_commands
+from launch.plan.launch_plan import LaunchPlan, Node, node_commands
+from launch.processes.local import count_gpus, launcher_environment, run_launcher
 
 STOPPED = 75
 """EX_TEMPFAIL, as in `status.json`: stopped by a signal; the same command goes on."""

@@ -8,13 +8,13 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-CODE = ("shards", "model", "trainer", "launch", "ds_configs")
-"""Folders of DuoFlow whose files make a run what it is."""
+from launch.code import in_one, source_digests
+
 NAMED = 3
 """So many of the shards that are missing are named."""
 GPU_SECONDS = 20
@@ -31,21 +31,12 @@ def probe(run: Path, request: Mapping[str, Any]) -> dict[str, Any]:
         "host": socket.gethostname(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in request["packages"]},
-        "code": code_digest(Path(__file__).resolve().parents[1]),
+        "code": in_one(source_digests()),
         "gpus": gpu_names(),
         "disk": _disk(run),
         "splits": {split: look_at_split(Path(directory)) for split, directory in request["splits"].items()},
         "clock": time.time(),
     }
-
-
-def code_digest(root: Path) -> str:
-    """sha256 of every source file and policy below `root`, with their names."""
-    total = hashlib.sha256()
-    for path in sorted(_sources(root), key=lambda path: path.relative_to(root).as_posix()):
-        total.update(f"{path.relative_to(root).as_posix()}\0".encode())
-        total.update(hashlib.sha256(path.read_bytes()).digest())
-    return total.hexdigest()
 
 
 def look_at_split(directory: Path) -> dict[str, Any]:
@@ -85,12 +76,6 @@ def gpu_names() -> list[str]:
     except (OSError, subprocess.TimeoutExpired):
         pass  # the device files are there in any case
     return ["NVIDIA GPU"] * len(list(Path("/dev").glob("nvidia[0-9]*")))
-
-
-def _sources(root: Path) -> Iterable[Path]:
-    for folder in CODE:
-        for ending in ("*.py", "*.json", "*.sbatch"):
-            yield from (root / folder).rglob(ending)
 
 
 def _disk(run: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from launch.ranks import Process, record_rank
+from launch.processes.ranks import Process, record_rank
 
 
 @contextlib.contextmanager

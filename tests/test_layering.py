@@ -43,11 +43,10 @@ FLOORS = {
         ("config", "config_base", "errors", "progress", "atomic", "lower_case", "vqa_text"),
     ),
     "launch": (
-        ("node", "pod", "cluster", "deaths"),
-        ("local", "ssh", "hostfile", "flags", "show", "slurm", "kubernetes", "watch", "probe"),
-        ("remote_hosts",),
-        ("plan", "network", "ranks", "forward"),
-        ("words", "memory"),
+        ("node", "pod"),
+        ("hosts", "render"),
+        ("processes", "probe"),
+        ("plan", "network", "code"),
     ),
 }
 """The rooms of each package (folders, and files that are rooms by themselves), top floor first."""

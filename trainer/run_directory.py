@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from launch.ranks import live_ranks
+from launch.processes.ranks import live_ranks
 from shards.atomic import sync_directory, write_atomically
 from shards.errors import UserError
 from trainer.config import RunConfig, dump_config, load_run_config

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from launch.ranks import live_ranks
+from launch.processes.ranks import live_ranks
 from shards.plan import PADDING, Share
 from shards.read.loader import Split
 from tests.distributed.launch import launch_ranks

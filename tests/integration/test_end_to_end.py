@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from launch.ranks import live_ranks
+from launch.processes.ranks import live_ranks
 from tests.distributed.launch import ROOT
 from tests.models import EFFICIENT_SAM, FUSION, SCRATCH
 from tests.runs import NO_COMPILER, LeftOver

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.ranks import live_ranks, read_attendant, read_records, send_exactly
+from launch.processes.ranks import live_ranks, read_attendant, read_records, send_exactly
 from tests.distributed.launch import ROOT
 from tests.runs import NO_COMPILER, LeftOver, write_recipe, write_shards
 

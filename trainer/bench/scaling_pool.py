@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import IO, Any
 
-from launch.local import launcher_environment
 from launch.network import free_port
+from launch.processes.local import launcher_environment
 from trainer.bench.namespaces import INTERFACE, Host
 from trainer.bench.scaling_job import Answer, Job, Probe
 from trainer.config.schema import REPOSITORY

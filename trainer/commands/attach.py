@@ -9,8 +9,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from launch.ranks import attending, read_attendant, this_process
-from launch.watch import Census, take_census
+from launch.hosts.watch import Census, take_census
+from launch.processes.ranks import attending, read_attendant, this_process
 from shards.errors import UserError
 from shards.progress import say, silence
 from trainer.commands.standing import exit_code, find_run, judge, say_end, settle, settle_dead

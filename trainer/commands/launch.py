@@ -9,18 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from launch.cluster import Cluster, Offer, check_tools, greet_all, master_address, options_of
-from launch.flags import Flags, read_flags
-from launch.forward import environment_file, forwarded, runner_environment
-from launch.hostfile import read_hostfile, write_hostfile
-from launch.kubernetes import KubernetesOptions, manifests
-from launch.local import Outcome, count_gpus, launcher_environment, run_launcher
+from launch.hosts.cluster import Cluster, Offer, check_tools, greet_all, master_address, options_of
+from launch.hosts.ssh import Hosts
 from launch.network import ports_for
-from launch.plan import LaunchPlan, Node, pdsh_argv
-from launch.show import shown_pdsh, shown_typed
-from launch.slurm import SlurmOptions, sbatch_script
-from launch.ssh import Hosts
-from launch.words import LaunchFault, safe_path
+from launch.plan.flags import Flags, read_flags
+from launch.plan.forward import environment_file, forwarded, runner_environment
+from launch.plan.hostfile import read_hostfile, write_hostfile
+from launch.plan.launch_plan import LaunchPlan, Node, pdsh_argv
+from launch.plan.words import LaunchFault, safe_path
+from launch.processes.local import Outcome, count_gpus, launcher_environment, run_launcher
+from launch.render.kubernetes import KubernetesOptions, manifests
+from launch.render.show import shown_pdsh, shown_typed
+from launch.render.slurm import SlurmOptions, sbatch_script
 from shards.atomic import write_atomically
 from shards.errors import ConfigError, UserError
 from shards.progress import say

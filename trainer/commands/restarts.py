@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from launch.cluster import Cluster
-from launch.local import wait_for_signal
-from launch.plan import Node
-from launch.ranks import is_asked_to_stop
+from launch.hosts.cluster import Cluster
+from launch.plan.launch_plan import Node
+from launch.processes.local import wait_for_signal
+from launch.processes.ranks import is_asked_to_stop
 from shards.errors import UserError
 from shards.progress import say
 from trainer.config import RunConfig

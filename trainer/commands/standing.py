@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-from launch.deaths import describe_deaths
-from launch.ranks import this_process
-from launch.watch import Census, take_census
+from launch.hosts.deaths import describe_deaths
+from launch.hosts.watch import Census, take_census
+from launch.processes.ranks import this_process
 from shards.errors import UserError
 from trainer.run_directory import FAILED, RunDirectory, Status
 

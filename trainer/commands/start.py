@@ -7,10 +7,10 @@ import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from launch.deaths import describe_deaths
-from launch.local import Outcome, count_gpus, launcher_command, launcher_environment, run_launcher
+from launch.hosts.deaths import describe_deaths
 from launch.network import free_port
-from launch.ranks import attending
+from launch.processes.local import Outcome, count_gpus, launcher_command, launcher_environment, run_launcher
+from launch.processes.ranks import attending
 from shards.progress import say
 from trainer.commands.background import go_on_in_background
 from trainer.commands.restarts import keep_training

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from launch.remote_hosts import MAX_AT_ONCE
-from launch.watch import Census, take_census
+from launch.hosts.remote_hosts import MAX_AT_ONCE
+from launch.hosts.watch import Census, take_census
 from shards.errors import UserError
 from shards.progress import say
 from trainer.commands.attach import log_of

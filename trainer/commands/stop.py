@@ -4,8 +4,8 @@ import signal
 import time
 from pathlib import Path
 
-from launch.ranks import ask_to_stop
-from launch.watch import Census, signal_processes, take_census
+from launch.hosts.watch import Census, signal_processes, take_census
+from launch.processes.ranks import ask_to_stop
 from shards.errors import UserError
 from shards.progress import say
 from trainer.commands.standing import find_run, judge, say_end, settle_dead

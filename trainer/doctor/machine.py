@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from launch.local import count_gpus
+from launch.processes.local import count_gpus
 from trainer.config.schema import REPOSITORY
 from trainer.doctor.packages import installed_version
 from trainer.doctor.table import Row

@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from launch.forward import forwarded, ssh_options
-from launch.hostfile import read_hostfile
-from launch.plan import Node
-from launch.ssh import ASKED_AT_ONCE, Hosts
-from launch.words import LaunchFault
+from launch.hosts.ssh import ASKED_AT_ONCE, Hosts
+from launch.plan.forward import forwarded, ssh_options
+from launch.plan.hostfile import read_hostfile
+from launch.plan.launch_plan import Node
+from launch.plan.words import LaunchFault
 from shards.errors import ConfigError
 from trainer.config import RunConfig
 from trainer.config.schema import REPOSITORY

@@ -5,7 +5,6 @@ which rank 0 makes a table that names the hosts and what differs. So agreement c
 """
 
 import hashlib
-import importlib
 import json
 import os
 import platform
@@ -13,12 +12,12 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import metadata
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from launch.code import file_digest, source_digests
 from model.build import BuiltModel
 from shards.errors import ConfigError, DataError
 from shards.format.index import SplitIndex, index_digest
@@ -32,7 +31,6 @@ from trainer.engine.policy_choice import AUTO
 
 PACKAGES = ("torch", "torchvision", "deepspeed", "transformers", "timm", "numpy", "peft", "safetensors", "pillow")
 """What computes a step, or the bytes that go into it."""
-PACKAGES_OF_OURS = ("shards", "model", "trainer", "launch")
 NAMED = 6
 """Differences that a table names for each host and matter."""
 
@@ -47,7 +45,12 @@ def agree_on_start(config: RunConfig, world: World) -> None:
         ConfigError: on all ranks, a table of what differs.
     """
     if world.world_size > 1:
-        makers = {"code": code, "packages": packages, "recipe": partial(recipe, config), "data": partial(data, config)}
+        makers = {
+            "code": source_digests,
+            "packages": packages,
+            "recipe": partial(recipe, config),
+            "data": partial(data, config),
+        }
         compare_facts(world, world.agree_on(lambda: {matter: make() for matter, make in makers.items()}))
 
 
@@ -126,7 +129,8 @@ def difference_table(facts: Sequence[Facts], hosts: Sequence[str]) -> str:
             lines |= dict.fromkeys(f"  {hosts[rank]:<12} {matter:<14} {text}" for text in said)
     others = sorted({hosts[rank] for rank in range(1, len(facts)) if facts[rank] != facts[0]})
     remedy = "give every host the same, and run the same command again"
-    return "\n".join([f"{', '.join(others)} differ from {hosts[0]}, where rank 0 is; {remedy}:", *lines])
+    differ = "differs" if len(others) == 1 else "differ"
+    return "\n".join([f"{', '.join(others)} {differ} from {hosts[0]}, where rank 0 is; {remedy}:", *lines])
 
 
 def _shown(of: Mapping[str, str], name: str) -> str:
@@ -135,16 +139,6 @@ def _shown(of: Mapping[str, str], name: str) -> str:
 
 def _digest(of: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
-
-
-def code() -> dict[str, str]:
-    """A digest of every file of ours that a rank may import, from where it imports them: 250 files, some 20 ms."""
-    found = {}
-    for package in PACKAGES_OF_OURS:
-        (home,) = importlib.import_module(package).__path__
-        files = sorted(Path(home).rglob("*.py"))
-        found |= {f"{package}/{file.relative_to(home)}": _file_digest(file) for file in files}
-    return found
 
 
 def packages() -> dict[str, str]:
@@ -167,7 +161,7 @@ def recipe(config: RunConfig) -> dict[str, str]:
     values = {key: format_value(_value(config, key)) for key in leaf_keys(RunConfig)}
     if config.engine.policy == AUTO:  # chosen for all ranks together, when they have met
         return values
-    return values | {f"engine.policy: {config.engine.policy}": _file_digest(policy_path(config))}
+    return values | {f"engine.policy: {config.engine.policy}": file_digest(policy_path(config))}
 
 
 def data(config: RunConfig) -> dict[str, str]:
@@ -188,10 +182,6 @@ def _value(config: RunConfig, key: str) -> object:
     for name in key.split("."):
         value = getattr(value, name)
     return list(value) if isinstance(value, tuple) else value
-
-
-def _file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 def _sums(part: str, tower: nn.Module) -> list[tuple[str, str]]:

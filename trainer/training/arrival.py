@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from launch.ranks import live_ranks
+from launch.processes.ranks import live_ranks
 from shards.errors import ConfigError, UserError
 from trainer.config import RunConfig, load_config
 from trainer.engine.addresses import check_meeting_place

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from launch.local import count_gpus
+from launch.processes.local import count_gpus
 from model.config import ModelConfig, text_towers, uses_efficient_sam, vision_references
 from model.references import Reference, read_reference
 from model.towers.checkpoint_files import medium_of

@@ -12,7 +12,7 @@ from functools import partial
 import torch.distributed as dist
 from transformers.utils import logging as transformers_logging
 
-from launch.ranks import record_end, record_rank
+from launch.processes.ranks import record_end, record_rank
 from shards.errors import UserError
 from trainer.build import open_split
 from trainer.config import RunConfig

@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 
-from launch.probe import code_digest, look_at_split, probe
+from launch.probe import look_at_split, probe
 
 
 def write_split(directory: Path, sizes: dict[str, int]) -> None:
@@ -30,21 +29,6 @@ def test_a_split_that_is_not_there_or_no_split(tmp_path: Path):
     assert look_at_split(tmp_path / "none")["fault"].endswith("none/index.json: No such file or directory")
     (tmp_path / "index.json").write_text("{")
     assert look_at_split(tmp_path)["fault"].endswith("is no index of shards")
-
-
-def test_code_differs_by_content_and_by_name(tmp_path: Path):
-    for folder in ("shards", "model"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "a.py").write_text("one")
-    first = code_digest(tmp_path)
-    assert code_digest(shutil.copytree(tmp_path, tmp_path.with_name("copy"))) == first
-    (tmp_path / "model" / "a.py").write_text("two")
-    second = code_digest(tmp_path)
-    (tmp_path / "model" / "a.py").rename(tmp_path / "model" / "b.py")
-    assert len({first, second, code_digest(tmp_path)}) == 3
-    (tmp_path / "model" / "__pycache__").mkdir()
-    (tmp_path / "model" / "__pycache__" / "a.pyc").write_text("compiled")
-    assert code_digest(tmp_path) != first
 
 
 def test_an_answer_is_plain_json(tmp_path: Path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.ranks import forget_ranks, record_rank
+from launch.processes.ranks import forget_ranks, record_rank
 from shards.errors import UserError
 from trainer.config import load_config
 from trainer.reporting.environment import collect_environment, git_state, harmless_variables

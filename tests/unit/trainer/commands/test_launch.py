@@ -8,7 +8,7 @@ from unittest.mock import create_autospec
 
 import pytest
 
-from launch.local import Outcome
+from launch.processes.local import Outcome
 from trainer.cli import main
 from trainer.commands import launch, start
 from trainer.run_directory import OCCUPIED, RunDirectory, Status

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from launch.cluster import Cluster
-from launch.plan import Node
-from launch.ranks import ask_to_stop
-from launch.ssh import Hosts
+from launch.hosts.cluster import Cluster
+from launch.hosts.ssh import Hosts
+from launch.plan.launch_plan import Node
+from launch.processes.ranks import ask_to_stop
 from shards.errors import UserError
 from tests.distributed.launch import ROOT
 from tests.ssh import install_ssh

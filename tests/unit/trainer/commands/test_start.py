@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.local import Outcome
-from launch.ranks import read_attendant, record_rank
+from launch.processes.local import Outcome
+from launch.processes.ranks import read_attendant, record_rank
 from shards.errors import ConfigError, UserError
 from tests.processes import leave_record
 from trainer.commands import restarts, start

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.ranks import attending, is_asked_to_stop
+from launch.processes.ranks import attending, is_asked_to_stop
 from shards.errors import UserError
 from tests.processes import leave_record, sleeper
 from tests.ssh import install_ssh

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.plan import Node
+from launch.plan.launch_plan import Node
 from shards.errors import ConfigError
 from tests.ssh import install_ssh
 from trainer.cli import main

@@ -1,0 +1,1 @@
+"""A plan as a launcher, a job script or a manifest takes it."""
