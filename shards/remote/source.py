@@ -3,6 +3,7 @@
 import asyncio
 import os
 import ssl
+from collections.abc import Iterator
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -95,8 +96,10 @@ class Source:
 
     def _understood(self, error: Exception, name: str) -> Exception:
         place, text = self.place(name), described(error)
-        status, names = _status(error), {kind.__name__ for kind in type(error).__mro__}
-        if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError) or status in (404, 410):
+        status = _status(error)
+        names = {kind.__name__ for one in _with_causes(error) for kind in type(one).__mro__}
+        is_missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+        if not names & _CREDENTIALS and (is_missing or status in (404, 410)):
             return MissingError(text)
         if isinstance(error, PermissionError) or status in _REFUSED or names & _CREDENTIALS:
             return DataError(
@@ -124,6 +127,13 @@ def described(error: BaseException) -> str:
     text = " ".join(without_secrets(str(error)).split()) or "no further word"
     named = isinstance(error, OSError) and error.errno is not None and error.strerror
     return text if named else f"{type(error).__name__}: {text}"
+
+
+def _with_causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and those behind it: huggingface_hub calls a data set that it may not read a file that is missing."""
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def _status(error: Exception) -> int | None:
