@@ -2,9 +2,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 HOST_PACKAGES := openssh-server pdsh iproute2 ethtool slurm-wlm munge
 
-.PHONY: demo test test-multinode lint clean
+.PHONY: demo test test-slow test-multinode lint clean
 
 $(STAMP): setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -19,8 +20,11 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-test: $(STAMP) lint    ## every test that needs neither a GPU nor a network
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+test: $(STAMP) lint    ## every property that needs neither a GPU nor a network: at most 15 minutes on two CPU cores
+	$(PYTEST) -m "not slow"
+
+test-slow: $(STAMP)    ## the variants of what `test` has one of: every optimizer, every family of backbones
+	$(PYTEST) -m slow
 
 test-multinode: $(STAMP)    ## training over hosts, which are namespaces of this machine: root on Linux, else it is skipped
 	-[ "$$(id -u)" != 0 ] || dpkg --status $(HOST_PACKAGES) >/dev/null 2>&1 || { apt-get update --quiet && \

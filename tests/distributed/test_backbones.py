@@ -17,6 +17,7 @@ from tests.distributed.training_runs import IN_SECOND_EPOCH, Runs, launched
 from tests.distributed.training_worker import Case, Fault
 from tests.models import FUSION
 from tests.runs import write_recipe, write_shards
+from tests.selection import chosen, with_slow
 from trainer.engine.state_file import MODEL
 from trainer.inference.answer import answer_photo
 from trainer.inference.evaluate import evaluate_run
@@ -27,6 +28,8 @@ DONE, KILLED = 0, -9
 STAGES = (1, 2, 3)
 SPREAD = "registers"
 """The family that is trained on two ranks: class token, registers and positions lie on the backbone itself."""
+EVERY_DAY = ("vit", SPREAD, "convnext", "swin", "efficientnet", "hiera", "sam")
+"""One of each layout; `make test-slow` has the others."""
 DECAY = 0.125
 IN_SECOND_STEP = Fault(function=IN_SECOND_EPOCH.function, call=2, signal="SIGKILL")
 
@@ -53,11 +56,11 @@ def recipe_in(out: Path, data: dict[str, str]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str]) -> Runs:
+def alone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, data: dict[str, str]) -> Runs:
     """Each family for two steps: as a whole, and killed in the second one and started again."""
     out = tmp_path_factory.mktemp("alone")
     recipe, cases = recipe_in(out, data), []
-    for family in FAMILIES:
+    for family in sorted(chosen(request, "family") | {SPREAD}):
         cases += [
             case(recipe, out, family, family),
             case(recipe, out, family, f"{family}_killed", fault=IN_SECOND_STEP),
@@ -79,7 +82,7 @@ def together(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str]) -> 
     return launched(out, stages, processes=2)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", with_slow(FAMILIES, EVERY_DAY))
 def test_a_killed_run_goes_on_to_the_same_bits(alone: Runs, family: str):
     assert alone.codes[family] == [DONE], alone.said(family)
     assert alone.codes[f"{family}_killed"] == [KILLED]
@@ -87,7 +90,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(alone: Runs, family: str):
     assert alone[f"{family}_killed"].bits("last") == alone[family].bits("last")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", with_slow(FAMILIES, EVERY_DAY))
 def test_what_was_trained_comes_back_from_the_export(alone: Runs, family: str):
     run, frozen = alone[family], FAMILIES[family].has_batch_statistics
     weights = load_file(run.checkpoint("last") / MODEL)
@@ -107,7 +110,7 @@ def test_what_was_trained_comes_back_from_the_export(alone: Runs, family: str):
     assert validated == [evaluated[row["questionId"]] for row in validated]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", with_slow(FAMILIES, EVERY_DAY))
 def test_a_photo_gets_the_answer_that_the_split_got(alone: Runs, data: dict[str, str], family: str, tmp_path: Path):
     run = alone[family]
     predicted = {row["questionId"]: row["prediction"] for row in json.loads(run.predictions)}
