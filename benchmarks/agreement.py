@@ -9,13 +9,16 @@ wall time is an upper bound for ranks that have cores of their own, the processo
 import argparse
 import json
 import os
+import tempfile
 import time
+import traceback
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 from launch.network import free_port
 from shards.atomic import check_writable
+from tests.runs import write_shards
 from trainer.config import RunConfig, load_config
 from trainer.engine.distributed import initialize
 from trainer.engine.process import Place
@@ -40,7 +43,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.json is not None:
         check_writable("--json", arguments.json)
-    costs = measure(load_config(RECIPE), arguments.ranks, arguments.rounds)
+    with tempfile.TemporaryDirectory() as scratch:
+        data = [f"data.{split}={path}" for split, path in write_shards(Path(scratch)).items()]
+        costs = measure(load_config(RECIPE, data), arguments.ranks, arguments.rounds)
     slowest = [max(cost.wall for cost in costs_of_round) for costs_of_round in zip(*costs, strict=True)]
     processor = median(cost.processor for of_rank in costs for cost in of_rank)
     cores = len(os.sched_getaffinity(0))
@@ -64,6 +69,8 @@ def measure(config: RunConfig, ranks: int, rounds: int) -> list[list[Cost]]:
                 costs = _rank(config, Place(rank, rank, ranks, "127.0.0.1", port), rounds)
                 os.write(writing, json.dumps(costs).encode())
                 code = 0
+            except BaseException:  # this process ends below, whatever it was
+                traceback.print_exc()
             finally:
                 os._exit(code)
         os.close(writing)
