@@ -1,4 +1,4 @@
-"""A Slurm cluster on hosts of a lab: munged and slurmd on each, slurmctld on the first, one GPU a node that is none."""
+"""A Slurm cluster on hosts of a lab: munged and slurmd on each, slurmctld on the first, GPUs that are none."""
 
 import contextlib
 import os
@@ -15,7 +15,9 @@ from tests.multinode.lab import POLL_SECONDS, SYSTEM_PATH, UP_SECONDS, Host
 from tests.multinode.ranks import LOGIN
 
 TOOLS = ("slurmctld", "slurmd", "munged", "sbatch")
-CPUS_PER_NODE = 4
+CPUS_PER_NODE = 32
+GPU_FILES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")
+"""A device that is there for each GPU of a node that is none."""
 SETTLE_SECONDS = 300.0
 """For a job to get from one state to the next."""
 
@@ -122,11 +124,12 @@ ReturnToService=2
 KillWait=30
 SlurmdParameters=config_overrides
 GresTypes=gpu
-NodeName={names} CPUs={CPUS_PER_NODE} Gres=gpu:1 State=UNKNOWN
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+NodeName={names} CPUs={CPUS_PER_NODE} Gres=gpu:{len(GPU_FILES)} State=UNKNOWN
+PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
         )
-        (self._directory / "gres.conf").write_text(f"NodeName={names} Name=gpu File=/dev/null\n")
+        gpus = "".join(f"NodeName={names} Name=gpu File={file}\n" for file in GPU_FILES)
+        (self._directory / "gres.conf").write_text(gpus)
         key = self._directory / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
