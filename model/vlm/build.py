@@ -96,9 +96,7 @@ def build_vlm(
     if config.max_tokens is not None and config.max_tokens > context:
         raise ConfigError(f"vlm.max_tokens: {config.max_tokens:,}, but {reference} reads {context:,}; lower it")
     if not ends:
-        raise ConfigError(
-            f"{KEY}: {reference}: neither its tokenizer nor its generation_config.json says what ends text"
-        )
+        raise ConfigError(f"{KEY}: {reference}: its tokenizer names no token that ends a text; set its eos_token")
     prompt = ChatPrompt.of(
         loaded.processor,
         end_ids=ends,

@@ -37,17 +37,17 @@ class Forward(NamedTuple):
             given |= {"attention_mask": (sequences.segment != PADDING).long()}
         return self._run(sequences.ids, store, given)
 
-    def go_on(self, ids: Tensor, position: Tensor, seen: Tensor, store: Cache) -> Tensor:
+    def go_on(self, ids: Tensor, position: Tensor, seen: Tensor, distance: Tensor, store: Cache) -> Tensor:
         """(S, K, D): states of further tokens.
 
         Args:
             ids: (S, K)
             position: (S, K), or (axes, S, K)
             seen: (S, K, keys) bool: which of the stored tokens, and of these, each one sees.
+            distance: (S, K, keys) int64: how many tokens further back those lie.
             store: keys and values of what came before.
         """
-        mask = additive(seen, self.model.dtype)
-        return self._run(ids, store, {"attention_mask": self._as_layers(mask), "position_ids": position})
+        return self._run(ids, store, {"attention_mask": self._as_layers(seen, distance), "position_ids": position})
 
     def logits(self, states: Tensor) -> Tensor:
         """(..., D) to (..., V) float32."""
@@ -68,21 +68,37 @@ class Forward(NamedTuple):
             )
         return positions(sequences.segment, sequences.place, of_prefix)
 
+    @property
+    def _has_blocks(self) -> bool:
+        """Whether FlexAttention can compute it: one mask for all layers, and every one of them causal."""
+        kinds = set(getattr(self.model.config.get_text_config(), "layer_types", None) or ())
+        return self.model._supports_flex_attn and kinds <= {"full_attention"} and not _is_bidirectional(self.model)
+
     def _mask(self, sequences: Sequences) -> Any:
-        if sequences.ids.device.type == "cuda" and self.model._supports_flex_attn and not _is_bidirectional(self.model):
+        if sequences.ids.device.type == "cuda" and self._has_blocks:
             return _block_mask(sequences.segment, sequences.place)
         seen = visible(sequences.segment, sequences.place)
-        if _is_bidirectional(self.model):
-            seen = seen | _same_image(sequences.kinds["token_type_ids"])
-        return self._as_layers(additive(seen, self.model.dtype))
+        counted = positions(sequences.segment, sequences.place)
+        together = _same_image(sequences.kinds["token_type_ids"]) if _is_bidirectional(self.model) else None
+        return self._as_layers(seen, counted[:, :, None] - counted[:, None, :], together)
 
-    def _as_layers(self, mask: Tensor) -> Any:
-        """The mask under the names of the kinds of layers, where a model asks for it so.
+    def _as_layers(self, seen: Tensor, distance: Tensor, together: Tensor | None = None) -> Any:
+        """The mask; under the names of the kinds of layers, where some of them see no further than a window.
 
-        A window of a sliding layer is not cut out: a sequence longer than it is refused by the trial of the start.
+        Args:
+            distance: of keys, as if each question stood behind the prefix alone.
+            together: pairs that see each other in any case.
         """
-        kinds = set(getattr(self.model.config.get_text_config(), "layer_types", None) or ())
-        return dict.fromkeys(kinds, mask) if "sliding_attention" in kinds else mask
+        text = self.model.config.get_text_config()
+        kinds = set(getattr(text, "layer_types", None) or ())
+
+        def mask(allowed: Tensor) -> Tensor:
+            return additive(allowed if together is None else allowed | together, self.model.dtype)
+
+        if "sliding_attention" not in kinds:
+            return mask(seen)
+        near = mask(seen & (distance < text.sliding_window))
+        return {kind: near if kind == "sliding_attention" else mask(seen) for kind in kinds}
 
     def _beside(self, sequences: Sequences) -> dict[str, Any]:
         dtype = self.model.dtype

@@ -11,6 +11,7 @@ from transformers import DynamicCache, GenerationConfig
 
 from model.vlm.batch import PADDING, PREFIX, Asked, Sequences
 from model.vlm.forward import Forward
+from model.vlm.sharing import positions as counted
 
 
 class Written(NamedTuple):
@@ -41,13 +42,17 @@ def write_grouped(forward: Forward, asked: Asked, *, max_tokens: int, end_ids: t
     ids, total, ended = [token], log_probability, torch.isin(token, ends)
     segment = sequences.segment
     own = torch.arange(1, slots + 1, device=device)
-    stored = segment  # of every key
+    stored, stored_at = segment, counted(segment, sequences.place)  # of every key
+    behind = stored_at.flatten()[asked.at]
     while len(ids) < max_tokens and not bool(ended.all()):
-        position = position + 1
+        position, behind = position + 1, behind + 1
+        now = _into(cell, behind, (count, slots))
         stored = torch.cat([stored, own.expand(count, slots)], dim=1)
         seen = (stored[:, None, :] == own[:, None]) | (stored == PREFIX)[:, None, :]
-        laid_out = _into(cell, position, (count, slots))
-        found = forward.go_on(_into(cell, ids[-1], (count, slots)), laid_out, seen, store).flatten(0, 1)[cell]
+        stored_at = torch.cat([stored_at, now], dim=1)
+        distance = now[:, :, None] - stored_at[:, None, :]
+        given = (_into(cell, ids[-1], (count, slots)), _into(cell, position, (count, slots)), seen, distance)
+        found = forward.go_on(*given, store).flatten(0, 1)[cell]
         token, log_probability = _most_likely(forward.logits(found))
         token = torch.where(ended, ids[-1], token)  # it is an end already
         total = total + log_probability.masked_fill(ended, 0.0)

@@ -32,7 +32,8 @@ class Trial(NamedTuple):
         return self.difference <= self.allowed
 
     def __str__(self) -> str:
-        return f"logits differ by {self.difference:.2g} of their standard deviation, and rounding explains {self.allowed:g}"
+        found = f"{self.difference:.2g} of their standard deviation"
+        return f"logits differ by {found}, and rounding explains {self.allowed:g}"
 
 
 @torch.no_grad()
