@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig
 
-from model.config import VlmConfig, VlmLoraConfig
+from model.config import LanguageLoraConfig, VlmConfig
 from model.vlm.adapters import add_adapters
 from model.vlm.batch import Asked, Sequences, VlmBatch
 from model.vlm.collation import Questions, lay_out, learnt_of
@@ -59,7 +59,7 @@ def build_objective(sizes: VlmSizes, *, shared: bool) -> VlmObjective:
     """The model with adapters that are not zero, the same for the same sizes."""
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(_config(sizes), attn_implementation="sdpa").eval()
-    config = VlmConfig(language=VlmLoraConfig(rank=sizes.rank))
+    config = VlmConfig(language=LanguageLoraConfig(rank=sizes.rank))
     leaves = add_adapters(model, config)
     for parameter in leaves.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
