@@ -16,8 +16,9 @@ from model.build import BuiltModel, build_model
 from model.config import ImageTokens, ModelConfig, uses_efficient_sam
 from model.efficient_sam.segmenter import Segmenter
 from model.efficient_sam.weights import EncoderAloneError, load_efficient_sam_encoder, load_segmenter
+from model.fusion_objective import FusionObjective
 from model.looking.second_stream import EfficientSamMaskStream, EfficientSamStream
-from model.objective import Objective
+from model.objective import Built
 from model.pnp.captions import load_captioner
 from model.pnp.fid import load_reader
 from model.pnp.pipeline import PnpPipeline
@@ -25,6 +26,7 @@ from model.pnp.viewer import Viewer
 from model.source import efficient_sam_sizes
 from model.towers.lxmert import RegionTower
 from model.towers.tokenizer import build_tokenizer, load_tokenizer
+from model.vlm.build import BuiltVlm, build_vlm
 from shards.errors import ConfigError, UserError
 from shards.format.index import SplitIndex
 from shards.plan import Share
@@ -62,12 +64,19 @@ def assemble_model(
     scratch_tokenizer: Callable[[], PreTrainedTokenizerBase],
     classes: Sequence[str] = (),
     model: ModelConfig | None = None,
-) -> BuiltModel:
+) -> BuiltModel | BuiltVlm:
     """The model of a recipe, or `model` in its place, with untrained parts as the seed makes them.
 
     Args:
         classes: see `classes_of`.
     """
+    limits = {
+        "max_question_tokens": config.data.max_question_tokens,
+        "max_answer_tokens": config.data.max_answer_tokens,
+    }
+    if config.model.vlm is not None:
+        task, seed = TASKS[config.task], config.run.seed
+        return build_vlm(model or config.model, config.vlm, config.losses, task=task, seed=seed, **limits)
     return build_model(
         model or config.model,
         config.losses,
@@ -75,9 +84,8 @@ def assemble_model(
         answers=config.answers,
         classes=classes,
         seed=config.run.seed,
-        max_question_tokens=config.data.max_question_tokens,
-        max_answer_tokens=config.data.max_answer_tokens,
         scratch_tokenizer=scratch_tokenizer,
+        **limits,
     )
 
 
@@ -167,23 +175,25 @@ def _texts(train: Split) -> Iterator[str]:
             yield from item.texts
 
 
-def make_texts(config: RunConfig, built: BuiltModel) -> Texts:
+def make_texts(config: RunConfig, built: Built) -> Texts:
     """How the loader turns questions into tokens for this model."""
     wanted = Wanted(
-        blocks=frozenset(built.layouts),
+        blocks=built.blocks,
         negatives=tuple(config.losses.negatives),
         genome=config.losses.genome,
         classes={name: number for number, name in enumerate(built.classes)},
     )
-    return Texts(task=config.task, layouts=built.layouts, wanted=wanted)
+    return Texts(task=config.task, collation=built.collation, wanted=wanted)
 
 
-def image_size(config: RunConfig, built: BuiltModel) -> int | None:
-    """Side in pixels of the images that the loader makes; None where it gives regions.
+def image_size(config: RunConfig, built: BuiltModel | BuiltVlm) -> int | None:
+    """Side in pixels of the images that the loader makes; None where it gives regions, or images of their own size.
 
     Raises:
         ConfigError: the recipe names one, and regions have none.
     """
+    if isinstance(built, BuiltVlm):
+        return None
     if built.image_size is None and config.data.image_size is not None:
         raise ConfigError(
             f"data.image_size: {config.data.image_size}, but {config.model.vision} reads regions; set it to null"
@@ -191,12 +201,16 @@ def image_size(config: RunConfig, built: BuiltModel) -> int | None:
     return config.data.image_size or built.image_size
 
 
-def check_medium(config: RunConfig, built: BuiltModel, split: Split) -> None:
+def check_medium(config: RunConfig, built: BuiltModel | BuiltVlm, split: Split) -> None:
     """Whether the first tower reads what the images of a split are packed as.
 
     Raises:
         ConfigError: it does not.
     """
+    if isinstance(built, BuiltVlm):
+        if split.index.medium != "pixels":
+            raise ConfigError(wrong_medium(built.reference, "pixels", split.directory, split.index.medium))
+        return
     sight, index, reference = built.objective.sight, split.index, config.model.vision
     if sight.medium != index.medium:
         raise ConfigError(wrong_medium(reference, sight.medium, split.directory, index.medium))
@@ -207,7 +221,9 @@ def check_medium(config: RunConfig, built: BuiltModel, split: Split) -> None:
         )
 
 
-def training_loader(config: RunConfig, split: Split, built: BuiltModel, world: World) -> tuple[TrainingBatches, Loader]:
+def training_loader(
+    config: RunConfig, split: Split, built: BuiltModel | BuiltVlm, world: World
+) -> tuple[TrainingBatches, Loader]:
     """The micro-batches of this rank, and the workers that prepare them."""
     check_medium(config, built, split)
     share = Share(rank=world.rank, world_size=world.world_size, micro_visits=config.batch.micro_visits)
@@ -219,7 +235,7 @@ def training_loader(config: RunConfig, split: Split, built: BuiltModel, world: W
 def evaluation_loader(
     config: RunConfig,
     split: Split,
-    built: BuiltModel,
+    built: BuiltModel | BuiltVlm,
     world: World,
     *,
     max_images: int | None = None,
@@ -278,7 +294,7 @@ def build_viewer(
     return Viewer(built.objective, built.match_codec, segmenter, config.model.guidance, looks_with=looks_with)
 
 
-def _build_segmenter(model: ModelConfig, objective: Objective) -> Segmenter | None:
+def _build_segmenter(model: ModelConfig, objective: FusionObjective) -> Segmenter | None:
     """EfficientSAM with what makes masks, around the second stream's own encoder where that is the frozen original."""
     checkpoint, stream = model.efficient_sam.checkpoint, objective.tower("second_stream")
     if checkpoint is None or model.guidance.blend == 0:

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from model.precision import T5_IS_WIDE
 from shards.errors import UserError
 from shards.format.index import read_index
 from shards.remote.address import is_url
@@ -39,9 +40,11 @@ def recipe_rows(config: RunConfig) -> list[Row]:
     checkpoints = examine_all(uses)
     rows = [cache_row()] if any(checkpoint.is_on_hub for checkpoint in checkpoints.values()) else []
     rows += checkpoint_rows(uses, checkpoints)
-    rows += [row for row in (efficient_sam_row(config.model),) if row is not None]
-    rows += [width_row(config.model, uses, checkpoints), *data_rows(config)]
-    rows += _machine_rows(config, checkpoints.get(config.model.answer))
+    if config.model.vlm is None:
+        rows += [row for row in (efficient_sam_row(config.model),) if row is not None]
+        rows.append(width_row(config.model, uses, checkpoints))
+    rows += data_rows(config)
+    rows += _machine_rows(config, checkpoints.get(config.model.vlm or config.model.answer))
     rows += [_attempt("engine.policy", lambda: _policy(config)), Row("run", _room(config))]
     if not any(row.fault for row in rows):
         rows.append(_attempt("checks of a start", lambda: _start(config)))
@@ -130,9 +133,15 @@ def _ranks(config: RunConfig, machine: Machine) -> str:
 
 
 def _precision(config: RunConfig, machine: Machine, answer: Checkpoint | None) -> str:
+    if config.model.vlm is not None:
+        dtype = None if answer is None else answer.config.get("dtype", answer.config.get("torch_dtype"))
+        too_wide = f"{config.model.vlm}, whose weights are bfloat16" if dtype == "bfloat16" else None
+        found = resolve_precision(config.precision, "cuda" if machine.gpus else "cpu", too_wide=too_wide)
+        return f"{found} (precision: {config.precision})"
     is_t5 = answer is not None and answer.config.get("model_type") == "t5"
     trained = is_t5 and ("answer" not in config.model.freeze or config.model.lora.answer.rank > 0)
-    found = resolve_precision(config.precision, "cuda" if machine.gpus else "cpu", t5_is_trained=trained)
+    too_wide = T5_IS_WIDE if trained else None
+    found = resolve_precision(config.precision, "cuda" if machine.gpus else "cpu", too_wide=too_wide)
     return f"{found} (precision: {config.precision}{', T5 is trained' if trained else ''})"
 
 
@@ -147,7 +156,7 @@ def _loader(config: RunConfig, ranks: int) -> Row:
     side, free = config.data.image_size, shared_memory_free()
     if side is None or free is None or config.data.workers == 0:
         return Row("loader", f"{config.data.workers} workers per rank")
-    pixels = 3 * side**2 * config.batch.micro_visits * TASKS[config.task].images
+    pixels = 3 * side**2 * config.batch.micro_visits * (TASKS[config.task].images or 1)
     needed = pixels * config.data.workers * PREFETCHED * ranks
     found = f"{config.data.workers} workers per rank keep {needed / 1e6:,.0f} MB in {SHARED_MEMORY}"
     if needed < free:

@@ -84,9 +84,8 @@ def test_frozen_weights_and_vocabularies_show_to_the_bit():
             tower.bias.zero_()
             tower.weight[1, 1] += change
         tokenizer = SimpleNamespace(get_vocab=lambda: {word: number for number, word in enumerate(words)})
-        codec = SimpleNamespace(tokenizer=tokenizer)
         objective = SimpleNamespace(frozen_towers=lambda: [("vision", tower)])
-        return SimpleNamespace(objective=objective, answer_codec=codec, match_codec=None, classes=())
+        return SimpleNamespace(objective=objective, tokenizers={"answer": tokenizer}, classes=())
 
     def heard(other: SimpleNamespace) -> str | None:
         def act(world: World) -> str | None:
