@@ -1,0 +1,21 @@
+"""Every module imports what it names: also those that only a command line or another process starts."""
+
+import importlib
+import pkgutil
+
+import pytest
+
+PACKAGES = ("shards", "model", "trainer", "launch", "benchmarks")
+
+
+def modules() -> list[str]:
+    found = []
+    for package in PACKAGES:
+        home = importlib.import_module(package).__path__
+        found += [module.name for module in pkgutil.walk_packages(home, f"{package}.") if not module.ispkg]
+    return found
+
+
+@pytest.mark.parametrize("name", modules())
+def test_it_imports(name: str):
+    importlib.import_module(name)
