@@ -11,7 +11,9 @@ from shards.tasks import TASKS as ALL_TASKS
 from trainer.scoring.task import ScoreTask
 from trainer.tasks import task_named
 
-TASKS: dict[str, ScoreTask] = {name: official for name in ALL_TASKS if (official := task_named(name).official)}
+TASKS: dict[str, ScoreTask] = {
+    name: official for name in (*ALL_TASKS, "mpdocvqa") if (official := task_named(name).official)
+}
 """Those with official scores."""
 
 
@@ -21,8 +23,8 @@ def add_score_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
         "score",
         help="a task's official scores of a file of predictions",
-        description="Score predictions as the official script of GQA, VQA, NLVR2 or SNLI-VE does, or LXMERT's own "
-        "code. See docs/scores.md.",
+        description="Score predictions as the official script of GQA, VQA, NLVR2 or SNLI-VE does, LXMERT's own "
+        "code, or the framework of MP-DocVQA. See docs/scores.md.",
     )
     add = parser.add_argument
     add("--task", choices=tuple(TASKS), default="gqa", help="whose files and scores (gqa)")
