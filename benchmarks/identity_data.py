@@ -13,6 +13,7 @@ from torch import Tensor
 from shards.build.writer import build_shards
 from shards.plan import Order, Share
 from shards.read.collate import Batch, Layout, PairCodec, TextCodec
+from shards.read.collation import BlockCollation
 from shards.read.loader import EvaluationBatches, Loader, MicroBatch, Split, Texts, TrainingBatches, training_keys
 from shards.scenes.command import write_scenes
 from shards.tasks import TASKS
@@ -93,7 +94,8 @@ def texts_of(answer_codec: TextCodec | None, match_codec: PairCodec | None, nega
         for name, codec in codecs.items()
         if codec is not None
     }
-    return Texts(task="gqa", layouts=layouts, wanted=Wanted(blocks=frozenset(layouts), negatives=negatives))
+    wanted = Wanted(blocks=frozenset(layouts), negatives=negatives)
+    return Texts(task="gqa", collation=BlockCollation(layouts), wanted=wanted)
 
 
 def shard_lines() -> Iterator[Line]:

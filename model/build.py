@@ -13,9 +13,9 @@ from model.config import AnswersConfig, FusionConfig, HeadKind, LossConfig, Mode
 from model.fusion.concatenation import ConcatenationEncoder
 from model.fusion.difnet import DifnetEncoder
 from model.fusion.encoder import FusionEncoder, PlainSum
+from model.fusion_objective import FusionObjective, Towers, WeightedPart
 from model.looking.guidance import block_of, check_plain_width
 from model.looking.second_stream import GridTokens
-from model.objective import Objective, Towers, WeightedPart
 from model.parts import PARTS, sum_names
 from model.parts.seam import PartContext
 from model.source import TowerSource
@@ -23,6 +23,7 @@ from model.towers.match_tower import MatchTower
 from model.towers.tokenizer import BlipCodec, T5Codec
 from shards.errors import ConfigError
 from shards.read.collate import Layout, TextCodec
+from shards.read.collation import BlockCollation
 from shards.tasks import TASKS, TaskData
 
 _PLAIN_ANSWERS = AnswersConfig()
@@ -43,7 +44,7 @@ class FusedStreams(nn.Module):
 class BuiltModel(NamedTuple):
     """An objective and what goes with it."""
 
-    objective: Objective
+    objective: FusionObjective
     answer_codec: BlipCodec | T5Codec | None
     match_codec: BlipCodec | None
     image_size: int | None
@@ -56,6 +57,22 @@ class BuiltModel(NamedTuple):
     """What the class head names, and the list that a ranking chooses from."""
     answers_by: str | None = None
     """See AnswersConfig.by."""
+
+    @property
+    def blocks(self) -> frozenset[str]:
+        """The blocks of rows that it reads."""
+        return frozenset(self.layouts)
+
+    @property
+    def tokenizers(self) -> dict[str, PreTrainedTokenizerBase]:
+        """By the part whose texts they read."""
+        codecs = {"answer": self.answer_codec, "match": self.match_codec}
+        return {name: codec.tokenizer for name, codec in codecs.items() if codec is not None}
+
+    @property
+    def collation(self) -> BlockCollation:
+        """How the loader makes its micro-batches."""
+        return BlockCollation(self.layouts)
 
 
 def build_model(
@@ -109,7 +126,7 @@ def build_model(
         classes=classes,
         head=config.head,
     )
-    objective = Objective(
+    objective = FusionObjective(
         fusion,
         towers,
         freeze=config.freeze,
@@ -252,7 +269,7 @@ def _check_guide(config: ModelConfig, source: TowerSource, towers: Towers) -> No
         )
 
 
-def _check_trains(config: ModelConfig, objective: Objective) -> None:
+def _check_trains(config: ModelConfig, objective: FusionObjective) -> None:
     if next(objective.parameters(), None) is None:
         raise ConfigError(
             f"model.fusion: {config.fusion.name} without a second stream has no parameter, and model.freeze holds all "

@@ -30,11 +30,11 @@ FLOORS = {
     "model": (
         ("build",),
         ("pnp",),
-        ("objective", "source", "parts", "layers"),
+        ("fusion_objective", "source", "parts", "layers"),
         ("looking",),
         ("towers",),
         ("fusion", "efficient_sam"),
-        ("config", "references", "rows", "losses", "fit", "pixels", "untrained", "precision"),
+        ("objective", "config", "references", "rows", "losses", "fit", "pixels", "untrained", "precision"),
     ),
     "shards": (
         ("read", "build"),

@@ -16,8 +16,9 @@ from model.build import BuiltModel, build_model
 from model.config import ImageTokens, ModelConfig, uses_efficient_sam
 from model.efficient_sam.segmenter import Segmenter
 from model.efficient_sam.weights import EncoderAloneError, load_efficient_sam_encoder, load_segmenter
+from model.fusion_objective import FusionObjective
 from model.looking.second_stream import EfficientSamMaskStream, EfficientSamStream
-from model.objective import Objective
+from model.objective import Built
 from model.pnp.captions import load_captioner
 from model.pnp.fid import load_reader
 from model.pnp.pipeline import PnpPipeline
@@ -167,15 +168,15 @@ def _texts(train: Split) -> Iterator[str]:
             yield from item.texts
 
 
-def make_texts(config: RunConfig, built: BuiltModel) -> Texts:
+def make_texts(config: RunConfig, built: Built) -> Texts:
     """How the loader turns questions into tokens for this model."""
     wanted = Wanted(
-        blocks=frozenset(built.layouts),
+        blocks=built.blocks,
         negatives=tuple(config.losses.negatives),
         genome=config.losses.genome,
         classes={name: number for number, name in enumerate(built.classes)},
     )
-    return Texts(task=config.task, layouts=built.layouts, wanted=wanted)
+    return Texts(task=config.task, collation=built.collation, wanted=wanted)
 
 
 def image_size(config: RunConfig, built: BuiltModel) -> int | None:
@@ -278,7 +279,7 @@ def build_viewer(
     return Viewer(built.objective, built.match_codec, segmenter, config.model.guidance, looks_with=looks_with)
 
 
-def _build_segmenter(model: ModelConfig, objective: Objective) -> Segmenter | None:
+def _build_segmenter(model: ModelConfig, objective: FusionObjective) -> Segmenter | None:
     """EfficientSAM with what makes masks, around the second stream's own encoder where that is the frozen original."""
     checkpoint, stream = model.efficient_sam.checkpoint, objective.tower("second_stream")
     if checkpoint is None or model.guidance.blend == 0:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from model.config import GuidanceConfig, ImageTokens
 from model.efficient_sam.segmenter import Segmenter
+from model.fusion_objective import FusionObjective
 from model.looking.guidance import Look, block_of, check_plain_width, look
-from model.objective import Objective
 from model.pixels import unit_pixels
 from model.rows import Grouping
 from shards.read.collate import PairCodec, pad
@@ -37,7 +37,7 @@ class Viewer:
 
     def __init__(
         self,
-        objective: Objective,
+        objective: FusionObjective,
         codec: PairCodec,
         segmenter: Segmenter | None,
         config: GuidanceConfig,

@@ -117,12 +117,15 @@ class Batch(NamedTuple):
         """B"""
         return len(self.shown.features if isinstance(self.shown, SeenRegions) else self.shown)
 
-    def with_images_exchanged(self, num_samples: int) -> Self:
-        """The same texts, each shown what the sample in front of its own shows.
+    def with_images_exchanged(self, num_samples: int) -> Self | None:
+        """The same texts, each shown what the sample in front of its own shows; None where samples have several
+        images, not all as many.
 
         Args:
-            num_samples: of the batch, all with as many images.
+            num_samples: of the batch.
         """
+        if self.num_images % num_samples:
+            return None
         return self._replace(shown=_rolled(self.shown, self.num_images // num_samples))
 
     def to(self, device: torch.device) -> Self:
@@ -144,13 +147,13 @@ class Layout:
 
 def collate(
     images: Sequence[Shown],
-    visits: Sequence[Mapping[str, list[Row]]],
+    visits: Sequence[Mapping[str, Sequence[Row]]],
     layouts: Mapping[str, Layout],
     *,
     items_per_visit: Sequence[int],
     loss_scale: float,
     blank: Shown,
-    images_per_visit: int = 1,
+    images_per_visit: Sequence[int] | None = None,
 ) -> tuple[Batch, int]:
     """One micro-batch, and how many of its items were cut at the limit of tokens in the first of its blocks.
 
@@ -161,13 +164,15 @@ def collate(
         items_per_visit: how many items each visit has.
         loss_scale: see `Batch.loss_scale`.
         blank: what an image of an empty micro-batch shows.
+        images_per_visit: how many images each visit has; of an empty micro-batch, that of one visit. None is one each.
     """
+    images_per_visit = images_per_visit or [1] * max(len(visits), 1)
     numbered = [_numbered([visit[name] for visit in visits], items_per_visit, images_per_visit) for name in layouts]
     num_items = max(sum(items_per_visit), 1)
     made = [_collate_block(rows, layout, num_items) for rows, layout in zip(numbered, layouts.values(), strict=True)]
     blocks = dict(zip(layouts, (block for block, _ in made), strict=True))
     scale = torch.tensor(loss_scale, dtype=torch.float32)
-    return Batch(_stacked(images or [blank] * images_per_visit), blocks, scale), made[0][1] if made else 0
+    return Batch(_stacked(images or [blank] * images_per_visit[0]), blocks, scale), made[0][1] if made else 0
 
 
 def ask(pixels: list[Tensor], questions: Sequence[Sequence[str]], layout: Layout) -> Batch:
@@ -195,15 +200,16 @@ def _stacked(images: Sequence[Shown]) -> Shown:
     return torch.stack(images)
 
 
-def _numbered(visits: Sequence[list[Row]], items_per_visit: Sequence[int], images_per_visit: int) -> list[Row]:
+def _numbered(
+    visits: Sequence[Sequence[Row]], items_per_visit: Sequence[int], images_per_visit: Sequence[int]
+) -> list[Row]:
     """The rows of all visits with image and item numbers of the micro-batch, sorted by image."""
     rows: list[Row] = []
-    first_item = 0
-    for visit, (visit_rows, num_items) in enumerate(zip(visits, items_per_visit, strict=True)):
-        rows += [
-            row._replace(image=visit * images_per_visit + row.image, item=first_item + row.item) for row in visit_rows
-        ]
+    first_item = first_image = 0
+    for visit_rows, num_items, num_images in zip(visits, items_per_visit, images_per_visit, strict=False):
+        rows += [row._replace(image=first_image + row.image, item=first_item + row.item) for row in visit_rows]
         first_item += num_items
+        first_image += num_images
     return sorted(rows, key=lambda row: row.image)
 
 

@@ -2,7 +2,7 @@
 
 import atexit
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import groupby
@@ -34,19 +34,20 @@ from shards.plan import (
     sample_images,
 )
 from shards.read.augment import RandAugment, tells_sides
-from shards.read.collate import Batch, Layout, Shown, collate
-from shards.read.eyes import Augment, eyes_for
+from shards.read.collate import Shown
+from shards.read.collation import AnyBatch, Collation, SeenVisit, first_images
+from shards.read.eyes import Augment
 from shards.read.fetcher import Errand, Fetcher
 from shards.read.workers import leave_with_parent, worker_context
 from shards.remote.files import CachedFiles, open_files
 from shards.tasks import TASKS
-from shards.tasks.seam import Draw, Visit, Wanted
+from shards.tasks.seam import Draw, Row, Rows, Visit, Wanted
 
 
 class MicroBatch(NamedTuple):
     """A batch and what is known about it on the host."""
 
-    batch: Batch
+    batch: AnyBatch
     num_items: int
     """Items (questions, statements) of this micro-batch, padding excluded."""
     items_cut: int
@@ -56,9 +57,9 @@ class MicroBatch(NamedTuple):
     items: tuple[Item, ...]
     """The items by their number in the blocks, for scoring; empty in training."""
     item_images: tuple[int, ...]
-    """The row of `batch.shown` of the first image of each of `items`."""
+    """The number of the first image of each of `items` in the order in which the batch has them."""
     samples: tuple[int, ...]
-    """The number of each sample, in the order of its images in `batch.shown`."""
+    """The number of each sample, in the order of its images in the batch."""
     num_visits: int
     """Visits, padding excluded: an evaluation joins those of a sample."""
 
@@ -74,8 +75,7 @@ class Texts:
     """Which rows of text are made of a visit, and how they become tensors."""
 
     task: str
-    layouts: Mapping[str, Layout]
-    """The blocks that a model reads."""
+    collation: Collation
     wanted: Wanted
 
 
@@ -128,12 +128,12 @@ class _MicroBatches(Dataset):
     """What training and evaluation share: visits to tensors."""
 
     def __init__(self, split: Split, texts: Texts, image_size: int | None) -> None:
-        self.split, self.texts, self.eyes = split, texts, eyes_for(split.index, image_size)
+        self.split, self.texts, self.eyes = split, texts, texts.collation.eyes(split.index, image_size)
 
     @property
     def modules(self) -> set[str]:
         """What a process that prepares these micro-batches imports."""
-        return {__name__, *(type(layout.codec).__module__ for layout in self.texts.layouts.values())}
+        return {__name__, *self.texts.collation.modules}
 
     def __getitem__(self, key: tuple) -> MicroBatch | Fault:
         try:
@@ -196,28 +196,31 @@ class _MicroBatches(Dataset):
         def augment_of(visit: Visit) -> Augment | None:
             return None if augment is None or tells_sides(visit.items) else partial(augment, sample=visit.sample)
 
-        batch, cut = collate(
-            [shown for visit in read for shown in self._images(self._shown_image(visit.sample), augment_of(visit))],
-            [rows.blocks for rows in made],
-            self.texts.layouts,
-            items_per_visit=[len(visit.items) for visit in read],
-            loss_scale=loss_scale,
-            blank=self.eyes.blank,
-            images_per_visit=task.images,
+        seen = [self._see(visit, rows, augment_of(visit)) for visit, rows in zip(read, made, strict=True)]
+        batch, cut = self.texts.collation.collate(
+            seen, loss_scale=loss_scale, eyes=self.eyes, blanks=1 if task.images is None else task.images
         )
         items = tuple(item for visit in read for item in visit.items)
+        firsts = zip(first_images(seen), read, strict=True)
         return MicroBatch(
             batch,
             num_items=len(items),
             items_cut=cut,
             rows_missing=sum(rows.missing for rows in made),
             items=items if keep_items else (),
-            item_images=tuple(row * task.images for row, visit in enumerate(read) for _ in visit.items)
-            if keep_items
-            else (),
+            item_images=tuple(first for first, visit in firsts for _ in visit.items) if keep_items else (),
             samples=tuple(visit.sample for visit in read),
             num_visits=len(numbers),
         )
+
+    def _see(self, visit: Visit, rows: Rows, augment: Augment | None) -> SeenVisit:
+        """The images of a visit: all of its sample, or of a task without a fixed number those that its rows name."""
+        shown = self._shown_image(visit.sample)
+        blocks, places = rows.blocks, None
+        if TASKS[self.texts.task].images is None:
+            blocks, places = _only_named(rows.blocks)
+        images = self._images(shown, augment, places)
+        return SeenVisit(images, blocks, len(visit.items), self.split.reader.describe(visit.sample))
 
     def _visit(self, sample: int, positions: Ints) -> Visit:
         items, first = self.split.reader.sample(sample).items, int(self.split.visits.first_question[sample])
@@ -226,16 +229,33 @@ class _MicroBatches(Dataset):
     def _shown_image(self, image: int) -> int:
         return image
 
-    def _images(self, sample: int, augment: Augment | None) -> list[Shown]:
+    def _images(self, sample: int, augment: Augment | None, places: Sequence[int] | None) -> list[Shown]:
+        """Those of a sample at these places, or all of them."""
         reader = self.split.reader
         try:
-            where = reader.describe(sample)
-            return [self.eyes.see(data, where, augment) for data in reader.images(sample)]
+            where, packed = reader.describe(sample), reader.images(sample)
+            if places is not None:  # another sample, whose images are shown instead, may have fewer
+                packed = [packed[place % len(packed)] for place in places]
+            return [self.eyes.see(data, where, augment) for data in packed]
         except UnreadableImage as error:
             raise DataError(
                 f"{error}; list every fault with `duoflow shards verify {self.split.directory}` and build the shards "
                 "again"
             ) from None
+
+
+def _only_named(blocks: Mapping[str, Sequence[Row]]) -> tuple[dict[str, list[Row]], list[int]]:
+    """Rows that count only the images that one of them names, in their order; and the places of those in the sample."""
+    places = sorted({place for rows in blocks.values() for row in rows for place in row.all_images})
+    number = {place: number for number, place in enumerate(places)}
+    renamed = {
+        name: [
+            row._replace(image=number[row.all_images[0]], images=tuple(number[place] for place in row.images))
+            for row in rows
+        ]
+        for name, rows in blocks.items()
+    }
+    return renamed, places
 
 
 class TrainingBatches(_MicroBatches):

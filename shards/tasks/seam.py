@@ -27,7 +27,7 @@ class Row(NamedTuple):
     item: int
     """Position among the items of the visit."""
     image: int = 0
-    """Position among the images of the sample."""
+    """Position among the images of the sample: the one that it reads."""
     pair: str | None = None
     """A second text behind a separator; all rows of a block have one, or none has."""
     weight: float = 1.0
@@ -35,6 +35,13 @@ class Row(NamedTuple):
     label: int | tuple[tuple[int, float], ...] = 0
     """A class; or, for soft labels, (class, score) of those that score at all."""
     targets: tuple[Target, ...] = ()
+    images: tuple[int, ...] = ()
+    """Positions of all images that it reads at once, ascending, where that is not `image` alone: a window of pages."""
+
+    @property
+    def all_images(self) -> tuple[int, ...]:
+        """Positions of the images that it reads."""
+        return self.images or (self.image,)
 
 
 class Rows(NamedTuple):
@@ -104,8 +111,8 @@ class TaskData:
     """The weights of the parts where a recipe gives none; a part that is not named has 0."""
     rows: Callable[[Visit, Draw, Wanted], Rows]
     """A pure function; makes the blocks that are wanted."""
-    images: int = 1
-    """Images of a sample."""
+    images: int | None = 1
+    """Images of a sample; None where samples differ: then a visit shows the images that its rows name."""
     classes: tuple[str, ...] | None = None
     """The names of the classes; None where they are answers of the data set, or where there are none."""
     augments: bool = True

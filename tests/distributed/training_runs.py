@@ -30,7 +30,7 @@ EARLY = ("early_stopping.metric=val/loss", "early_stopping.mode=min", "early_sto
 
 IN_SECOND_EPOCH = Fault(function="trainer.training.loop:train_step", call=8, signal="SIGKILL")
 AT_FIRST_EXPORT = Fault(function="trainer.training.saving:export_model", call=1, signal="SIGKILL")
-AT_FIRST_VALIDATION = Fault(function="model.objective:Objective.evaluate", call=2, signal="SIGTERM")
+AT_FIRST_VALIDATION = Fault(function="model.fusion_objective:FusionObjective.evaluate", call=2, signal="SIGTERM")
 
 
 @dataclass(frozen=True)

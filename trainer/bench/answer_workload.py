@@ -31,7 +31,7 @@ from transformers import (
 from model.build import BuiltModel, build_model, build_parts
 from model.config import EfficientSamConfig, LossConfig, ModelConfig, PnpConfig, ScratchConfig
 from model.efficient_sam.segmenter import Segmenter, SegmenterConfig
-from model.objective import Objective, Towers
+from model.fusion_objective import FusionObjective, Towers
 from model.parts import sum_names
 from model.pnp.captions import Captioner
 from model.pnp.fid import FidReader
@@ -92,7 +92,7 @@ class AnswerSizes:
         return {"model": self.model.model_dump(), "pnp": self.pnp.model_dump(), "reader": asdict(self.reader)}
 
 
-class FusedAlready(Objective):
+class FusedAlready(FusionObjective):
     """Answers from tokens that another objective has fused: what is left of the direct way once they are there."""
 
     fused: Tensor

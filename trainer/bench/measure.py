@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from model.objective import Objective
+from model.fusion_objective import FusionObjective
 from trainer.bench.paths import GROUPED, IMAGE_PER_QUESTION, IMAGES_ONCE, KEYS_PER_ROW, PLAIN, Losses, paths
 from trainer.bench.reference import plain_image_tokens
 from trainer.bench.rounds import Seconds, speedup, time_rounds
@@ -208,7 +208,7 @@ def _gradients(objective: nn.Module, path: Losses) -> tuple[float, list[Tensor]]
 
 
 @contextlib.contextmanager
-def _given_tokens(objective: Objective, pixels: Tensor) -> Iterator[None]:
+def _given_tokens(objective: FusionObjective, pixels: Tensor) -> Iterator[None]:
     """The objective takes the plain path's tokens of these pixels for its vision tower's."""
     tokens = plain_image_tokens(objective, pixels)
     objective.image_tokens = lambda _: tokens

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
+from model.fusion_objective import FusionObjective
 from model.losses import answer_loss, matching_loss
-from model.objective import Objective
 from shards.read.collate import IGNORED_LABEL, Block
 from trainer.bench.workload import Workload
 
@@ -98,7 +98,7 @@ class PlainPath:
 
 
 @torch.no_grad()
-def plain_image_tokens(objective: Objective, pixels: Tensor) -> Tensor:
+def plain_image_tokens(objective: FusionObjective, pixels: Tensor) -> Tensor:
     """(R, 3, S, S) uint8 to (R, N, D) through the vision tower's own forward."""
     sight = objective.sight
     return sight.module(pixel_values=sight.inputs(pixels)).last_hidden_state

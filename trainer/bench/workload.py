@@ -18,8 +18,8 @@ from model.build import FusedStreams, build_parts
 from model.config import LossConfig
 from model.fusion.difnet import DifnetEncoder
 from model.fusion.encoder import FusionEncoder
+from model.fusion_objective import FusionObjective, Towers
 from model.looking.second_stream import GridTokens
-from model.objective import Objective, Towers
 from model.parts import sum_names
 from model.towers.answer_towers import BlipAnswerTower
 from model.towers.match_tower import MatchTower
@@ -106,7 +106,7 @@ class GivenMaps(nn.Module):
 class Workload(NamedTuple):
     """What every path computes the gradients of."""
 
-    objective: Objective
+    objective: FusionObjective
     batch: Batch
 
     @property
@@ -119,7 +119,7 @@ def build_workload(sizes: Sizes, *, images: int, questions_per_image: int, seed:
     torch.manual_seed(seed)
     task = TASKS["gqa"]
     towers = _towers(sizes, torch.randn(images, sizes.map_width, sizes.grid, sizes.grid))
-    objective = Objective(
+    objective = FusionObjective(
         _fusion(sizes),
         towers,
         freeze=("vision", "second_stream", "match", "answer"),

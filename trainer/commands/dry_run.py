@@ -84,7 +84,7 @@ def _choice(config: RunConfig, machine: Machine, objective: Objective, parameter
     choice = choice_on_this_machine(
         config,
         parameters=parameters,
-        precision=resolve_precision(config.precision, device_type, t5_is_trained=objective.trains_t5),
+        precision=resolve_precision(config.precision, device_type, too_wide=objective.too_wide_for_fp16),
         ranks=machine.processes,
         device_type=device_type,
     )

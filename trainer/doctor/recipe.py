@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from model.precision import T5_IS_WIDE
 from shards.errors import UserError
 from shards.format.index import read_index
 from shards.remote.address import is_url
@@ -132,7 +133,8 @@ def _ranks(config: RunConfig, machine: Machine) -> str:
 def _precision(config: RunConfig, machine: Machine, answer: Checkpoint | None) -> str:
     is_t5 = answer is not None and answer.config.get("model_type") == "t5"
     trained = is_t5 and ("answer" not in config.model.freeze or config.model.lora.answer.rank > 0)
-    found = resolve_precision(config.precision, "cuda" if machine.gpus else "cpu", t5_is_trained=trained)
+    too_wide = T5_IS_WIDE if trained else None
+    found = resolve_precision(config.precision, "cuda" if machine.gpus else "cpu", too_wide=too_wide)
     return f"{found} (precision: {config.precision}{', T5 is trained' if trained else ''})"
 
 
@@ -147,7 +149,7 @@ def _loader(config: RunConfig, ranks: int) -> Row:
     side, free = config.data.image_size, shared_memory_free()
     if side is None or free is None or config.data.workers == 0:
         return Row("loader", f"{config.data.workers} workers per rank")
-    pixels = 3 * side**2 * config.batch.micro_visits * TASKS[config.task].images
+    pixels = 3 * side**2 * config.batch.micro_visits * (TASKS[config.task].images or 1)
     needed = pixels * config.data.workers * PREFETCHED * ranks
     found = f"{config.data.workers} workers per rank keep {needed / 1e6:,.0f} MB in {SHARED_MEMORY}"
     if needed < free:

@@ -141,26 +141,23 @@ def resolve(
 
 
 def resolve_precision(
-    precision: Literal["auto", "fp16", "bf16", "fp32"], device_type: str, *, t5_is_trained: bool = False
+    precision: Literal["auto", "fp16", "bf16", "fp32"], device_type: str, *, too_wide: str | None = None
 ) -> Precision:
     """What `auto` means on this device: fp16 on CUDA and fp32 on a CPU. Anything else is checked and returned.
 
     Args:
-        t5_is_trained: as a whole or through adapters; `auto` is then bf16 on a CUDA device that computes in it, or
-            fp32. A frozen T5 looks after itself.
+        too_wide: `Objective.too_wide_for_fp16`; where there is any, `auto` is bf16 on a CUDA device that computes in
+            it, or fp32. A frozen T5 looks after itself.
 
     Raises:
-        ConfigError: the device, or T5, cannot compute in the precision asked for.
+        ConfigError: the device, or the model, cannot compute in the precision asked for.
     """
-    if precision == "auto" and t5_is_trained:
+    if precision == "auto" and too_wide:
         return "fp32" if t5_dtype(torch.device(device_type)) == torch.float32 else "bf16"
     if precision == "auto":
         return "fp16" if device_type == "cuda" else "fp32"
-    if precision == "fp16" and t5_is_trained:
-        raise ConfigError(
-            "precision: fp16 is too narrow for T5, a part of which is trained here (its feed-forward layers reach "
-            "66,246 and fp16 ends at 65,504); use precision=auto, bf16 or fp32"
-        )
+    if precision == "fp16" and too_wide:
+        raise ConfigError(f"precision: fp16 is too narrow for {too_wide}; use precision=auto, bf16 or fp32")
     if precision == "fp16" and device_type == "cpu" and not _cpu_has_fp16():
         raise ConfigError(
             "precision: fp16 needs a GPU, or a CPU with AVX512-FP16, and this machine has neither; "

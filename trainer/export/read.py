@@ -111,7 +111,7 @@ def load_exported(path: Path, config: RunConfig, *, weights: Weights = "trained"
             start_answers(built, config.answers)
         if config.initialize_from is not None:
             initialize_from(objective, config.initialize_from)
-    dtype = _DTYPES[resolve_precision(config.precision, device.type, t5_is_trained=objective.trains_t5)]
+    dtype = _DTYPES[resolve_precision(config.precision, device.type, too_wide=objective.too_wide_for_fp16)]
     objective.to(device=device, dtype=dtype).eval()
     objective.place_frozen(device, dtype)
     return Exported(config, built, device, dtype)

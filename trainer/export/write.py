@@ -31,7 +31,7 @@ from model.build import BuiltModel
 from model.config import EfficientSamConfig, ModelConfig
 from model.efficient_sam.encoder import EfficientSamEncoder
 from model.efficient_sam.weights import save_efficient_sam_encoder
-from model.objective import Objective
+from model.fusion_objective import FusionObjective
 from model.references import read_reference, timm_directory
 from model.towers.answer_towers import T5AnswerTower
 from model.towers.checkpoint_files import architecture_of
@@ -124,7 +124,7 @@ def exported_model_config(config: ModelConfig, directory: Path) -> ModelConfig:
     return config.model_copy(update=changes)
 
 
-def load_fusion(objective: Objective, directory: Path) -> None:
+def load_fusion(objective: FusionObjective, directory: Path) -> None:
     """Read the exported fusion encoder into an objective.
 
     Raises:
@@ -138,7 +138,7 @@ def load_fusion(objective: Objective, directory: Path) -> None:
         raise DataError(f"{path}: does not load into this recipe's fusion encoder ({reason})") from None
 
 
-def load_heads(objective: Objective, directory: Path) -> None:
+def load_heads(objective: FusionObjective, directory: Path) -> None:
     """Read the exported heads into an objective, where it has any.
 
     Raises:
@@ -160,7 +160,7 @@ def exported_classes(directory: Path) -> tuple[str, ...]:
     return tuple(read_export(directory).get("classes", ()))
 
 
-def load_exported_adapters(objective: Objective, directory: Path) -> None:
+def load_exported_adapters(objective: FusionObjective, directory: Path) -> None:
     """Read the exported adapters into an objective that was built with them.
 
     Raises:
@@ -175,7 +175,7 @@ def adapter_directory(part: str) -> str:
     return f"lora_{part}"
 
 
-def _all_names(objective: Objective, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _all_names(objective: FusionObjective, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under every name that the module has for them: shared and tied parameters have several."""
     canonical = {parameter: name for name, parameter in objective.named_parameters()}
     names = objective.named_parameters(remove_duplicate=False)

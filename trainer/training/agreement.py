@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from model.build import BuiltModel
+from model.objective import Built
 from shards.errors import ConfigError, DataError
 from shards.format.index import SplitIndex, index_digest
 from shards.remote.address import is_url
@@ -51,7 +51,7 @@ def agree_on_start(config: RunConfig, world: World) -> None:
         compare_facts(world, world.agree_on(lambda: {matter: make() for matter, make in makers.items()}))
 
 
-def agree_on_weights(built: BuiltModel, world: World) -> None:
+def agree_on_weights(built: Built, world: World) -> None:
     """Whether frozen weights, answers and tokenizers are the same on all ranks; collective.
 
     Raises:
@@ -208,12 +208,10 @@ def _checksum(tensor: torch.Tensor) -> str:
     return f"{list(tensor.shape)} {zlib.crc32(raw):08x}"
 
 
-def _words(built: BuiltModel) -> dict[str, str]:
+def _words(built: Built) -> dict[str, str]:
     """What turns texts and answers into numbers."""
-    codecs: dict[str, Callable[[], Mapping[str, int]]] = {
-        name: codec.tokenizer.get_vocab
-        for name, codec in (("answer", built.answer_codec), ("match", built.match_codec))
-        if codec is not None
+    found = {
+        f"vocabulary of model.{name}": _digest(tokenizer.get_vocab())[:12]
+        for name, tokenizer in built.tokenizers.items()
     }
-    found = {f"vocabulary of model.{name}": _digest(vocabulary())[:12] for name, vocabulary in codecs.items()}
     return found | {"answers and classes": hashlib.sha256("\n".join(built.classes).encode()).hexdigest()[:12]}

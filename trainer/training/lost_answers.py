@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 
-from model.towers.tokenizer import BlipCodec, T5Codec
+from model.objective import AnswerCodec
 from shards.lower_case import normalise
 
 _SHOWN = 40
 
 
-def lost_answers(codec: BlipCodec | T5Codec, answers: Mapping[str, int]) -> str | None:
+def lost_answers(codec: AnswerCodec, answers: Mapping[str, int]) -> str | None:
     """One line on the answers that do not come back from a tower's tokenizer as they are compared; None without any.
 
     Args:

@@ -52,7 +52,7 @@ def report_step(run: Run, state: TrainState, step: Step, watch: LossWatch) -> No
 
 
 def _warn(run: Run, state: TrainState, step: Step, watch: LossWatch) -> None:
-    matching = "itm" in run.built.objective.parts
+    matching = run.config.losses.itm > 0
     warnings = watch.observe(
         state.global_step,
         _parts(mean_losses(step.sums, run.config, "step"), "step"),

@@ -120,7 +120,7 @@ def set_up(
 def _engine(config: RunConfig, objective: Objective, world: World, trained: int) -> Engine:
     batch, optim = config.batch, config.optim
     lr_scales = None if optim.layer_decay is None else layer_scales(objective, optim.layer_decay)
-    precision = resolve_precision(config.precision, world.device.type, t5_is_trained=objective.trains_t5)
+    precision = resolve_precision(config.precision, world.device.type, too_wide=objective.too_wide_for_fp16)
     resolved = resolve(
         settle_policy(config, world, parameters=trained, precision=precision),
         precision=precision,
@@ -191,7 +191,7 @@ def _introduce(run: Run, state: TrainState, *, num_questions: int, num_trained: 
         f"{num_trained:,}",
         ", ".join(f"{name} {count:,}" for name, count in frozen.items()) or "nothing",
     )
-    if run.built.objective.is_guided:
+    if run.config.model.second_stream == "efficient_sam_masks":
         logger.info("%s", _cost_of_guidance(run))
     codec = run.built.answer_codec
     if codec is not None and (lost := lost_answers(codec, run.train_batches.split.index.answers)):

@@ -9,8 +9,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from model.build import BuiltModel
-from model.objective import Objective
+from model.objective import Built, Objective
 from shards.read.loader import EvaluationBatches, Loader
 from trainer.engine.distributed import World
 from trainer.scoring.metrics import Share, merge_over_ranks
@@ -47,7 +46,7 @@ class SightWatch:
     def look(
         self,
         objective: Objective,
-        built: BuiltModel,
+        built: Built,
         batches: EvaluationBatches,
         loader: Loader,
         world: World,
@@ -75,16 +74,19 @@ class SightWatch:
 
 
 def _gain(
-    objective: Objective, built: BuiltModel, batches: EvaluationBatches, loader: Loader, world: World, task: Task
+    objective: Objective, built: Built, batches: EvaluationBatches, loader: Loader, world: World, task: Task
 ) -> Gain | None:
     """None where nothing is measured that images could change."""
     own, others, questions, vocabulary = task.scores(), task.scores(), 0, frozenset(built.classes)
     for item in loader.batches(batches.all_keys()[:MICRO_BATCHES]):
         if len(item.samples) < 2:
             continue
-        questions += len(item.items)
         batch = item.batch.to(world.device)
-        for scores, shown in ((own, batch), (others, batch.with_images_exchanged(len(item.samples)))):
+        exchanged = batch.with_images_exchanged(len(item.samples))
+        if exchanged is None:
+            continue
+        questions += len(item.items)
+        for scores, shown in ((own, batch), (others, exchanged)):
             answered = said(built, objective.evaluate(shown).predictions, vocabulary)
             task.observe(scores, item.items, answered, False)
     asked = Share("asked", count=questions)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from model.build import BuiltModel
+from model.objective import Built
 from shards.read.loader import EvaluationBatches, Loader, TrainingBatches
 from trainer.config import RunConfig
 from trainer.engine.distributed import World
@@ -104,7 +104,7 @@ class Run:
     task: Task
     directory: RunDirectory
     world: World
-    built: BuiltModel
+    built: Built
     engine: Engine
     train_batches: TrainingBatches
     train_loader: Loader

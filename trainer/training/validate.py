@@ -11,9 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.build import BuiltModel
 from model.config import LossConfig
-from model.objective import Objective
+from model.objective import Built, Objective
 from model.pnp.pipeline import PnpPipeline
 from shards.read.loader import EvaluationBatches, Loader
 from trainer.engine.distributed import World
@@ -36,7 +35,7 @@ class Evaluation(NamedTuple):
 
 def evaluate(
     objective: Objective,
-    built: BuiltModel,
+    built: Built,
     batches: EvaluationBatches,
     loader: Loader,
     world: World,
@@ -76,7 +75,7 @@ def evaluate(
     return merged._replace(metrics={**total_loss(merged.metrics, losses, prefix), **merged.metrics})
 
 
-def said(built: BuiltModel, predictions: Mapping[str, Tensor], vocabulary: frozenset[str]) -> Outputs:
+def said(built: Built, predictions: Mapping[str, Tensor], vocabulary: frozenset[str]) -> Outputs:
     """What the parts predict, in words: of the two that may answer, the one that the recipe asks for."""
     answers = classes = None
     if "answer" in predictions:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model.config import LossConfig
-from model.objective import Objective
+from model.fusion_objective import FusionObjective
 from model.parts import PARTS as PART_SUMS
 from model.parts.seam import Part, PartOutput, Read
 from model.towers.reading import Reading
@@ -136,7 +136,7 @@ class SecondLoss(Part):
         return PartOutput(loss, (loss.detach(),) * len(PART_SUMS["itm"].names))
 
 
-def counted_reads(objective: Objective, tower: str, monkeypatch: pytest.MonkeyPatch) -> list[Block]:
+def counted_reads(objective: FusionObjective, tower: str, monkeypatch: pytest.MonkeyPatch) -> list[Block]:
     """The blocks that a tower is given to read, from now on."""
     read, blocks = objective.tower(tower).read, []
 

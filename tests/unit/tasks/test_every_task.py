@@ -136,8 +136,8 @@ def test_items_of_which_nothing_is_known_weigh_nothing(trial_of: Trials, choice:
         visits.append(Visit(sample, items, list(range(len(items)))))
     rows = [task.rows(visit, Draw(order, trial.train.index, reader.sample), texts.wanted).blocks for visit in visits]
     blank = eyes_for(trial.train.index, 32).blank
-    sizes = {"items_per_visit": [len(visit.items) for visit in visits], "images_per_visit": task.images}
-    batch, _ = collate([blank] * (2 * task.images), rows, texts.layouts, loss_scale=1.0, blank=blank, **sizes)
+    sizes = {"items_per_visit": [len(visit.items) for visit in visits], "images_per_visit": [task.images] * len(visits)}
+    batch, _ = collate([blank] * (2 * task.images), rows, texts.collation.layouts, loss_scale=1.0, blank=blank, **sizes)
     output = trial.objective(batch)
     assert float(output.loss.detach()) == 0.0
     assert not output.sums.any()

@@ -128,8 +128,9 @@ class Trial:
                 alone = Visit(sample, [items[position]], [first + position])
                 rows = task.rows(alone, Draw(order, self.train.index, reader.sample), texts.wanted)
                 scale = 1 / order.questions_in_step(step)
-                sizes = {"blank": eyes.blank, "images_per_visit": task.images}
-                yield collate(shown, [rows.blocks], texts.layouts, items_per_visit=[1], loss_scale=scale, **sizes)[0]
+                sizes = {"blank": eyes.blank, "images_per_visit": [task.images]}
+                layouts = texts.collation.layouts
+                yield collate(shown, [rows.blocks], layouts, items_per_visit=[1], loss_scale=scale, **sizes)[0]
 
     def evaluation(self, *, world_size: int = 1, micro_visits: int = 4) -> list[Evaluation]:
         """What each rank gets from an evaluation of the validation split."""

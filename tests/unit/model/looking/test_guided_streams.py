@@ -11,11 +11,11 @@ from transformers import BlipConfig, BlipForImageTextRetrieval
 
 from model.build import BuiltModel
 from model.config import GuidanceConfig
+from model.fusion_objective import FusionObjective
 from model.looking.guidance import Look, look
 from model.looking.heatmap import text_heatmaps
 from model.looking.points import Point, choose_points, refine_heatmap
 from model.looking.second_stream import EfficientSamMaskStream
-from model.objective import Objective
 from model.rows import Grouping
 from model.towers.tokenizer import build_tokenizer
 from shards.errors import ConfigError
@@ -91,7 +91,7 @@ def test_masks_weigh_the_map_and_a_question_without_points_keeps_it() -> None:
     torch.testing.assert_close(weighed[1], maps[0])
 
 
-def looked(objective: Objective, batch: Batch, config: GuidanceConfig) -> tuple[Look, Tensor]:
+def looked(objective: FusionObjective, batch: Batch, config: GuidanceConfig) -> tuple[Look, Tensor]:
     stream = objective.tower("second_stream")
     tokens, maps = objective.image_tokens(batch.shown), stream(batch.shown)
     ask = batch.blocks["ask"]

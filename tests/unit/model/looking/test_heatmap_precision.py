@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from model.config import GuidanceConfig
+from model.fusion_objective import FusionObjective
 from model.looking.guidance import look
 from model.looking.heatmap import text_heatmaps
-from model.objective import Objective
 from model.rows import Grouping
 from tests.models import random_batch, tiny_checkpoints, tiny_model
 from tests.unit.model.looking.test_heatmap import Asked, plain_model, tower_of
@@ -54,7 +54,7 @@ ROWS = (2, 1)
 
 
 @pytest.fixture(scope="module")
-def guided(tmp_path_factory: pytest.TempPathFactory) -> Objective:
+def guided(tmp_path_factory: pytest.TempPathFactory) -> FusionObjective:
     checkpoints = tiny_checkpoints(tmp_path_factory.mktemp("checkpoints"))
     built = tiny_model(
         vision=checkpoints["itm"],
@@ -68,7 +68,7 @@ def guided(tmp_path_factory: pytest.TempPathFactory) -> Objective:
     return built.objective.eval()
 
 
-def test_look_finds_the_same_points_under_autocast(guided: Objective) -> None:
+def test_look_finds_the_same_points_under_autocast(guided: FusionObjective) -> None:
     batch = random_batch(ROWS)
     ask = batch.blocks["ask"]
     tokens, maps = guided.image_tokens(batch.shown), guided.feature_map(batch.shown)
@@ -86,7 +86,7 @@ def test_look_finds_the_same_points_under_autocast(guided: Objective) -> None:
     torch.testing.assert_close(found.masks, plain.masks, atol=0.05, rtol=0.0)
 
 
-def test_a_guided_loss_under_autocast_is_near_that_without(guided: Objective) -> None:
+def test_a_guided_loss_under_autocast_is_near_that_without(guided: FusionObjective) -> None:
     batch = random_batch(ROWS)
     plain = guided(batch).loss.detach()
     with torch.autocast("cpu", dtype=torch.bfloat16):

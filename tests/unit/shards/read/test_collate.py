@@ -35,7 +35,7 @@ def batch_of(
         items_per_visit=items,
         loss_scale=0.25,
         blank=BLACK,
-        images_per_visit=images,
+        images_per_visit=[images] * max(len(visits), 1),
     )[0]
 
 

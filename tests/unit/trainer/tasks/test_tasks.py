@@ -35,7 +35,8 @@ def test_what_a_part_reads_is_a_block_of_the_task(name: str, data: TaskData) -> 
     for block in data.blocks.values():
         assert block.tower in get_args(Tower)
         assert block.labels in get_args(Labels)
-        assert 1 <= block.rows_per_item <= data.images, "each row of an item reads another image"
+        assert block.rows_per_item >= 1
+        assert data.images is None or block.rows_per_item <= data.images, "each row of an item reads another image"
 
 
 @every_task
