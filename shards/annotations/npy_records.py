@@ -95,10 +95,16 @@ def _encoded(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _empty() -> bytes:
+    """How they write no bytes at all."""
+    return b""
+
+
 _KNOWN: dict[tuple[str, str], _Maker] = {
     ("numpy", "ndarray"): _Maker(_Array),
     ("numpy", "dtype"): _Maker(_Dtype),
     ("_codecs", "encode"): _Maker(_encoded),
+    ("__builtin__", "bytes"): _Maker(_empty),
     **{
         (module, name): _Maker(make)
         for module in ("numpy.core.multiarray", "numpy._core.multiarray")

@@ -125,9 +125,7 @@ class Grouping:
     def refs(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """(sample id, files of its images) of every sample, sorted by id."""
         by_refs = "" if self._join is None else ", ref"
-        rows = self._database.execute(
-            f"SELECT image, min(ref) FROM question GROUP BY image{by_refs} ORDER BY image"
-        )
+        rows = self._database.execute(f"SELECT image, min(ref) FROM question GROUP BY image{by_refs} ORDER BY image")
         for sample_id, found in groupby(rows, key=itemgetter(0)):
             yield sample_id, self._joined(sample_id, {ref for _, ref in found})
 

@@ -190,7 +190,7 @@ class _MicroBatches(Dataset):
         read = [
             self._visit(image, np.concatenate([positions_of(number) for number in group])) for image, group in parts
         ]
-        draw = Draw(draws_from, self.split.index, self.split.reader.sample)
+        draw = Draw(draws_from, self.split.index, self.split.reader.sample, is_training=not keep_items)
         made = [task.rows(visit, draw, self.texts.wanted) for visit in read]
 
         def augment_of(visit: Visit) -> Augment | None:

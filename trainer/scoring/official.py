@@ -1,4 +1,4 @@
-"""VQA, NLVR2, SNLI-VE, LXMERT and MP-DocVQA for `duoflow score`: which files they read, and their scores as lines and as JSON."""
+"""VQA, NLVR2, SNLI-VE, LXMERT and MP-DocVQA for `duoflow score`: their files, and their scores as lines and as JSON."""
 
 import argparse
 from collections.abc import Iterator, Sequence

@@ -24,10 +24,10 @@ class Outputs(NamedTuple):
     """Written or chosen, one for each item."""
     classes: Sequence[str] | None = None
     """The names of the most likely classes, one for each item."""
-    pages: Sequence[Sequence[int]] | None = None
-    """Of each item, the places of its pages in its window, the most likely first."""
     vocabulary: Collection[str] = frozenset()
     """Every class that there is."""
+    pages: Sequence[Sequence[int]] | None = None
+    """Of each item, the places of its pages in its window, the most likely first."""
 
 
 def paired(items: Sequence[_Item], said: Sequence[str] | None) -> list[tuple[_Item, str]]:
