@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,10 @@ class BuiltModel(NamedTuple):
     def collation(self) -> BlockCollation:
         """How the loader makes its micro-batches."""
         return BlockCollation(self.layouts)
+
+    def settled(self, device: torch.device) -> Self:  # noqa: ARG002 - nothing is open
+        """See `model.objective.Built.settled`."""
+        return self
 
 
 def build_model(

@@ -112,6 +112,30 @@ class LoraParts(Section):
     """BLIP's question encoder and answer decoder, or T5."""
 
 
+class VlmLoraConfig(LoraConfig):
+    """LoRA adapters in one side of a vision-language model."""
+
+    targets: tuple[str, ...] = ("all-linear",)
+    """Names of the linear layers that get one, as their paths end, such as `q_proj`; or `all-linear`."""
+
+
+class VlmConfig(Section):
+    """How a vision-language model (`model.vlm`) is asked and trained; of no effect without one."""
+
+    questions: Literal["shared", "rows", "conversation"] = "shared"
+    """How the questions of a visit stand behind its images: `shared` computes the images once and lets no question see
+    another; `rows` computes them again for each question; `conversation` joins the questions to one conversation, in
+    which later ones see earlier ones with their answers (LLaVA-1.5)."""
+    system: str | None = None
+    """Text of the system turn; null has none, or what the chat template puts there itself."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens of images and one question with its answer; null is the context of the model."""
+    language: VlmLoraConfig = VlmLoraConfig(rank=16)
+    """Adapters of the language model."""
+    vision: VlmLoraConfig = VlmLoraConfig()
+    """Adapters of the vision tower, and of what leads from it to the language model."""
+
+
 class GuidanceConfig(Section):
     """Where a question looks: GradCAM heatmap, points on it, EfficientSAM's mask at the points."""
 
@@ -160,6 +184,9 @@ class ModelConfig(Section):
     freeze: tuple[Tower, ...] = ("vision", "second_stream", "match", "answer")
     """Parts that are not trained, but for their LoRA adapters."""
     lora: LoraParts = LoraParts()
+    vlm: str | None = None
+    """Reference of a vision-language model, which is then the whole model: any that transformers loads as
+    `AutoModelForImageTextToText`; the other keys of this section but `gradient_checkpointing` have no effect."""
     head: HeadKind = "lxmert"
     """Of `losses.classify`: Linear to twice the width, GELU, LayerNorm, Linear; or Linear, ReLU, Linear."""
     gradient_checkpointing: bool = False

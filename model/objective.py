@@ -136,3 +136,7 @@ class Built(Protocol):
     def collation(self) -> Collation:
         """How the loader makes its micro-batches."""
         ...
+
+    def settled(self, device: torch.device) -> Self:
+        """What can only be known of a model that is placed: called once, before its loaders are made."""
+        ...

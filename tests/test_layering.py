@@ -28,7 +28,7 @@ FLOORS = {
         ("engine", "scoring"),
     ),
     "model": (
-        ("build",),
+        ("build", "vlm"),
         ("pnp",),
         ("fusion_objective", "source", "parts", "layers"),
         ("looking",),

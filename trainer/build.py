@@ -26,6 +26,7 @@ from model.pnp.viewer import Viewer
 from model.source import efficient_sam_sizes
 from model.towers.lxmert import RegionTower
 from model.towers.tokenizer import build_tokenizer, load_tokenizer
+from model.vlm.build import BuiltVlm, build_vlm
 from shards.errors import ConfigError, UserError
 from shards.format.index import SplitIndex
 from shards.plan import Share
@@ -63,12 +64,19 @@ def assemble_model(
     scratch_tokenizer: Callable[[], PreTrainedTokenizerBase],
     classes: Sequence[str] = (),
     model: ModelConfig | None = None,
-) -> BuiltModel:
+) -> BuiltModel | BuiltVlm:
     """The model of a recipe, or `model` in its place, with untrained parts as the seed makes them.
 
     Args:
         classes: see `classes_of`.
     """
+    limits = {
+        "max_question_tokens": config.data.max_question_tokens,
+        "max_answer_tokens": config.data.max_answer_tokens,
+    }
+    if config.model.vlm is not None:
+        task, seed = TASKS[config.task], config.run.seed
+        return build_vlm(model or config.model, config.vlm, config.losses, task=task, seed=seed, **limits)
     return build_model(
         model or config.model,
         config.losses,
@@ -76,9 +84,8 @@ def assemble_model(
         answers=config.answers,
         classes=classes,
         seed=config.run.seed,
-        max_question_tokens=config.data.max_question_tokens,
-        max_answer_tokens=config.data.max_answer_tokens,
         scratch_tokenizer=scratch_tokenizer,
+        **limits,
     )
 
 
@@ -180,12 +187,14 @@ def make_texts(config: RunConfig, built: Built) -> Texts:
     return Texts(task=config.task, collation=built.collation, wanted=wanted)
 
 
-def image_size(config: RunConfig, built: BuiltModel) -> int | None:
-    """Side in pixels of the images that the loader makes; None where it gives regions.
+def image_size(config: RunConfig, built: BuiltModel | BuiltVlm) -> int | None:
+    """Side in pixels of the images that the loader makes; None where it gives regions, or images of their own size.
 
     Raises:
         ConfigError: the recipe names one, and regions have none.
     """
+    if isinstance(built, BuiltVlm):
+        return None
     if built.image_size is None and config.data.image_size is not None:
         raise ConfigError(
             f"data.image_size: {config.data.image_size}, but {config.model.vision} reads regions; set it to null"
@@ -193,12 +202,16 @@ def image_size(config: RunConfig, built: BuiltModel) -> int | None:
     return config.data.image_size or built.image_size
 
 
-def check_medium(config: RunConfig, built: BuiltModel, split: Split) -> None:
+def check_medium(config: RunConfig, built: BuiltModel | BuiltVlm, split: Split) -> None:
     """Whether the first tower reads what the images of a split are packed as.
 
     Raises:
         ConfigError: it does not.
     """
+    if isinstance(built, BuiltVlm):
+        if split.index.medium != "pixels":
+            raise ConfigError(wrong_medium(built.reference, "pixels", split.directory, split.index.medium))
+        return
     sight, index, reference = built.objective.sight, split.index, config.model.vision
     if sight.medium != index.medium:
         raise ConfigError(wrong_medium(reference, sight.medium, split.directory, index.medium))
@@ -209,7 +222,9 @@ def check_medium(config: RunConfig, built: BuiltModel, split: Split) -> None:
         )
 
 
-def training_loader(config: RunConfig, split: Split, built: BuiltModel, world: World) -> tuple[TrainingBatches, Loader]:
+def training_loader(
+    config: RunConfig, split: Split, built: BuiltModel | BuiltVlm, world: World
+) -> tuple[TrainingBatches, Loader]:
     """The micro-batches of this rank, and the workers that prepare them."""
     check_medium(config, built, split)
     share = Share(rank=world.rank, world_size=world.world_size, micro_visits=config.batch.micro_visits)
@@ -221,7 +236,7 @@ def training_loader(config: RunConfig, split: Split, built: BuiltModel, world: W
 def evaluation_loader(
     config: RunConfig,
     split: Split,
-    built: BuiltModel,
+    built: BuiltModel | BuiltVlm,
     world: World,
     *,
     max_images: int | None = None,

@@ -60,12 +60,12 @@ def load_pretrained(
     said = reference if key is None else f"{key}={reference}"
     if reference == SCRATCH:
         raise ConfigError(SCRATCH_REFUSED if key is None else f"{key}: {SCRATCH_REFUSED}")
-    source = _Source.of(said, reference)
-    with _without_reports():
+    source = Source.of(said, reference)
+    with without_reports():
         return _load(source, architectures, answer_head)
 
 
-class _Source(NamedTuple):
+class Source(NamedTuple):
     """Where a checkpoint lies, and what is said when it cannot be loaded."""
 
     said: str
@@ -76,7 +76,7 @@ class _Source(NamedTuple):
     find: Find
 
     @classmethod
-    def of(cls, said: str, reference: str) -> "_Source":
+    def of(cls, said: str, reference: str) -> "Source":
         directory = local_directory(reference)
         if directory is None:
             hub_id, revision = hub_reference(reference)
@@ -122,7 +122,7 @@ class _Source(NamedTuple):
 
 
 @contextmanager
-def _reading(source: _Source, names: Sequence[str]) -> Iterator[None]:
+def reading(source: Source, names: Sequence[str]) -> Iterator[None]:
     """What goes wrong inside is said of the first of these files that is there, or of their absence."""
     try:
         yield
@@ -136,9 +136,9 @@ def _reading(source: _Source, names: Sequence[str]) -> Iterator[None]:
         raise DataError(source.damaged(file, "; ".join([*examine_files(source.find)[0], reason]))) from None
 
 
-def _load(source: _Source, architectures: Sequence[str], answer_head: bool) -> Checkpoint:
+def _load(source: Source, architectures: Sequence[str], answer_head: bool) -> Checkpoint:
     name, revision = source.name, source.revision
-    with _reading(source, [CONFIG]):
+    with reading(source, [CONFIG]):
         config = AutoConfig.from_pretrained(name, revision=revision)
         kind = architecture_of(config.to_dict())
     if kind not in architectures:
@@ -146,7 +146,7 @@ def _load(source: _Source, architectures: Sequence[str], answer_head: bool) -> C
     names = None
     if kind in LXMERT_ARCHITECTURES:
         kind, names = ("LxmertForQuestionAnswering" if answer_head else "LxmertModel"), _ORIGINAL_NAMES
-    with _reading(source, WEIGHTS):
+    with reading(source, WEIGHTS):
         model, report = getattr(transformers, kind).from_pretrained(
             name,
             key_mapping=names,
@@ -156,8 +156,8 @@ def _load(source: _Source, architectures: Sequence[str], answer_head: bool) -> C
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, in one line instead of a table
         )
-    _check_weights(source, report)
-    with _reading(source, TOKENIZERS):
+    check_weights(source, report)
+    with reading(source, TOKENIZERS):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     vocab_size = getattr(config, "text_config", config).vocab_size
     if 2 * len(tokenizer) < vocab_size:
@@ -168,7 +168,7 @@ def _load(source: _Source, architectures: Sequence[str], answer_head: bool) -> C
     return Checkpoint(model, tokenizer)
 
 
-def _check_weights(source: _Source, report: Mapping[str, Any]) -> None:
+def check_weights(source: Source, report: Mapping[str, Any]) -> None:
     place = source.place(next(name for name in WEIGHTS if source.find(name) is not None))
     if missing := sorted(report["missing_keys"]):
         some = f"{', '.join(missing[:3])} ({len(missing)} in all)"
@@ -180,7 +180,7 @@ def _check_weights(source: _Source, report: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _without_reports() -> Iterator[None]:
+def without_reports() -> Iterator[None]:
     """Keep transformers from printing a table of what it found in a file: what is wrong is said here."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()

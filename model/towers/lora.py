@@ -53,6 +53,11 @@ def add_lora(model: nn.Module, config: LoraConfig, key: str) -> nn.Module:
             f"{key}.targets: {', '.join(config.targets)}: {reason}; expected names of linear layers, such as "
             f"{', '.join(_linear_names(model))}"
         ) from None
+    return leaves_of(model)
+
+
+def leaves_of(model: nn.Module) -> nn.Module:
+    """The trained leaf modules of a model with adapters, under the paths that their layers have in it."""
     leaves = nn.Module()
     for path, layer in model.named_modules():
         if isinstance(layer, LoraLayer):
@@ -108,16 +113,21 @@ def save_adapters(
         base: reference of that model.
         architecture: its class in `transformers`.
     """
+    excluded = _EXCLUDED if any(name.startswith("text_") for name in weights) else None
+    write_adapter(_peft_config(config, excluded=excluded), weights, base, directory, architecture=architecture)
+
+
+def write_adapter(
+    adapter: PeftLoraConfig, weights: Mapping[str, Tensor], base: str, directory: Path, *, architecture: str
+) -> None:
+    """Write an adapter with its configuration; the arguments are those of `save_adapters`."""
     found_at = local_directory(base)
     name, revision = (str(found_at.absolute()), None) if found_at is not None else hub_reference(base)
-    _peft_config(
-        config,
-        excluded=_EXCLUDED if any(name.startswith("text_") for name in weights) else None,
-        base_model_name_or_path=name,  # a full path: an adapter lies elsewhere than the recipe
-        revision=revision,
-        auto_mapping={"base_model_class": architecture, "parent_library": "transformers"},
-        inference_mode=True,
-    ).save_pretrained(directory)
+    adapter.base_model_name_or_path = name  # a full path: an adapter lies elsewhere than the recipe
+    adapter.revision = revision
+    adapter.auto_mapping = {"base_model_class": architecture, "parent_library": "transformers"}
+    adapter.inference_mode = True
+    adapter.save_pretrained(directory)
     state = {f"{_PREFIX}{name}": value.contiguous() for name, value in weights.items()}
     save_file(state, directory / WEIGHTS, metadata={"format": "pt"})
 

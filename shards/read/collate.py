@@ -130,7 +130,7 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Self:
         """The batch on a device; from pinned memory the copies do not block."""
-        return _moved(self, device)
+        return to_device(self, device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,12 +294,12 @@ def _rolled(shown: Shown, count: int) -> Shown:
     return shown.roll(count, dims=0)
 
 
-def _moved(value: object, device: torch.device) -> object:
+def to_device(value: object, device: torch.device) -> object:
     """What is made of tensors, named tuples and dicts, with its tensors on a device."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, dict):
-        return {name: _moved(part, device) for name, part in value.items()}
+        return {name: to_device(part, device) for name, part in value.items()}
     if isinstance(value, tuple):
-        return type(value)(*(_moved(part, device) for part in value))
+        return type(value)(*(to_device(part, device) for part in value))
     return value

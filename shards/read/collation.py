@@ -65,12 +65,15 @@ class Collation(Protocol):
         """
         ...
 
-    def collate(self, visits: Sequence[SeenVisit], *, loss_scale: float, eyes: Eyes, blanks: int) -> Collated:
+    def collate(
+        self, visits: Sequence[SeenVisit], *, loss_scale: float, eyes: Eyes, blanks: int, answering: bool
+    ) -> Collated:
         """One micro-batch; every rank must run the same layers, so that one without visits is filled up.
 
         Args:
             loss_scale: what the sums over items are multiplied with.
             blanks: images of a sample of which there is none.
+            answering: whether its questions will be answered, which training does not.
 
         Raises:
             DataError: what a visit shows or asks does not go into the model; the message says where.
@@ -94,7 +97,15 @@ class BlockCollation:
         """Squares of pixels, or regions."""
         return eyes_for(index, image_size)
 
-    def collate(self, visits: Sequence[SeenVisit], *, loss_scale: float, eyes: Eyes, blanks: int) -> Collated:
+    def collate(
+        self,
+        visits: Sequence[SeenVisit],
+        *,
+        loss_scale: float,
+        eyes: Eyes,
+        blanks: int,
+        answering: bool,  # noqa: ARG002 - the blocks are those of training
+    ) -> Collated:
         """See `shards.read.collate.collate`."""
         batch, cut = collate(
             [shown for visit in visits for shown in visit.images],

@@ -198,7 +198,7 @@ class _MicroBatches(Dataset):
 
         seen = [self._see(visit, rows, augment_of(visit)) for visit, rows in zip(read, made, strict=True)]
         batch, cut = self.texts.collation.collate(
-            seen, loss_scale=loss_scale, eyes=self.eyes, blanks=1 if task.images is None else task.images
+            seen, loss_scale=loss_scale, eyes=self.eyes, blanks=task.images or 1, answering=keep_items
         )
         items = tuple(item for visit in read for item in visit.items)
         firsts = zip(first_images(seen), read, strict=True)

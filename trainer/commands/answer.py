@@ -2,10 +2,16 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from shards.errors import ConfigError
 from shards.progress import say
+from trainer.config import load_run_config
 from trainer.export.run_arguments import add_pipeline_option, check_run
+from trainer.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from trainer.reporting.overlays import Answered  # it imports torch
 
 
 def add_answer_parser(verbs: Any) -> None:
@@ -19,7 +25,14 @@ def add_answer_parser(verbs: Any) -> None:
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*", help="values that the run leaves open, such as model.guidance.*"
     )
-    parser.add_argument("--image", required=True, metavar="F", type=Path, help="a photo")
+    parser.add_argument(
+        "--image",
+        required=True,
+        metavar="F",
+        type=Path,
+        nargs="+",
+        help="a photo; a vision-language model takes several at once, such as the pages of a document",
+    )
     parser.add_argument("--question", required=True, metavar="TEXT", help="what to ask about it")
     parser.add_argument(
         "--overlay", metavar="F.png", type=Path, help="draw heatmap, points, mask, question and answer over the photo"
@@ -30,18 +43,42 @@ def add_answer_parser(verbs: Any) -> None:
 
 def _answer(arguments: argparse.Namespace) -> int:
     check_run(arguments.run)
+    answered = _ask_vlm(arguments) if _is_vlm(arguments.run) else _ask_fusion(arguments)
+    say(f"{answered.text}  ({100 * answered.confidence:.1f} %)")
+    if arguments.overlay is not None:
+        say(f"drawn: {arguments.overlay}")
+    return 0
+
+
+def _is_vlm(run: Path) -> bool:
+    return load_run_config(RunDirectory(run).config).model.vlm is not None
+
+
+def _ask_vlm(arguments: argparse.Namespace) -> "Answered":
+    if arguments.overlay is not None or arguments.pipeline != "direct":
+        option = "--overlay" if arguments.overlay is not None else "--pipeline pnp"
+        raise ConfigError(
+            f"{option}: needs a trained fusion, and {arguments.run} is a vision-language model; leave it out"
+        )
+
+    from trainer.inference.pages import answer_pages  # after the run was found: it imports torch
+
+    return answer_pages(arguments.run, arguments.image, arguments.question, overrides=arguments.overrides)
+
+
+def _ask_fusion(arguments: argparse.Namespace) -> "Answered":
+    if len(arguments.image) > 1:
+        raise ConfigError(
+            f"--image: {len(arguments.image)} photos, and the model of {arguments.run} reads one at a time"
+        )
 
     from trainer.inference.answer import answer_photo  # after the run was found: it imports torch
 
-    answered = answer_photo(
+    return answer_photo(
         arguments.run,
-        arguments.image,
+        arguments.image[0],
         arguments.question,
         overlay=arguments.overlay,
         pipeline=arguments.pipeline,
         overrides=arguments.overrides,
     )
-    say(f"{answered.text}  ({100 * answered.confidence:.1f} %)")
-    if arguments.overlay is not None:
-        say(f"drawn: {arguments.overlay}")
-    return 0

@@ -11,6 +11,7 @@ from shards.remote.address import is_url, url_fault
 from shards.tasks import TASKS
 from trainer.config.faults import Fault
 from trainer.config.schema import RunConfig
+from trainer.config.vlm_checks import vlm_faults
 from trainer.engine.optimizers import argument_faults, name_fault
 from trainer.engine.schedules import schedule_faults
 from trainer.tasks import task_named
@@ -21,27 +22,11 @@ _CUSTOM_SIZES = ("image_size", "patch_size", "width", "depth", "heads", "neck_wi
 
 def cross_faults(config: RunConfig) -> tuple[Fault, ...]:
     """Everything that contradicts something else."""
-    checks = (
-        _validation,
-        _batch,
-        _optim,
-        _augment,
-        _places,
-        _losses,
-        _answers,
-        _start_answers,
-        _metric,
-        _fusion,
-        _scratch,
-        _libraries,
-        _efficient_sam,
-        _frozen,
-        _shared,
-        _lora,
-        _guided,
-    )
+    checks = (_validation, _batch, _optim, _augment, _places, _losses, _answers, _start_answers, _metric)
+    of_fusion = (_fusion, _scratch, _libraries, _efficient_sam, _frozen, _shared, _lora, _guided)
     if config.task not in TASKS:
         return (_unknown_task(config.task),)
+    checks += of_fusion if config.model.vlm is None else (vlm_faults,)
     return tuple(fault for check in checks for fault in check(config))
 
 
@@ -89,7 +74,7 @@ def _optim(config: RunConfig) -> Iterator[Fault]:
         yield from (Fault(f"optim.{key}", message) for key, message in argument_faults(optim.choice))
     for key, message in schedule_faults(optim.schedule, optim.schedule_options, optim.final_lr_ratio):
         yield Fault(f"optim.{key}", message)
-    if optim.layer_decay is not None and not _trained_towers(config):
+    if optim.layer_decay is not None and (config.model.vlm is not None or not _trained_towers(config)):
         yield Fault(
             "optim.layer_decay",
             f"{optim.layer_decay} has no effect while all towers are frozen; take one out of model.freeze, or set it "

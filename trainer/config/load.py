@@ -89,9 +89,11 @@ def _weigh_as_task(tree: dict[str, Any]) -> None:
     if not isinstance(name, str) or name not in TASKS:
         return  # left for the checks to name
     losses = tree.setdefault("losses", {})
+    model = tree.get("model")
+    writes = isinstance(model, dict) and model.get("vlm") is not None  # a vision-language model writes, and no more
     if isinstance(losses, dict):
         for part in PARTS:
-            losses.setdefault(part, TASKS[name].losses.get(part, 0.0))
+            losses.setdefault(part, TASKS[name].losses.get(part, 0.0) if part == "answer" or not writes else 0.0)
 
 
 def _source_of(recipe: str, overrides: Sequence[Override]) -> Callable[[str], str]:

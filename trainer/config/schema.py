@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from model.config import AnswersConfig, LossConfig, ModelConfig, PnpConfig
+from model.config import AnswersConfig, LossConfig, ModelConfig, PnpConfig, VlmConfig
 from shards.config import DataConfig
 from shards.config_base import Section
 from shards.errors import ConfigError
@@ -164,6 +164,7 @@ class RunConfig(Section):
     run: RunSection = RunSection()
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
+    vlm: VlmConfig = VlmConfig()
     losses: LossConfig = LossConfig()
     answers: AnswersConfig = AnswersConfig()
     pnp: PnpConfig = PnpConfig()

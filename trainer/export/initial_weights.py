@@ -13,9 +13,11 @@ from model.config import AnswersConfig
 from model.objective import Objective
 from model.towers.answer_head import load_answer_head, read_answer_list, start_from
 from model.towers.lora import WEIGHTS, plain_names
+from model.vlm.objective import NAME
 from shards.errors import ConfigError, DataError
 from trainer.build import FUSION_FILE
 from trainer.engine.state_file import MODEL, STATE, verify_checkpoint
+from trainer.export.vlm import LORA
 from trainer.export.write import read_export
 
 
@@ -38,6 +40,8 @@ def initialize_from(objective: Objective, source: str) -> str:
         raise DataError(f"initialize_from: {error}") from None
     except (OSError, SafetensorError) as error:
         raise DataError(f"initialize_from: {path}: not readable ({error})") from None
+    if path.name == WEIGHTS:
+        weights = {f"lora.{NAME}.{name}": tensor for name, tensor in plain_names(weights).items()}
     if path.name == FUSION_FILE:
         weights = _of_export(path.parent, weights)
     own = dict(objective.named_parameters())
@@ -106,7 +110,7 @@ def _left_out(own: Iterable[str], weights: Iterable[str], taken: Iterable[str]) 
 
 
 def _weights_file(source: Path) -> Path:
-    candidates = [source / MODEL, source / FUSION_FILE]
+    candidates = [source / MODEL, source / FUSION_FILE, source / LORA / WEIGHTS]
     for pointer in ("best", "last"):
         file = source / "checkpoints" / pointer
         if file.is_file():

@@ -16,9 +16,11 @@ from model.config import ModelConfig
 from model.source import text_start_of
 from model.towers.checkpoint_files import BLIP_ARCHITECTURES, T5_ARCHITECTURES, short_reason
 from model.towers.hub import load_pretrained
+from model.vlm.objective import NAME
 from shards.atomic import check_writable
 from shards.errors import DataError, UserError
 from trainer.export.read import read_run
+from trainer.export.vlm import write_merged
 from trainer.export.write import EXPORT_FILE, ITM, T5, VQA, read_export
 from trainer.run_directory import RunDirectory, replace_directory, write_json
 
@@ -55,7 +57,8 @@ def copy_export(run: Path, out: Path, *, merge: bool) -> list[str]:
         # copytree goes on after a file that fails and tells of all at its end: (from, to, message).
         reason = error.args[0][0][2].partition(": ")[0] if isinstance(error, shutil.Error) else short_reason(error)
         raise UserError(f"--out {out}: cannot be written ({reason}); free some space or name another place") from None
-    return [f"{out}: fusion encoder", *(f"{out / name}: {part}" for part, name in sorted(_lying(content)))]
+    fusion = [f"{out}: fusion encoder"] if config.model.vlm is None else []
+    return [*fusion, *(f"{out / name}: {part}" for part, name in sorted(_lying(content)))]
 
 
 def _copy(model: ModelConfig, export: Path, content: dict[str, Any], out: Path, *, merge: bool) -> dict[str, Any]:
@@ -83,6 +86,12 @@ def _merge(model: ModelConfig, content: dict[str, Any], aside: Path) -> dict[str
     """Put checkpoints in the place of the adapters of a copy; gives what its export.json says then."""
     parts = dict(content["parts"])
     for part, name in content["adapters"].items():
+        if part == NAME:
+            assert model.vlm is not None, "whose adapter it is"
+            write_merged(model.vlm, aside / name, aside / NAME)
+            shutil.rmtree(aside / name)
+            parts[part] = NAME
+            continue
         checkpoint = load_pretrained(getattr(model, part), _ARCHITECTURES)
         directory = aside / _DIRECTORIES[type(checkpoint.model).__name__]
         if directory.exists():  # it has the trained vision tower, and the rest as the adapters found it

@@ -8,6 +8,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from model.build import BuiltModel
+from model.vlm.build import BuiltVlm
 from shards.errors import ConfigError, DataError
 from shards.format.index import read_index
 from trainer.build import assemble_model, classes_of
@@ -45,7 +46,7 @@ class Exported(NamedTuple):
     """A model on its device, in evaluation mode."""
 
     config: RunConfig
-    built: BuiltModel
+    built: BuiltModel | BuiltVlm
     device: torch.device
     dtype: torch.dtype
 
@@ -102,7 +103,9 @@ def load_exported(path: Path, config: RunConfig, *, weights: Weights = "trained"
         config, model=model, scratch_tokenizer=_no_scratch_left, classes=_classes(config, exported_classes(export))
     )
     objective = built.objective
-    if weights == "trained":
+    if weights == "trained" and isinstance(built, BuiltVlm):
+        load_exported_adapters(objective, export)
+    elif weights == "trained":
         load_fusion(objective, export)
         load_exported_adapters(objective, export)
         load_heads(objective, export)
@@ -114,7 +117,7 @@ def load_exported(path: Path, config: RunConfig, *, weights: Weights = "trained"
     dtype = _DTYPES[resolve_precision(config.precision, device.type, too_wide=objective.too_wide_for_fp16)]
     objective.to(device=device, dtype=dtype).eval()
     objective.place_frozen(device, dtype)
-    return Exported(config, built, device, dtype)
+    return Exported(config, built.settled(device), device, dtype)
 
 
 def _classes(config: RunConfig, exported: tuple[str, ...]) -> tuple[str, ...]:

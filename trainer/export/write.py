@@ -9,6 +9,7 @@ blip_vision/                 BLIP's vision tower, if it was trained and fits int
 blip_second/                 the second BLIP, if it was trained: only its vision tower has a meaning
 timm_vision/, timm_second/   a backbone of timm, if it was trained, as timm.models.save_for_hf writes it
 efficient_sam.safetensors    the second vision tower, if it was trained, under its official key names
+lora_vlm/                    the adapter of a vision-language model, which is then all that there is
 heads.safetensors            heads that parts of the loss have of their own, where there are any
 export.json                  which part lies where, and the step and metrics that the weights belong to
 README.md                    model card
@@ -32,14 +33,18 @@ from model.config import EfficientSamConfig, ModelConfig
 from model.efficient_sam.encoder import EfficientSamEncoder
 from model.efficient_sam.weights import save_efficient_sam_encoder
 from model.fusion_objective import FusionObjective
+from model.objective import Objective
 from model.references import read_reference, timm_directory
 from model.towers.answer_towers import T5AnswerTower
 from model.towers.checkpoint_files import architecture_of
 from model.towers.lora import load_adapters, save_adapters, without_adapters
 from model.towers.timm_backbone import TimmVisionTower
+from model.vlm.build import BuiltVlm
+from model.vlm.objective import NAME
 from shards.errors import DataError
 from trainer.build import FUSION_FILE
 from trainer.config import RunConfig
+from trainer.export.vlm import LORA, vlm_card, write_adapter
 from trainer.run_directory import replace_directory, write_json
 
 EXPORT_FILE = "export.json"
@@ -51,7 +56,7 @@ HEADS = "heads.safetensors"
 
 def export_model(
     config: RunConfig,
-    built: BuiltModel,
+    built: BuiltModel | BuiltVlm,
     parameters: Mapping[str, Tensor],
     directory: Path,
     *,
@@ -71,26 +76,55 @@ def export_model(
     aside = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
+    if isinstance(built, BuiltVlm):
+        content, card = _write_vlm(config, built, parameters, aside, step, metrics)
+    else:
+        content, card = _write_fusion(config, built, parameters, aside, step, metrics)
+    known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
+    content |= {"step": step, "metrics": known}
+    if built.classes:
+        content["classes"] = list(built.classes)
+    write_json(aside / EXPORT_FILE, content)
+    (aside / "README.md").write_text(card, encoding="utf-8")
+    replace_directory(aside, directory)
+
+
+def _write_vlm(
+    config: RunConfig,
+    built: BuiltVlm,
+    parameters: Mapping[str, Tensor],
+    aside: Path,
+    step: int,
+    metrics: Mapping[str, float],
+) -> tuple[dict[str, Any], str]:
+    """Write the adapter; gives what `export.json` says of it, and the model card."""
+    write_adapter(built, parameters, aside)
+    return {"parts": {}, "adapters": {NAME: LORA}}, vlm_card(config, step, _metric_rows(metrics))
+
+
+def _write_fusion(
+    config: RunConfig,
+    built: BuiltModel,
+    parameters: Mapping[str, Tensor],
+    aside: Path,
+    step: int,
+    metrics: Mapping[str, float],
+) -> tuple[dict[str, Any], str]:
+    """Write the trained parts; gives what `export.json` says of them, and the model card."""
     weights = _all_names(built.objective, parameters)
     save_file(_below(weights, "fusion."), aside / FUSION_FILE)
     parts = _export_towers(config.model, built, weights, aside) | _export_second(config.model, built, weights, aside)
     heads = _below(weights, "heads.")
     if heads:
         save_file(heads, aside / HEADS)
-    known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
     adapters = _export_adapters(config.model, built, weights, aside)
-    content: dict[str, Any] = {"parts": parts, "adapters": adapters, "step": step, "metrics": known}
-    if built.classes:
-        content["classes"] = list(built.classes)
-    write_json(aside / EXPORT_FILE, content)
     trained = [
         "fusion",
         *parts,
         *(f"{name} head" for name in sorted({name.partition(".")[0] for name in heads})),
         *(f"LoRA on {part}" for part in adapters),
     ]
-    (aside / "README.md").write_text(_model_card(config, trained, step, metrics), encoding="utf-8")
-    replace_directory(aside, directory)
+    return {"parts": parts, "adapters": adapters}, _model_card(config, trained, step, metrics)
 
 
 def read_export(directory: Path) -> dict[str, Any]:
@@ -160,7 +194,7 @@ def exported_classes(directory: Path) -> tuple[str, ...]:
     return tuple(read_export(directory).get("classes", ()))
 
 
-def load_exported_adapters(objective: FusionObjective, directory: Path) -> None:
+def load_exported_adapters(objective: Objective, directory: Path) -> None:
     """Read the exported adapters into an objective that was built with them.
 
     Raises:
@@ -319,14 +353,13 @@ def _copy_into(target: nn.Module, tower: nn.Module, weights: Mapping[str, Tensor
     target.load_state_dict(state, strict=True, assign=True)  # not copied: see _save_t5
 
 
+def _metric_rows(metrics: Mapping[str, float]) -> str:
+    known = ("val/accuracy", "val/anls", "val/binary", "val/open", "val/consistency", "val/loss", "val/itm_accuracy")
+    return "\n".join(f"| {name} | {metrics[name]:.4f} |" for name in known if name in metrics)
+
+
 def _model_card(config: RunConfig, trained: Iterable[str], step: int, metrics: Mapping[str, float]) -> str:
-    shown = [
-        name
-        for name in ("val/accuracy", "val/binary", "val/open", "val/consistency", "val/loss", "val/itm_accuracy")
-        if name in metrics
-    ]
-    rows = "\n".join(f"| {name} | {metrics[name]:.4f} |" for name in shown)
-    model = config.model
+    rows, model = _metric_rows(metrics), config.model
     return f"""---
 library_name: duoflow
 pipeline_tag: visual-question-answering

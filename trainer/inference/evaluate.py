@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from shards.atomic import write_atomically
-from shards.errors import UserError
+from shards.errors import ConfigError, UserError
 from shards.format.index import read_index
 from shards.progress import Progress
 from shards.read.loader import Split
@@ -49,6 +49,10 @@ def evaluate_run(
         ConfigError, DataError: there is no such run or split, or the export does not load.
     """
     pnp = pipeline == "pnp"
+    if pnp and read_run(path).model.vlm is not None:
+        raise ConfigError(
+            f"--pipeline pnp: needs a trained fusion, and {path} is a vision-language model; leave it out"
+        )
     config = read_run(path, overrides, open_keys=open_keys(looks=pnp, pnp=pnp, chooses=not pnp))
     task, opened = task_named(config.task), open_split(config, split)
     check_format(config.task, opened.index, f"data.{split}", opened.directory)

@@ -182,8 +182,8 @@ def check_format(task: str, index: SplitIndex, key: str, directory: str) -> None
 
 def _check_medium(config: RunConfig, index: SplitIndex, directory: str) -> None:
     """As far as it shows without loading anything: a checkpoint that is not here yet is judged when it is loaded."""
-    reference = config.model.vision
-    reads = medium_of(reference)
+    reference = config.model.vlm or config.model.vision
+    reads = "pixels" if config.model.vlm is not None else medium_of(reference)
     if reads is not None and reads != index.medium:
         raise ConfigError(wrong_medium(reference, reads, directory, index.medium))
     if index.medium == "regions" and config.data.augment is not None:
@@ -264,6 +264,11 @@ def _check_initial_weights(path: str) -> None:
 
 
 def _check_weights(config: RunConfig) -> None:
+    if config.model.vlm is not None:
+        from model.vlm.checkpoint import check_checkpoint  # it imports transformers
+
+        check_checkpoint(config.model.vlm)
+        return
     _check_efficient_sam(config.model)
     _check_references(config.model, text_towers(TASKS[config.task], config.losses))
 

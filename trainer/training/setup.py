@@ -9,7 +9,15 @@ from model.layers import layer_scales
 from model.objective import Objective
 from shards.errors import DataError
 from shards.format.index import index_digest
-from trainer.build import assemble_model, classes_of, evaluation_loader, open_split, shared_tokenizer, training_loader
+from trainer.build import (
+    assemble_model,
+    check_medium,
+    classes_of,
+    evaluation_loader,
+    open_split,
+    shared_tokenizer,
+    training_loader,
+)
 from trainer.config import RunConfig, dump_config
 from trainer.config.schema import check_world_size
 from trainer.engine.deepspeed_config import resolve, resolve_precision
@@ -65,13 +73,16 @@ def set_up(
         source = config.initialize_from
         logger.info("initialize_from: %s", world.agree_on(lambda: initialize_from(built.objective, source)))
     trained = sum(parameter.numel() for parameter in built.objective.parameters())  # under ZeRO-3 empty from now on
+    check_medium(config, built, train)
+    engine = _engine(config, built.objective, world, trained)
+    built.objective.place_frozen(engine.device, engine.dtype)
+    with engine.evaluation_module():
+        built = world.agree_on(lambda: built.settled(engine.device))
     batches, loader = training_loader(config, train, built, world)
     validation = None
     if config.data.val is not None:
         split = open_split(config, "val")
         validation = evaluation_loader(config, split, built, world, max_images=config.validate_every.max_images)
-    engine = _engine(config, built.objective, world, trained)
-    built.objective.place_frozen(engine.device, engine.dtype)
     milestones = Milestones.of(config, train.steps_per_epoch)
     early = config.early_stopping
     state = TrainState(

@@ -1,0 +1,233 @@
+"""Visits to sequences: the images with the prefix in front, then every question with its answer behind."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from model.vlm.batch import PADDING, PREFIX, Asked, Learnt, Sequences, VlmBatch
+from model.vlm.prompt import ChatPrompt, Row, TokenIds, Turn, row_ids
+from shards.errors import DataError
+from shards.format.images import as_rgb, decode_image
+from shards.format.index import SplitIndex
+from shards.read.collation import Collated, SeenVisit
+from shards.read.eyes import Augment
+from shards.tasks.seam import Row as TaskRow
+from shards.tasks.seam import Target
+
+Questions = Literal["shared", "rows", "conversation"]
+"""How the questions about an image stand in sequences."""
+
+BLOCK = "ask"
+"""The only block that a vision-language model reads."""
+
+_LENGTH_MULTIPLE = 8
+
+
+class OwnSizeEyes:
+    """Pixels in the size that the image has: the checkpoint's own processor resizes them."""
+
+    @property
+    def blank(self) -> Tensor:
+        """Black, and large enough for any processor."""
+        return torch.zeros(3, 64, 64, dtype=torch.uint8)
+
+    def see(self, data: bytes, where: str, augment: Augment | None = None) -> Tensor:
+        """(3, H, W) uint8: upright, in RGB on white.
+
+        Raises:
+            UnreadableImage: not a JPEG, PNG or WebP image of a sane size, or damaged.
+        """
+        image = decode_image(data, where).image
+        return own_size(image if augment is None else augment(as_rgb(image)))
+
+
+def own_size(image: Image.Image) -> Tensor:
+    """A decoded image as (3, H, W) uint8."""
+    return torch.from_numpy(np.array(as_rgb(image))).permute(2, 0, 1)
+
+
+class _Line(NamedTuple):
+    """A sequence before it is padded."""
+
+    prefix: int
+    """Which of the encoded prefixes it begins with."""
+    rows: list[Row]
+    """Behind it, each in a segment of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VlmCollation:
+    """How a vision-language model's micro-batches are made."""
+
+    prompt: ChatPrompt
+    questions: Questions
+    max_tokens: int
+    """The most that a prefix and one of its questions may have."""
+
+    @property
+    def modules(self) -> set[str]:
+        """See `shards.read.collation.Collation.modules`."""
+        return {__name__, type(self.prompt.processor).__module__}
+
+    def eyes(self, index: SplitIndex, image_size: int | None) -> OwnSizeEyes:  # noqa: ARG002 - the processor resizes
+        """Whole images."""
+        return OwnSizeEyes()
+
+    def collate(
+        self, visits: Sequence[SeenVisit], *, loss_scale: float, eyes: OwnSizeEyes, blanks: int, answering: bool
+    ) -> Collated:
+        """See `shards.read.collation.Collation.collate`.
+
+        Raises:
+            DataError: a prefix with a question is longer than the model's context, or a text has a special token.
+        """
+        empty = SeenVisit([eyes.blank] * blanks, {BLOCK: [TaskRow("", 0, targets=(Target("", 0.0),))]}, 1, "nothing")
+        shown = visits or [empty]
+        cut, asked = 0, []
+        for visit in shown:
+            texts = [_cut(self.prompt, row.text, self.prompt.max_question_tokens, visit) for row in visit.rows[BLOCK]]
+            asked.append([text for text, _ in texts])
+            cut += sum(was_cut for _, was_cut in texts)
+        lines, weights = self._learnt_lines(shown, asked)
+        images = [visit.images for visit in shown]
+        sequences, offsets = self._sequences(shown, images, lines)
+        learnt = _learnt(lines, offsets, sequences.ids.shape[1], weights)
+        made = VlmBatch(sequences, learnt, None, torch.tensor(loss_scale, dtype=torch.float32))
+        if answering:
+            made = made._replace(asked=self._asked(shown, images, asked))
+        return Collated(made, cut)
+
+    def _learnt_lines(self, visits: Sequence[SeenVisit], asked: Sequence[Sequence[str]]) -> tuple[list[_Line], Tensor]:
+        """The sequences with answers, and the weight of each answer in their order."""
+        lines, weights = [], []
+        for number, (visit, texts) in enumerate(zip(visits, asked, strict=True)):
+            turns = [
+                (Turn(text, self._answer(target.text, visit)), target.weight)
+                for text, row in zip(texts, visit.rows[BLOCK], strict=True)
+                for target in row.targets
+            ]
+            weights += [weight for _, weight in turns]
+            count = len(visit.images)
+            if self.questions == "conversation":
+                lines.append(_Line(number, [self.prompt.row(count, [turn for turn, _ in turns])]))
+                continue
+            rows = [self.prompt.row(count, [turn]) for turn, _ in turns]
+            lines += [_Line(number, rows)] if self.questions == "shared" else [_Line(number, [row]) for row in rows]
+        return lines, torch.tensor(weights)
+
+    def _answer(self, text: str, visit: SeenVisit) -> str:
+        return _cut(self.prompt, text, self.prompt.max_answer_tokens - 1, visit)[0]
+
+    def _asked(
+        self,
+        visits: Sequence[SeenVisit],
+        images: Sequence[Sequence[Tensor]],
+        asked: Sequence[Sequence[str]],
+    ) -> Asked:
+        lines: list[_Line] = []
+        for number, (visit, texts) in enumerate(zip(visits, asked, strict=True)):
+            rows = [Row(self.prompt.prompt(len(visit.images), text), ()) for text in texts]
+            lines += [_Line(number, [row]) for row in rows] if self.questions == "rows" else [_Line(number, rows)]
+        sequences, offsets = self._sequences(visits, images, lines)
+        length = sequences.ids.shape[1]
+        at = [
+            number * length + start + len(row.ids) - 1
+            for number, (line, starts) in enumerate(zip(lines, offsets, strict=True))
+            for row, start in zip(line.rows, starts, strict=True)
+        ]
+        if self.questions != "rows":
+            sequences = sequences._replace(media={})
+        return Asked(sequences, torch.tensor(at))
+
+    def _sequences(
+        self, visits: Sequence[SeenVisit], images: Sequence[Sequence[Tensor]], lines: Sequence[_Line]
+    ) -> tuple[Sequences, list[list[int]]]:
+        """Padded sequences, and where the rows of each begin."""
+        repeated = [line.prefix for line in lines]
+        texts = [self.prompt.prefix(len(images[number])) for number in repeated]
+        encoded = self.prompt.encode(texts, [images[number] for number in repeated])
+        prefixes = [self.prompt.shared(ids) for ids in row_ids(encoded)]
+        for number, prefix, line in zip(repeated, prefixes, lines, strict=True):
+            self._check_length(visits[number], prefix, line)
+        starts = [_starts(prefix, line.rows) for prefix, line in zip(prefixes, lines, strict=True)]
+        longest = max(ends[-1] for ends in starts)
+        shape = (len(lines), -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE)
+        ids = torch.full(shape, _pad_id(self.prompt), dtype=torch.int64)
+        segment, place = torch.full(shape, PADDING), torch.zeros(shape, dtype=torch.int64)
+        for number, (prefix, line) in enumerate(zip(prefixes, lines, strict=True)):
+            parts: Iterator[TokenIds] = iter([prefix, *(row.ids for row in line.rows)])
+            begin = 0
+            for part, tokens in enumerate(parts, start=PREFIX):
+                end = begin + len(tokens)
+                ids[number, begin:end] = torch.tensor(tokens)
+                segment[number, begin:end] = part
+                place[number, begin:end] = torch.arange(len(tokens))
+                begin = end
+        kinds, media = _beside(encoded, prefixes, shape)
+        return Sequences(ids, segment, place, kinds, media), [begins[:-1] for begins in starts]
+
+    def _check_length(self, visit: SeenVisit, prefix: TokenIds, line: _Line) -> None:
+        longest = max(len(row.ids) for row in line.rows)
+        if len(prefix) + longest > self.max_tokens:
+            raise DataError(
+                f"{visit.where}: {len(visit.images)} images give {len(prefix):,} tokens and a question with its answer "
+                f"up to {longest:,}, but {self.prompt.source} reads {self.max_tokens:,}; build the shards with smaller "
+                "images (--resize), show fewer of them, or raise vlm.max_tokens"
+            )
+
+
+def _cut(prompt: ChatPrompt, text: str, limit: int, visit: SeenVisit) -> tuple[str, bool]:
+    try:
+        return prompt.cut(text, limit)
+    except DataError as error:
+        raise DataError(f"{visit.where}: {error}") from None
+
+
+def _pad_id(prompt: ChatPrompt) -> int:
+    """Nobody sees it; an embedding has to have it."""
+    return prompt.end_ids[0] if prompt.tokenizer.pad_token_id is None else prompt.tokenizer.pad_token_id
+
+
+def _starts(prefix: TokenIds, rows: Sequence[Row]) -> list[int]:
+    """Where each row begins behind its prefix, and where the last one ends."""
+    found = [len(prefix)]
+    for row in rows:
+        found.append(found[-1] + len(row.ids))
+    return found
+
+
+def _beside(
+    encoded: Mapping[str, Any], prefixes: Sequence[TokenIds], shape: tuple[int, int]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the processor says of tokens, laid out as they are, and what it makes of images."""
+    mask = encoded["attention_mask"].bool()
+    kinds, media = {}, {}
+    for name, value in encoded.items():
+        if name in ("input_ids", "attention_mask"):
+            continue
+        if name.endswith("token_type_ids"):
+            kinds[name] = torch.zeros(shape, dtype=torch.int64)
+            for number, prefix in enumerate(prefixes):
+                kinds[name][number, : len(prefix)] = value[number][mask[number]][: len(prefix)]
+        elif isinstance(value, Tensor):
+            media[name] = value
+    return kinds, media
+
+
+def _learnt(lines: Sequence[_Line], starts: Sequence[Sequence[int]], length: int, weights: Tensor) -> Learnt:
+    at, token, answer, lengths = [], [], [], []
+    for number, (line, begins) in enumerate(zip(lines, starts, strict=True)):
+        for row, begin in zip(line.rows, begins, strict=True):
+            for first, end in row.spans:
+                at += [number * length + begin + place - 1 for place in range(first, end)]
+                token += row.ids[first:end]
+                answer += [len(lengths)] * (end - first)
+                lengths.append(end - first)
+    return Learnt(
+        torch.tensor(at), torch.tensor(token), torch.tensor(answer), weights, torch.tensor(lengths, dtype=torch.float32)
+    )
