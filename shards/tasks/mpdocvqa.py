@@ -1,7 +1,9 @@
 """MP-DocVQA: a question is read with the pages of its window, of which one shows the answer.
 
-In training a window may be narrowed to `data.pages_per_visit` pages around the answer; which ones is a hash, so that
-an epoch can be had again, and the sample is what it was. In evaluation the whole window is read.
+In training a window may be narrowed to `data.pages_per_visit` pages around the answer. The document is cut into runs of
+so many pages, beginning at a place that a hash draws for each document and epoch, and a question reads the run that
+shows its answer: questions whose answers are near each other share their pages, and an epoch can be had again. In
+evaluation the whole window is read.
 """
 
 from collections.abc import Sequence
@@ -21,41 +23,40 @@ def rows(visit: Visit, draw: Draw, wanted: Wanted) -> Rows:
     """
     document: Document = draw.sample_of(visit.sample)
     questions: Sequence[DocumentQuestion] = visit.items
-    numbers = np.asarray(visit.numbers, dtype=np.int64)
-    seed, epoch = draw.epoch.order.seed, draw.epoch.epoch
-    windows, answers = (hash64(seed, epoch, purpose, numbers).tolist() for purpose in ("page", "answer"))
-    return Rows(
-        {
-            "ask": [
-                _row(question, item, document, window_of(question, wanted.pages, windows[item]), answers[item])
-                if draw.is_training
-                else _row(question, item, document, range(len(question.pages)), 0)
-                for item, question in enumerate(questions)
-            ]
-        }
-    )
+    places, made = document.places, []
+    cut, answers = _drawn(draw, visit) if draw.is_training else (0, [0] * len(questions))
+    for item, question in enumerate(questions):
+        window = [places[name] for name in question.pages]
+        if draw.is_training and wanted.pages is not None:
+            answer = 0 if question.answer_page is None else question.answer_page
+            window = [window[place] for place in narrowed(window, answer, wanted.pages, cut)]
+        made.append(_row(question, item, sorted(window), answers[item]))
+    return Rows({"ask": made})
 
 
-def window_of(question: DocumentQuestion, size: int | None, draw: int) -> range:
-    """The pages that are read in training, as places in the question's window: `size` in a row, the answer page among
-    them; every such run is equally likely.
+def narrowed(window: Sequence[int], answer: int, size: int, draw: int) -> range:
+    """Places in a window that are read: `size` in a row, the answer among them; all, where there are no more.
 
     Args:
-        size: None is all of them.
-        draw: 64 bits that choose.
+        window: the pages by their places in the document.
+        answer: which of them shows the answer, as a place in the window.
+        draw: where the document is cut: of as many numbers in a row as the size, each puts the answer elsewhere.
     """
-    length = len(question.pages)
-    if size is None or size >= length:
-        return range(length)
-    first, last = 0, length - size
-    if question.answer_page is not None:
-        first, last = max(first, question.answer_page - size + 1), min(last, question.answer_page)
-    start = first + draw % (last - first + 1)
+    if size >= len(window):
+        return range(len(window))
+    start = answer - (window[answer] + draw) % size
+    start = min(max(start, 0), len(window) - size)
     return range(start, start + size)
 
 
-def _row(question: DocumentQuestion, item: int, document: Document, window: range, draw: int) -> Row:
-    places = sorted(document.places[question.pages[place]] for place in window)
+def _drawn(draw: Draw, visit: Visit) -> tuple[int, list[int]]:
+    """Where the document is cut, and which of its answers each question has in this epoch."""
+    seed, epoch = draw.epoch.order.seed, draw.epoch.epoch
+    (cut,) = hash64(seed, epoch, "page", np.array([visit.sample])).tolist()
+    return cut, hash64(seed, epoch, "answer", np.asarray(visit.numbers, dtype=np.int64)).tolist()
+
+
+def _row(question: DocumentQuestion, item: int, places: Sequence[int], draw: int) -> Row:
     known = len(question.answers)
     return Row(
         question.question,

@@ -1,6 +1,5 @@
 """MP-DocVQA's rows: windows that hold the answer page for every epoch and seed, and documents that stay as they are."""
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,45 +12,49 @@ from shards.format.documents import Document, DocumentQuestion, Page, in_documen
 from shards.format.index import read_index
 from shards.format.tar_reader import ShardReader
 from shards.plan import EpochOrder, Order, Visits
-from shards.tasks.mpdocvqa import rows, window_of
+from shards.tasks.mpdocvqa import narrowed, rows
 from shards.tasks.seam import Draw, Row, Visit, Wanted
 from tests.documents import write_mpdocvqa
-
-
-@st.composite
-def questions(draw: st.DrawFn) -> DocumentQuestion:
-    length = draw(st.integers(1, 20))
-    page = draw(st.none() | st.integers(0, length - 1))
-    pages = tuple(f"d_p{number}" for number in range(length))
-    answers = () if page is None else ("x", "y")
-    return DocumentQuestion(question_id="1", question="What?", pages=pages, answers=answers, answer_page=page)
-
 
 draws = st.integers(0, 2**64 - 1)
 
 
-class TestWindow:
-    @given(questions(), st.integers(1, 25), draws)
-    def test_it_is_a_run_of_so_many_pages_with_the_answer_page(self, question: DocumentQuestion, size: int, draw: int):
-        window, length = window_of(question, size, draw), len(question.pages)
-        assert len(window) == min(size, length)
-        assert window.step == 1
-        assert window.start >= 0
-        assert window.stop <= length
-        assert question.answer_page is None or question.answer_page in window
+@st.composite
+def windows(draw: st.DrawFn) -> tuple[list[int], int]:
+    """Pages by their places in a document, and which of them shows the answer."""
+    first, length = draw(st.integers(0, 60)), draw(st.integers(1, 20))
+    return list(range(first, first + length)), draw(st.integers(0, length - 1))
 
-    @given(questions(), draws)
-    def test_without_a_size_it_is_everything(self, question: DocumentQuestion, draw: int):
-        assert window_of(question, None, draw) == range(len(question.pages))
 
-    @given(questions(), st.integers(1, 20))
-    def test_every_run_that_shows_the_answer_is_as_likely_as_another(self, question: DocumentQuestion, size: int):
-        length = len(question.pages)
-        runs = [range(start, start + size) for start in range(length - size + 1)] or [range(length)]
-        if question.answer_page is not None:
-            runs = [run for run in runs if question.answer_page in run]
-        found = Counter(window_of(question, size, draw) for draw in range(3 * len(runs)))
-        assert found == Counter(dict.fromkeys(runs, 3))
+class TestNarrowed:
+    @given(windows(), st.integers(1, 25), draws)
+    def test_it_is_a_run_of_so_many_pages_with_the_answer(self, window: tuple[list[int], int], size: int, draw: int):
+        pages, answer = window
+        run = narrowed(pages, answer, size, draw)
+        assert len(run) == min(size, len(pages))
+        assert run.step == 1
+        assert answer in run
+        assert set(run) <= set(range(len(pages)))
+
+    @given(windows(), st.integers(1, 6), draws)
+    def test_of_draws_in_a_row_each_puts_the_answer_elsewhere(self, window, size: int, draw: int):
+        pages, answer = window
+        places = {answer - narrowed(pages, answer, size, draw + step).start for step in range(size)}
+        in_the_middle = size - 1 <= answer <= len(pages) - size
+        assert not in_the_middle or places == set(range(size))
+
+    @given(st.integers(1, 40), st.integers(1, 6), draws)
+    def test_answers_all_over_a_document_need_few_runs(self, length: int, size: int, draw: int):
+        runs = {narrowed(range(length), answer, size, draw) for answer in range(length)}
+        assert len(runs) <= -(-length // size) + 1
+
+    @given(st.integers(8, 40), st.integers(1, 4), draws)
+    def test_windows_of_a_document_share_the_runs_inside_of_both(self, length: int, size: int, draw: int):
+        """A question's own window only shifts what would reach beyond it."""
+        answer = length // 2
+        whole = narrowed(range(length), answer, size, draw)
+        part = narrowed(range(2, length - 1), answer - 2, size, draw)
+        assert [place + 2 for place in part] == list(whole) or whole.start < 2 or whole.stop > length - 1
 
 
 class TestOrder:
