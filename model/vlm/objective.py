@@ -70,7 +70,8 @@ class VlmObjective(nn.Module):
         self._weight, self._tokens = weight, tokens
         self._max_answer_tokens, self._end_ids = max_answer_tokens, end_ids
         if gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)  # newer, older
+            enable({"use_reentrant": False})
             for module in model.modules():
                 if isinstance(module, GradientCheckpointingLayer):
                     module.training = True  # it looks at this alone; dropout inside of it stays off
