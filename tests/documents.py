@@ -1,14 +1,18 @@
 """MP-DocVQA's official files, small and written by code: pages with a number on them, and windows that differ."""
 
+import atexit
 import json
 import random
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tests.task_corpora import Official
+from tests.official import Official
 
 PAGE = (40, 52)
 """Width and height in pixels."""
@@ -92,6 +96,16 @@ def write_imdb(path: Path, records: list[Any]) -> Path:
     content[:] = [{"version": 0.1, "dataset_type": "val"}, *records]
     np.save(path, content, allow_pickle=True)
     return path
+
+
+@cache
+def shared_vlm() -> str:
+    """The checkpoint of a small vision-language model, for all tests of a process."""
+    from tests.vlm import write_checkpoint  # it imports transformers' families, which documents alone do not need
+
+    directory = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return str(write_checkpoint("qwen2_vl", Path(directory)))
 
 
 def _draw_page(path: Path, number: int, page: int) -> None:

@@ -11,9 +11,7 @@ from shards.tasks import TASKS as ALL_TASKS
 from trainer.scoring.task import ScoreTask
 from trainer.tasks import task_named
 
-TASKS: dict[str, ScoreTask] = {
-    name: official for name in (*ALL_TASKS, "mpdocvqa") if (official := task_named(name).official)
-}
+TASKS: dict[str, ScoreTask] = {name: official for name in ALL_TASKS if (official := task_named(name).official)}
 """Those with official scores."""
 
 

@@ -72,6 +72,8 @@ class Checkpoint(NamedTuple):
 def checkpoint_uses(config: RunConfig) -> list[Use]:
     """Every reference that the recipe's losses and streams use, `scratch` among them, and those of its captions."""
     model = config.model
+    if model.vlm is not None:
+        return [Use("model.vlm", model.vlm, ())]
     kinds = {"vision": VISION, "second_stream": BLIP_ARCHITECTURES}
     uses = [
         Use(key, reference, () if read_reference(reference).is_timm else kinds[tower])

@@ -14,6 +14,7 @@ from shards.build.writer import build_shards
 from shards.format.documents import Document
 from shards.format.index import read_index
 from shards.format.tar_reader import ShardReader
+from tests.corpora import SMALL_SHARD
 from tests.documents import (
     LENGTHS,
     PAGE,
@@ -25,7 +26,7 @@ from tests.documents import (
     write_imdb,
     write_mpdocvqa,
 )
-from tests.task_corpora import SMALL_SHARD, Official
+from tests.official import Official
 from trainer.cli import main
 
 NUM_DOCUMENTS = 8

@@ -14,8 +14,6 @@ from shards.read.collation import Collated, SeenVisit
 from shards.read.eyes import Augment
 from shards.read.loader import EvaluationBatches, Split, Texts, TrainingBatches
 from shards.read.windows import by_window
-from shards.tasks import TASKS
-from shards.tasks.mpdocvqa import DATA
 from shards.tasks.seam import Row, Rows, Visit, Wanted
 from tests.documents import write_mpdocvqa
 
@@ -53,8 +51,7 @@ class KeptAsSeen:
 
 
 @pytest.fixture
-def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setitem(TASKS, "mpdocvqa", DATA)
+def files(tmp_path: Path) -> Path:
     files = write_mpdocvqa(tmp_path / "files", num_samples=NUM_DOCUMENTS, seed=3, whole=True)
     files.build(tmp_path / "shards")
     return tmp_path
