@@ -119,6 +119,15 @@ class VlmLoraConfig(LoraConfig):
     """Names of the linear layers that get one, as their paths end, such as `q_proj`; or `all-linear`."""
 
 
+class LanguageLoraConfig(VlmLoraConfig):
+    """Those in its language model, which a recipe that says nothing trains."""
+
+    rank: int = Field(default=16, ge=0)
+    """Width of each adapter; 0 trains none."""
+    alpha: float = Field(default=32.0, gt=0.0)
+    """An adapter's output is scaled by `alpha` / `rank`."""
+
+
 class VlmConfig(Section):
     """How a vision-language model (`model.vlm`) is asked and trained; of no effect without one."""
 
@@ -130,7 +139,7 @@ class VlmConfig(Section):
     """Text of the system turn; null has none, or what the chat template puts there itself."""
     max_tokens: int | None = Field(default=None, ge=1)
     """Most tokens of images and one question with its answer; null is the context of the model."""
-    language: VlmLoraConfig = VlmLoraConfig(rank=16)
+    language: LanguageLoraConfig = LanguageLoraConfig()
     """Adapters of the language model."""
     vision: VlmLoraConfig = VlmLoraConfig()
     """Adapters of the vision tower, and of what leads from it to the language model."""

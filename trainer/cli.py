@@ -16,6 +16,7 @@ from shards.scenes import add_scenes_parser
 from trainer.bench import answer as bench_answer
 from trainer.bench import scaling as bench_scaling
 from trainer.bench import step as bench_step
+from trainer.bench import vlm as bench_vlm
 from trainer.commands.answer import add_answer_parser
 from trainer.commands.export import add_export_parser
 from trainer.commands.launch_parser import add_hostfile_option, add_launch_parser
@@ -91,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     bench_step.add_parser(benchmarks)
     bench_answer.add_parser(benchmarks)
     bench_scaling.add_parser(benchmarks)
+    bench_vlm.add_parser(benchmarks)
     add_doctor_parser(verbs)
     return parser
 

@@ -1,6 +1,6 @@
 """Visits to sequences: the images with the prefix in front, then every question with its answer behind."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -96,7 +96,7 @@ class VlmCollation:
         lines, weights = self._learnt_lines(shown, asked)
         images = [visit.images for visit in shown]
         sequences, offsets = self._sequences(shown, images, lines)
-        learnt = _learnt(lines, offsets, sequences.ids.shape[1], weights)
+        learnt = learnt_of([line.rows for line in lines], offsets, sequences.ids.shape[1], weights)
         made = VlmBatch(sequences, learnt, None, torch.tensor(loss_scale, dtype=torch.float32))
         if answering:
             made = made._replace(asked=self._asked(shown, images, asked))
@@ -154,22 +154,9 @@ class VlmCollation:
         prefixes = [self.prompt.shared(ids) for ids in row_ids(encoded)]
         for number, prefix, line in zip(repeated, prefixes, lines, strict=True):
             self._check_length(visits[number], prefix, line)
-        starts = [_starts(prefix, line.rows) for prefix, line in zip(prefixes, lines, strict=True)]
-        longest = max(ends[-1] for ends in starts)
-        shape = (len(lines), -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE)
-        ids = torch.full(shape, _pad_id(self.prompt), dtype=torch.int64)
-        segment, place = torch.full(shape, PADDING), torch.zeros(shape, dtype=torch.int64)
-        for number, (prefix, line) in enumerate(zip(prefixes, lines, strict=True)):
-            parts: Iterator[TokenIds] = iter([prefix, *(row.ids for row in line.rows)])
-            begin = 0
-            for part, tokens in enumerate(parts, start=PREFIX):
-                end = begin + len(tokens)
-                ids[number, begin:end] = torch.tensor(tokens)
-                segment[number, begin:end] = part
-                place[number, begin:end] = torch.arange(len(tokens))
-                begin = end
-        kinds, media = _beside(encoded, prefixes, shape)
-        return Sequences(ids, segment, place, kinds, media), [begins[:-1] for begins in starts]
+        laid = lay_out(prefixes, [line.rows for line in lines], pad_id=_pad_id(self.prompt))
+        kinds, media = _beside(encoded, prefixes, tuple(laid.ids.shape))
+        return Sequences(laid.ids, laid.segment, laid.place, kinds, media), laid.starts
 
     def _check_length(self, visit: SeenVisit, prefix: TokenIds, line: _Line) -> None:
         longest = max(len(row.ids) for row in line.rows)
@@ -179,6 +166,34 @@ class VlmCollation:
                 f"up to {longest:,}, but {self.prompt.source} reads {self.max_tokens:,}; build the shards with smaller "
                 "images (--resize), show fewer of them, or raise vlm.max_tokens"
             )
+
+
+class LaidOut(NamedTuple):
+    """Sequences of tokens, padded; fields as in `Sequences`."""
+
+    ids: Tensor
+    segment: Tensor
+    place: Tensor
+    starts: list[list[int]]
+    """Where the rows of each sequence begin."""
+
+
+def lay_out(prefixes: Sequence[TokenIds], rows: Sequence[Sequence[Row]], *, pad_id: int) -> LaidOut:
+    """Each prefix with its rows behind, padded to the longest rounded up to 8."""
+    starts = [_starts(prefix, behind) for prefix, behind in zip(prefixes, rows, strict=True)]
+    longest = max(ends[-1] for ends in starts)
+    shape = (len(prefixes), -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE)
+    ids = torch.full(shape, pad_id, dtype=torch.int64)
+    segment, place = torch.full(shape, PADDING), torch.zeros(shape, dtype=torch.int64)
+    for number, (prefix, behind) in enumerate(zip(prefixes, rows, strict=True)):
+        begin = 0
+        for part, tokens in enumerate([prefix, *(row.ids for row in behind)], start=PREFIX):
+            end = begin + len(tokens)
+            ids[number, begin:end] = torch.tensor(tokens)
+            segment[number, begin:end] = part
+            place[number, begin:end] = torch.arange(len(tokens))
+            begin = end
+    return LaidOut(ids, segment, place, [begins[:-1] for begins in starts])
 
 
 def _cut(prompt: ChatPrompt, text: str, limit: int, visit: SeenVisit) -> tuple[str, bool]:
@@ -219,10 +234,11 @@ def _beside(
     return kinds, media
 
 
-def _learnt(lines: Sequence[_Line], starts: Sequence[Sequence[int]], length: int, weights: Tensor) -> Learnt:
+def learnt_of(rows: Sequence[Sequence[Row]], starts: Sequence[Sequence[int]], length: int, weights: Tensor) -> Learnt:
+    """What is learnt of the rows of sequences of a length that begin at `starts`; an answer's weight each."""
     at, token, answer, lengths = [], [], [], []
-    for number, (line, begins) in enumerate(zip(lines, starts, strict=True)):
-        for row, begin in zip(line.rows, begins, strict=True):
+    for number, (behind, begins) in enumerate(zip(rows, starts, strict=True)):
+        for row, begin in zip(behind, begins, strict=True):
             for first, end in row.spans:
                 at += [number * length + begin + place - 1 for place in range(first, end)]
                 token += row.ids[first:end]

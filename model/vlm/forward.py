@@ -1,11 +1,13 @@
 """Sequences through a vision-language model of transformers: masks, positions, states and logits."""
 
 import inspect
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import Cache, PreTrainedModel
 
 from model.vlm.batch import PADDING, PREFIX, Sequences
@@ -67,6 +69,14 @@ class Forward(NamedTuple):
                 **sequences.kinds,
             )
         return positions(sequences.segment, sequences.place, of_prefix)
+
+    def place(self, device: torch.device) -> None:
+        """Let the language model attend by blocks where the device has a kernel for it; vision towers stay as they are.
+
+        `generate` asks for masks of its own, which the same kernel takes.
+        """
+        if device.type == "cuda" and self.shared and self._has_blocks:
+            self.model.set_attn_implementation({"text_config": "flex_attention"})
 
     @property
     def _has_blocks(self) -> bool:
@@ -136,14 +146,18 @@ def _same_image(kinds: Tensor) -> Tensor:
     return (number[:, :, None] == number[:, None, :]) & is_image[:, :, None]
 
 
-def _block_mask(segment: Tensor, place: Tensor) -> Any:
-    """Who sees whom as FlexAttention takes it: blocks of keys that nobody sees are not computed."""
-    from torch.nn.attention.flex_attention import create_block_mask
+def sees(segment: Tensor, place: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """`visible` as FlexAttention asks for it: of (sequence, head, query, key)."""
 
     def seen(sequence: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
         own, other = segment[sequence, query], segment[sequence, key]
         before = place[sequence, key] <= place[sequence, query]
         return ((own == other) & before) | ((other == PREFIX) & (own > PREFIX))
 
+    return seen
+
+
+def _block_mask(segment: Tensor, place: Tensor) -> BlockMask:
+    """Blocks of keys that nobody sees are not computed."""
     count, length = segment.shape
-    return create_block_mask(seen, B=count, H=None, Q_LEN=length, KV_LEN=length, device=segment.device)
+    return create_block_mask(sees(segment, place), count, None, length, length, device=segment.device)

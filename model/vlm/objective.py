@@ -70,7 +70,7 @@ class VlmObjective(nn.Module):
         self._weight, self._tokens = weight, tokens
         self._max_answer_tokens, self._end_ids = max_answer_tokens, end_ids
         if gradient_checkpointing:
-            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)  # newer, older
+            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
             for module in model.modules():
                 if isinstance(module, GradientCheckpointingLayer):
@@ -93,6 +93,7 @@ class VlmObjective(nn.Module):
     def place_frozen(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move and cast the model; its adapters follow the engine."""
         self.model.to(device=device, dtype=dtype)
+        self._forward.place(device)
 
     @property
     def adapters(self) -> Mapping[str, nn.Module]:

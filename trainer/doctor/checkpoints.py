@@ -46,7 +46,8 @@ class Use(NamedTuple):
     key: str
     reference: str
     architectures: tuple[str, ...]
-    """Class names of transformers, one of which it has to be; none for a backbone of timm."""
+    """Class names of transformers, one of which it has to be; none for a backbone of timm, and
+    for a vision-language model."""
     trains: bool = True
     """Whether training needs it; else only `duoflow answer` and `duoflow evaluate` with captions do."""
 
@@ -73,7 +74,7 @@ def checkpoint_uses(config: RunConfig) -> list[Use]:
     """Every reference that the recipe's losses and streams use, `scratch` among them, and those of its captions."""
     model = config.model
     if model.vlm is not None:
-        return [Use("model.vlm", model.vlm, ())]
+        return [Use("model.vlm", model.vlm, ())]  # its kind is judged by the checks of a start
     kinds = {"vision": VISION, "second_stream": BLIP_ARCHITECTURES}
     uses = [
         Use(key, reference, () if read_reference(reference).is_timm else kinds[tower])

@@ -40,9 +40,11 @@ def recipe_rows(config: RunConfig) -> list[Row]:
     checkpoints = examine_all(uses)
     rows = [cache_row()] if any(checkpoint.is_on_hub for checkpoint in checkpoints.values()) else []
     rows += checkpoint_rows(uses, checkpoints)
-    rows += [row for row in (efficient_sam_row(config.model),) if row is not None]
-    rows += [width_row(config.model, uses, checkpoints), *data_rows(config)]
-    rows += _machine_rows(config, checkpoints.get(config.model.answer))
+    if config.model.vlm is None:
+        rows += [row for row in (efficient_sam_row(config.model),) if row is not None]
+        rows.append(width_row(config.model, uses, checkpoints))
+    rows += data_rows(config)
+    rows += _machine_rows(config, checkpoints.get(config.model.vlm or config.model.answer))
     rows += [_attempt("engine.policy", lambda: _policy(config)), Row("run", _room(config))]
     if not any(row.fault for row in rows):
         rows.append(_attempt("checks of a start", lambda: _start(config)))
@@ -131,6 +133,11 @@ def _ranks(config: RunConfig, machine: Machine) -> str:
 
 
 def _precision(config: RunConfig, machine: Machine, answer: Checkpoint | None) -> str:
+    if config.model.vlm is not None:
+        dtype = None if answer is None else answer.config.get("dtype", answer.config.get("torch_dtype"))
+        too_wide = f"{config.model.vlm}, whose weights are bfloat16" if dtype == "bfloat16" else None
+        found = resolve_precision(config.precision, "cuda" if machine.gpus else "cpu", too_wide=too_wide)
+        return f"{found} (precision: {config.precision})"
     is_t5 = answer is not None and answer.config.get("model_type") == "t5"
     trained = is_t5 and ("answer" not in config.model.freeze or config.model.lora.answer.rank > 0)
     too_wide = T5_IS_WIDE if trained else None
