@@ -35,6 +35,9 @@ class DataConfig(Section):
     """Images read of each split, the first ones; null reads all."""
     questions_per_visit: int = Field(default=16, ge=1)
     """K: an image with more questions is visited more than once in an epoch."""
+    pages_per_visit: int | None = Field(default=None, ge=1)
+    """Pages of a document that are read for a question in training: a run of them that shows the answer, cut elsewhere
+    in each epoch. Null reads all that it is asked of, as evaluation does."""
     shuffle_shards: int = Field(default=8, ge=1)
     """Shards that are mixed with each other: more mix better, fewer open fewer files."""
     image_size: int | None = Field(default=None, ge=1)

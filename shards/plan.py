@@ -20,7 +20,18 @@ from numpy.typing import NDArray
 from shards.errors import ConfigError, DataError
 
 Ints = NDArray[np.int64]
-Purpose = Literal["question", "shard", "visit", "answer_negative", "question_negative", "subset", "exchange", "augment"]
+Purpose = Literal[
+    "question",
+    "shard",
+    "visit",
+    "answer_negative",
+    "question_negative",
+    "subset",
+    "exchange",
+    "augment",
+    "page",
+    "answer",
+]
 
 PADDING = -1
 """Stands for a missing visit: weight 0, nothing is read."""

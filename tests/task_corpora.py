@@ -9,9 +9,10 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from shards.build.writer import build_shards
 from shards.format.regions import Regions
-from tests.corpora import COLORS, SIDES, SMALL_SHARD, write_corpus
+from tests.corpora import COLORS, SIDES, write_corpus
+from tests.documents import shared_vlm, write_mpdocvqa
+from tests.official import Official
 from tests.regions import regions_of, row_of, shared_lxmert, write_tsv
 from tests.runs import write_recipe
 
@@ -19,31 +20,6 @@ ANNOTATORS = 10
 SIZE = (40, 32)
 TRAIN, VAL = 16, 7
 """Samples of the splits that `write_task` makes, each with one to four items."""
-
-
-@dataclass(frozen=True)
-class Official:
-    """The files of a split as its task hands them out."""
-
-    format: str
-    images: Path | None
-    questions: tuple[Path, ...]
-    annotations: tuple[Path, ...] = ()
-    regions: tuple[Path, ...] = ()
-
-    def words(self, out: Path) -> list[str]:
-        """`duoflow shards build` of these files."""
-        shown = ["--regions", *map(str, self.regions)] if self.regions else ["--images", str(self.images)]
-        words = ["shards", "build", "--format", self.format, *shown, "--out", str(out)]
-        words += ["--questions", *map(str, self.questions), "--workers", "1", "--shard-bytes", str(SMALL_SHARD)]
-        return [*words, *(["--annotations", *map(str, self.annotations)] if self.annotations else [])]
-
-    def build(self, out: Path) -> Path:
-        """Shards of these files, several of them; returns their directory."""
-        files = {"questions": self.questions, "annotations": self.annotations}
-        shown = {"images": self.images, "regions": self.regions}
-        build_shards(format=self.format, out=out, shard_bytes=SMALL_SHARD, **shown, **files)
-        return out
 
 
 Writer = Callable[..., Official]
@@ -239,6 +215,7 @@ CORPORA: Mapping[str, Writer] = {
     "snli_ve": write_snli_ve,
     "nlvr2": write_nlvr2,
     "lxmert": write_lxmert,
+    "mpdocvqa": write_mpdocvqa,
 }
 """One for each task of shards.tasks.TASKS."""
 
@@ -272,12 +249,14 @@ def write_task(directory: Path, corpus: str) -> dict[str, str]:
 
 
 def task_recipe(path: Path, corpus: str, data: Mapping[str, Any], **sections: Any) -> Path:
-    """A recipe of a corpus' task in which everything is trained, from scratch or from a small LXMERT: see
-    `write_recipe`."""
+    """A recipe of a corpus' task in which everything is trained, from scratch, or from a small LXMERT, or adapters of a
+    small vision-language model: see `write_recipe`."""
     needs = dict(NEEDS.get(corpus, {}))
     if corpus in OVER_REGIONS:
         towers = dict.fromkeys(("vision", "match"), shared_lxmert())
         needs["model"] = {**towers, "second_stream": "none", "fusion": {"name": "sum"}, "freeze": []}
+    if corpus == "mpdocvqa":
+        needs["model"] = {"vlm": shared_vlm()}
     return write_recipe(path, data, task=task_of(corpus), **{**needs, **sections})
 
 

@@ -182,6 +182,7 @@ def make_texts(config: RunConfig, built: Built) -> Texts:
         negatives=tuple(config.losses.negatives),
         genome=config.losses.genome,
         classes={name: number for number, name in enumerate(built.classes)},
+        pages=config.data.pages_per_visit,
     )
     return Texts(task=config.task, collation=built.collation, wanted=wanted)
 

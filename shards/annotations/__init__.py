@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from shards.annotations import gqa, lxmert, nlvr2, snli_ve, table, vqa
+from shards.annotations import gqa, lxmert, mpdocvqa, nlvr2, snli_ve, table, vqa
 from shards.annotations.scene_graphs import SceneGraphs
 from shards.annotations.seam import Annotation, Beside, Reader
 from shards.errors import DataError
+from shards.format.documents import Document, ReadQuestion, in_document_order
 from shards.format.index import INDEX_NAME, SplitIndex
 from shards.format.records import (
     ImageSample,
@@ -52,6 +53,15 @@ READERS: dict[str, Reader] = {
         settle=lxmert.settle,
     ),
     lxmert.STATEMENTS: Reader(**_STATEMENTS, read=lxmert.read_statements, endings=lxmert.ENDINGS),
+    "mpdocvqa": Reader(
+        item=ReadQuestion,
+        sample=Document,
+        read=mpdocvqa.read,
+        endings=mpdocvqa.ENDINGS,
+        beside=mpdocvqa.PageWords,
+        join=in_document_order,
+        options=frozenset({"ocr"}),
+    ),
 }
 
 

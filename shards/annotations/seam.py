@@ -1,6 +1,6 @@
 """What every annotation reader gives: one item, and the images that it is about."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,7 +11,7 @@ from shards.format.records import Item, Sample
 
 Advance = Callable[[int], object]
 """Is told the number of bytes read since the last call."""
-Option = Literal["scene_graphs", "annotations", "balanced_only", "lowercase_answers"]
+Option = Literal["scene_graphs", "annotations", "ocr", "balanced_only", "lowercase_answers"]
 """What a build can be asked for beyond what every format takes."""
 
 
@@ -52,6 +52,8 @@ class Reader:
     """(files, where a table may go, advance) -> what is looked up in them."""
     options: frozenset[Option] = frozenset()
     """Those that it takes."""
+    join: Callable[[Iterable[tuple[str, ...]]], tuple[str, ...]] | None = None
+    """(the files that each item of a sample is about) -> those of the sample; None where all are about the same."""
     settle: Callable[[Sequence[Path]], str | None] = lambda _: None
     """(files) -> the name of the format that they are of, where a name stands for several."""
 

@@ -28,6 +28,8 @@ class BuildRequest:
     """TSV files with the regions of the images, in place of their pixels."""
     scene_graphs: Path | None = None
     annotations: Sequence[Path] = ()
+    ocr: Sequence[Path] = ()
+    """IMDB files with the words of pages."""
     limit: int | None = None
     """At most so many images: the first by id."""
     workers: int = 0
@@ -82,7 +84,7 @@ class BuildRequest:
     @property
     def beside(self) -> list[Path]:
         """The files that lie beside the question files."""
-        return [*([self.scene_graphs] if self.scene_graphs is not None else []), *self.annotations]
+        return [*([self.scene_graphs] if self.scene_graphs is not None else []), *self.annotations, *self.ocr]
 
     def from_anywhere(self) -> "BuildRequest":
         """The same with absolute paths: a worker on another node has another working directory."""

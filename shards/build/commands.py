@@ -47,6 +47,7 @@ def run_build(arguments: argparse.Namespace) -> int:
         regions=arguments.regions,
         scene_graphs=arguments.scene_graphs,
         annotations=arguments.annotations,
+        ocr=arguments.ocr,
         limit=arguments.limit,
         workers=_workers(arguments),
         on_missing=arguments.on_missing,
@@ -147,6 +148,14 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         default=[],
         help="VQA's annotations of the questions; without them there are no answers",
+    )
+    parser.add_argument(
+        "--ocr",
+        nargs="+",
+        type=Path,
+        metavar="NPY",
+        default=[],
+        help="MP-DocVQA's IMDB files: adds the words of its pages, with their boxes",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="pack the first N images only")
     parser.add_argument(

@@ -1,7 +1,9 @@
 """Items grouped by sample on disk, so that memory does not grow with their number."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -29,6 +31,9 @@ _BETWEEN_REFS = "\0"
 """No file name has one."""
 
 
+Join = Callable[[Iterable[tuple[str, ...]]], tuple[str, ...]]
+
+
 class Grouping:
     """A table of questions in a SQLite file: filled in any order, sealed, then read image by image.
 
@@ -36,9 +41,13 @@ class Grouping:
     Disk: the questions as JSON and two small indices, the second after the first is gone.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Start an empty table; `path` must not exist. SQLite's own temporary files go beside it."""
-        self._path = path
+    def __init__(self, path: Path, join: Join | None = None) -> None:
+        """Start an empty table; `path` must not exist. SQLite's own temporary files go beside it.
+
+        Args:
+            join: of a sample whose items may be about different images, gives all of them.
+        """
+        self._path, self._join = path, join
         self._rows: list[tuple[str, str | None, str, int, bytes]] = []
         self._database = sqlite3.connect(path, isolation_level=None)
         folder = str(path.parent.absolute()).replace("'", "''")
@@ -95,7 +104,8 @@ class Grouping:
             The number of questions dropped.
 
         Raises:
-            DataError: a question id occurs twice with different content, or one image id stands for two files.
+            DataError: a question id occurs twice with different content, or one image id stands for two files where
+                all items of a sample are about the same.
         """
         self._flush()
         self._database.execute("CREATE INDEX by_id ON question (id)")
@@ -108,28 +118,34 @@ class Grouping:
         self._database.execute("DROP INDEX by_id")
         self._database.execute("CREATE INDEX by_image ON question (image, id, ref)")
         self._database.execute("COMMIT")
-        self._refuse_two_files()
+        if self._join is None:
+            self._refuse_two_files()
         return dropped
 
     def refs(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """(sample id, files of its images) of every sample, sorted by id."""
-        for sample_id, ref in self._database.execute(
-            "SELECT image, min(ref) FROM question GROUP BY image ORDER BY image"
-        ):
-            yield sample_id, _refs(sample_id, ref)
+        by_refs = "" if self._join is None else ", ref"
+        rows = self._database.execute(f"SELECT image, min(ref) FROM question GROUP BY image{by_refs} ORDER BY image")
+        for sample_id, found in groupby(rows, key=itemgetter(0)):
+            yield sample_id, self._joined(sample_id, {ref for _, ref in found})
 
     def groups(self) -> Iterator[Group]:
         """Every sample with its items, sorted by id."""
         rows = self._database.execute("SELECT image, ref, body FROM question INDEXED BY by_image ORDER BY image, id")
-        group: Group | None = None
-        for sample_id, ref, body in rows:
-            if group is None or group.sample_id != sample_id:
-                if group is not None:
-                    yield group
-                group = Group(sample_id, _refs(sample_id, ref), [])
-            group.items.append(body)
-        if group is not None:
-            yield group
+        for sample_id, found in groupby(rows, key=itemgetter(0)):
+            refs, items = set(), []
+            for _, ref, body in found:
+                refs.add(ref)
+                items.append(body)
+            yield Group(sample_id, self._joined(sample_id, refs), items)
+
+    def _joined(self, sample_id: str, stored: set[str | None]) -> tuple[str, ...]:
+        """The images of a sample."""
+        found = [_refs(sample_id, ref) for ref in stored]
+        if self._join is not None:
+            return self._join(found)
+        (refs,) = found
+        return refs
 
     def _flush(self) -> None:
         self._database.executemany("INSERT INTO question VALUES (?, ?, ?, ?, ?)", self._rows)

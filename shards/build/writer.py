@@ -47,6 +47,7 @@ def build_shards(
     regions: Sequence[Path] = (),
     scene_graphs: Path | None = None,
     annotations: Sequence[Path] = (),
+    ocr: Sequence[Path] = (),
     limit: int | None = None,
     workers: int = 0,
     on_missing: OnMissing = "fail",
@@ -74,6 +75,7 @@ def build_shards(
         regions=regions,
         scene_graphs=scene_graphs,
         annotations=annotations,
+        ocr=ocr,
         limit=limit,
         workers=workers,
         on_missing=on_missing,
@@ -131,7 +133,7 @@ def _cannot_write(out: Path, place: str | Path, reason: str) -> DataError:
 def _write(
     request: BuildRequest, files: list[Path], sources: list[Source], staging: Path, engine: Engine
 ) -> SplitIndex:
-    with Grouping(staging / "questions.sqlite") as grouping:
+    with Grouping(staging / "questions.sqlite", READERS[request.format].join) as grouping:
         left_out = read_and_group(request, files, grouping, staging)
         result = _pack_all(request, grouping, staging, engine)
     index = _index(request, sources, result, left_out)

@@ -2,7 +2,7 @@
 
 import atexit
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import groupby
@@ -38,10 +38,11 @@ from shards.read.collate import Shown
 from shards.read.collation import AnyBatch, Collation, SeenVisit, first_images
 from shards.read.eyes import Augment
 from shards.read.fetcher import Errand, Fetcher
+from shards.read.windows import by_window, only_named
 from shards.read.workers import leave_with_parent, worker_context
 from shards.remote.files import CachedFiles, open_files
 from shards.tasks import TASKS
-from shards.tasks.seam import Draw, Row, Rows, Visit, Wanted
+from shards.tasks.seam import Draw, Rows, Visit, Wanted
 
 
 class MicroBatch(NamedTuple):
@@ -190,8 +191,11 @@ class _MicroBatches(Dataset):
         read = [
             self._visit(image, np.concatenate([positions_of(number) for number in group])) for image, group in parts
         ]
-        draw = Draw(draws_from, self.split.index, self.split.reader.sample)
+        draw = Draw(draws_from, self.split.index, self.split.reader.sample, is_training=not keep_items)
         made = [task.rows(visit, draw, self.texts.wanted) for visit in read]
+        if task.images is None:
+            windows = [window for visit, rows in zip(read, made, strict=True) for window in by_window(visit, rows)]
+            read, made = [visit for visit, _ in windows], [rows for _, rows in windows]
 
         def augment_of(visit: Visit) -> Augment | None:
             return None if augment is None or tells_sides(visit.items) else partial(augment, sample=visit.sample)
@@ -214,11 +218,12 @@ class _MicroBatches(Dataset):
         )
 
     def _see(self, visit: Visit, rows: Rows, augment: Augment | None) -> SeenVisit:
-        """The images of a visit: all of its sample, or of a task without a fixed number those that its rows name."""
+        """The images of a visit: all of its sample, or of a task without a fixed number those that its rows name,
+        which are the same ones for all of them."""
         shown = self._shown_image(visit.sample)
         blocks, places = rows.blocks, None
         if TASKS[self.texts.task].images is None:
-            blocks, places = _only_named(rows.blocks)
+            blocks, places = only_named(rows.blocks)
         images = self._images(shown, augment, places)
         return SeenVisit(images, blocks, len(visit.items), self.split.reader.describe(visit.sample))
 
@@ -242,20 +247,6 @@ class _MicroBatches(Dataset):
                 f"{error}; list every fault with `duoflow shards verify {self.split.directory}` and build the shards "
                 "again"
             ) from None
-
-
-def _only_named(blocks: Mapping[str, Sequence[Row]]) -> tuple[dict[str, list[Row]], list[int]]:
-    """Rows that count only the images that one of them names, in their order; and the places of those in the sample."""
-    places = sorted({place for rows in blocks.values() for row in rows for place in row.all_images})
-    number = {place: number for number, place in enumerate(places)}
-    renamed = {
-        name: [
-            row._replace(image=number[row.all_images[0]], images=tuple(number[place] for place in row.images))
-            for row in rows
-        ]
-        for name, rows in blocks.items()
-    }
-    return renamed, places
 
 
 class TrainingBatches(_MicroBatches):

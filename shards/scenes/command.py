@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shards.errors import UserError
-from shards.scenes import color_and_detail, lxmert, nlvr2, six_things, snli_ve, vqa
+from shards.scenes import color_and_detail, documents, lxmert, nlvr2, six_things, snli_ve, vqa
 from shards.scenes.color_and_detail import color_and_detail_files
+from shards.scenes.documents import document_files
 from shards.scenes.gqa_format import (
     choice_records,
     json_members,
@@ -43,6 +44,7 @@ TASKS = {
     "nlvr2": SceneTask(nlvr2.MIN_IMAGES, nlvr2.image_counts),
     "snli_ve": SceneTask(snli_ve.MIN_IMAGES, snli_ve.image_counts),
     "lxmert": SceneTask(lxmert.MIN_IMAGES, lxmert.image_counts),
+    "mpdocvqa": SceneTask(documents.MIN_IMAGES, documents.image_counts),
     "color_and_detail": SceneTask(color_and_detail.MIN_IMAGES, color_and_detail.image_counts),
     "six_things": SceneTask(six_things.MIN_IMAGES, six_things.image_counts),
 }
@@ -52,12 +54,13 @@ def add_scenes_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
     """Add the `scenes` verb; its namespace carries `handler`: namespace -> exit code."""
     parser = subparsers.add_parser(
         "scenes",
-        help="render a small set in the format of GQA, VQA v2, NLVR2, SNLI-VE or LXMERT",
+        help="render a small set in the format of GQA, VQA v2, NLVR2, SNLI-VE, LXMERT or MP-DocVQA",
         description="Render coloured shapes with questions, scene graphs and choices as GQA writes them, or with what "
         "another task's files hold. The splits share no image; GQA's are "
         f"{', '.join(SPLITS)}, where `backbone` is there to train vision encoders on before `train`. `six_things` "
         "and `color_and_detail` are in GQA's format as well: several things in a picture, of which a question names "
-        "one; and things whose color a coarse look tells and whose shape only a fine one.",
+        "one; and things whose color a coarse look tells and whose shape only a fine one. Of `mpdocvqa` the images are "
+        "pages of documents with lines to be read.",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="directory to write; it appears when it is complete")
     parser.add_argument("--images", metavar="N", type=int, default=2000, help="how many images (default: %(default)s)")
@@ -105,6 +108,7 @@ def task_files(task: str, *, num_images: int, seed: int) -> Iterator[tuple[str, 
         "nlvr2": nlvr2_files,
         "snli_ve": snli_ve_files,
         "lxmert": lxmert_files,
+        "mpdocvqa": document_files,
         "color_and_detail": color_and_detail_files,
         "six_things": six_things_files,
     }

@@ -1,6 +1,6 @@
 """The tasks that shards can be read for: TASKS is the only list of them."""
 
-from shards.tasks import gqa, lxmert, nlvr2, snli_ve, vqa
+from shards.tasks import gqa, lxmert, mpdocvqa, nlvr2, snli_ve, vqa
 from shards.tasks.seam import TaskData
 
 TASKS: dict[str, TaskData] = {
@@ -9,6 +9,7 @@ TASKS: dict[str, TaskData] = {
     "snli_ve": snli_ve.DATA,
     "nlvr2": nlvr2.DATA,
     "lxmert": lxmert.DATA,
+    "mpdocvqa": mpdocvqa.DATA,
 }
 
 __all__ = ["TASKS", "TaskData"]

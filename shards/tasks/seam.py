@@ -87,6 +87,8 @@ class Wanted:
     """`losses.genome`"""
     classes: Mapping[str, int] = field(default_factory=dict)
     """The number of each class by its name."""
+    pages: int | None = None
+    """`data.pages_per_visit`"""
 
 
 class Draw(NamedTuple):
@@ -96,6 +98,8 @@ class Draw(NamedTuple):
     index: SplitIndex
     sample_of: Callable[[int], Sample]
     """The sample with a number."""
+    is_training: bool = False
+    """Whether what is read may differ from epoch to epoch; an evaluation compares over epochs."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,9 +21,10 @@ from transformers import LxmertModel
 from model.towers.lxmert import dead_modules
 from tests.distributed.launch import ROOT, launch_alone
 from tests.distributed.training_worker import Case, Fault, read_codes, write_cases
+from tests.official import Official
 from tests.regions import shared_lxmert
 from tests.runs import NO_COMPILER, LeftOver
-from tests.task_corpora import CORPORA, TRAIN, VAL, Official, task_recipe
+from tests.task_corpora import CORPORA, TRAIN, VAL, task_recipe
 from trainer.cli import main
 
 pytestmark = pytest.mark.integration

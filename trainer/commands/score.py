@@ -21,8 +21,8 @@ def add_score_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
         "score",
         help="a task's official scores of a file of predictions",
-        description="Score predictions as the official script of GQA, VQA, NLVR2 or SNLI-VE does, or LXMERT's own "
-        "code. See docs/scores.md.",
+        description="Score predictions as the official script of GQA, VQA, NLVR2 or SNLI-VE does, LXMERT's own "
+        "code, or the framework of MP-DocVQA. See docs/scores.md.",
     )
     add = parser.add_argument
     add("--task", choices=tuple(TASKS), default="gqa", help="whose files and scores (gqa)")

@@ -26,6 +26,9 @@ def cross_faults(config: RunConfig) -> tuple[Fault, ...]:
     of_fusion = (_fusion, _scratch, _libraries, _efficient_sam, _frozen, _shared, _lora, _guided)
     if config.task not in TASKS:
         return (_unknown_task(config.task),)
+    if config.model.vlm is None and TASKS[config.task].images is None:
+        shown = f"is null, and task {config.task} shows documents of any number of pages"
+        return (Fault("model.vlm", f"{shown}; name a vision-language model"),)
     checks += of_fusion if config.model.vlm is None else (vlm_faults,)
     return tuple(fault for check in checks for fault in check(config))
 

@@ -1,17 +1,28 @@
-"""VQA, NLVR2, SNLI-VE and LXMERT for `duoflow score`: which files they read, and their scores as lines and as JSON."""
+"""VQA, NLVR2, SNLI-VE, LXMERT and MP-DocVQA for `duoflow score`: their files, and their scores as lines and as JSON."""
 
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from shards.errors import UserError
 from shards.progress import Progress
-from trainer.scoring import nlvr2, nlvr2_files, scored_files, snli_ve, snli_ve_files, vqa, vqa_files
+from trainer.scoring import anls_files, nlvr2, nlvr2_files, scored_files, snli_ve, snli_ve_files, vqa, vqa_files
+from trainer.scoring.anls import HITS, LONG, Definition, score_documents
 from trainer.scoring.task import Scored
 
 SNLI_VE_DIGITS = 4
 """As ALBEF logs its accuracy."""
+MPDOCVQA_DIGITS = 4
+"""As the framework logs its scores."""
+MPDOCVQA_LABELS = {
+    "accuracy": "Accuracy",
+    "anls": "ANLS",
+    "page_accuracy": "Retrieval precision",
+    **{f"hit@{k}": f"Hit@{k}" for k in HITS},
+    **{f"long_hit@{k}": f"Hit@{k}, {LONG} pages or more" for k in HITS},
+}
+"""In the framework's words, which has no more than the first three."""
 
 
 def add_vqa_options(group: Any) -> list[argparse.Action]:
@@ -108,6 +119,44 @@ def score_lxmert(arguments: argparse.Namespace) -> Scored:
     lines = [f"Accuracy: {100 * accuracy:.2f} %", "", f"{len(labels):,} questions"]
     scores = {"accuracy": round(accuracy, 4) if arguments.rounded else accuracy}
     return Scored(lines, _document(arguments, scores, {"questions": len(labels)}))
+
+
+def add_mpdocvqa_options(group: Any) -> list[argparse.Action]:
+    """How answers are compared."""
+    return [
+        group.add_argument(
+            "--anls",
+            choices=get_args(Definition),
+            default="framework",
+            help="whose definition: the framework's, which compares in lower case, or GuiQuQu's (framework)",
+        )
+    ]
+
+
+def score_mpdocvqa(arguments: argparse.Namespace) -> Scored:
+    """MP-DocVQA's accuracy, ANLS, accuracy of the page and hit@k, parts of 1.
+
+    Raises:
+        UserError: a file does not hold what it should.
+    """
+    questions = _only_file(arguments)
+    with _reading([questions, arguments.predictions]) as progress:
+        truths = anls_files.read_truths(questions, progress.advance)
+        answers = anls_files.read_answers(arguments.predictions, truths, progress.advance)
+    result = score_documents(truths, answers, arguments.anls)
+    num_long = sum(truth.num_pages >= LONG for truth in truths.values())
+    lines = [f"{MPDOCVQA_LABELS[cell]}: {value:.{MPDOCVQA_DIGITS}f}" for cell, value in result.items()]
+    lines += ["", f"{len(truths):,} questions, {num_long:,} of them about {LONG} pages or more"]
+    scores = {
+        _camel_case(cell): round(value, MPDOCVQA_DIGITS) if arguments.rounded else value
+        for cell, value in result.items()
+    }
+    return Scored(lines, _document(arguments, scores, {"questions": len(truths), "long": num_long}))
+
+
+def _camel_case(name: str) -> str:
+    first, *others = name.split("_")
+    return first + "".join(part.capitalize() for part in others)
 
 
 def _vqa_lines(result: vqa.VqaResult) -> Iterator[str]:

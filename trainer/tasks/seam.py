@@ -26,6 +26,8 @@ class Outputs(NamedTuple):
     """The names of the most likely classes, one for each item."""
     vocabulary: Collection[str] = frozenset()
     """Every class that there is."""
+    pages: Sequence[Sequence[int]] | None = None
+    """Of each item, the places of its pages in its window, the most likely first."""
 
 
 def paired(items: Sequence[_Item], said: Sequence[str] | None) -> list[tuple[_Item, str]]:

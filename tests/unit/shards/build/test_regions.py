@@ -15,8 +15,10 @@ from shards.format.index import RegionShape, SplitIndex, read_index
 from shards.format.records import ScoredSample
 from shards.format.regions import EXTENSION, Regions, decode_regions
 from shards.format.tar_reader import ShardReader
+from tests.corpora import SMALL_SHARD
+from tests.official import Official
 from tests.regions import NUM_REGIONS, REGION_WIDTH, regions_of, row_of, write_tsv
-from tests.task_corpora import SMALL_SHARD, Official, write_lxmert, write_lxmert_nlvr2
+from tests.task_corpora import write_lxmert, write_lxmert_nlvr2
 from trainer.cli import main
 
 Row = dict[str, str]

@@ -10,7 +10,9 @@ import pytest
 from shards.annotations import READERS
 from shards.format.index import read_index
 from shards.format.tar_reader import ShardReader
-from tests.task_corpora import CORPORA, Official
+from tests.documents import LENGTHS
+from tests.official import Official
+from tests.task_corpora import CORPORA
 from trainer.cli import main
 
 every_task = pytest.mark.parametrize("task", CORPORA)
@@ -92,14 +94,15 @@ def test_every_item_of_the_files_is_there_once_in_order(task: str, tmp_path: Pat
     assert len(samples) == 8
     assert len(set(ids)) == len(ids) == index.counts["questions"] == sum(1 + number % 4 for number in range(8))
     assert [sample.sample_id for sample in samples] == sorted(sample.sample_id for sample in samples)
-    images = {"nlvr2": 2}.get(task, 1)
+    images = {"nlvr2": [2], "mpdocvqa": LENGTHS}.get(task, [1])
     for number, sample in enumerate(samples):
-        assert len(reader.images(number)) == len(sample.pictures) == images
+        assert len(reader.images(number)) == len(sample.pictures) == images[number % len(images)]
 
 
 @every_task
 def test_files_of_another_task_are_refused_with_the_form_that_is_expected(task: str, tmp_path: Path, refused: Refused):
     forms = {"gqa": "question", "vqa": "questions", "snli_ve": "SNLI-VE", "nlvr2": "NLVR2", "lxmert": "LXMERT"}
+    forms["mpdocvqa"] = "MP-DocVQA"
     own = write(tmp_path, task)
     for other in CORPORA.keys() - {task}:
         files = write(tmp_path, other, whole=True)

@@ -18,6 +18,7 @@ TOWERS = {
     "snli_ve": {"model.match"},
     "nlvr2": {"model.match"},
     "lxmert": {"model.match", "answers.start_from"},
+    "mpdocvqa": {"model.vlm"},
 }
 
 

@@ -1,0 +1,79 @@
+"""MP-DocVQA: a question is read with the pages of its window, of which one shows the answer.
+
+In training a window may be narrowed to `data.pages_per_visit` pages around the answer. The document is cut into runs of
+so many pages, beginning at a place that a hash draws for each document and epoch, and a question reads the run that
+shows its answer: questions whose answers are near each other share their pages, and an epoch can be had again. In
+evaluation the whole window is read.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from shards.format.documents import Document, DocumentQuestion
+from shards.plan import hash64
+from shards.tasks.seam import Block, Draw, Row, Rows, Target, TaskData, Visit, Wanted
+
+
+def rows(visit: Visit, draw: Draw, wanted: Wanted) -> Rows:
+    """`ask`: every question, once, with the pages that it is asked of.
+
+    Its target is one of its answers, drawn anew each epoch; in evaluation the first of them. One without answers
+    weighs nothing.
+    """
+    document: Document = draw.sample_of(visit.sample)
+    questions: Sequence[DocumentQuestion] = visit.items
+    places, made = document.places, []
+    cut, answers = _drawn(draw, visit) if draw.is_training else (0, [0] * len(questions))
+    for item, question in enumerate(questions):
+        window = [places[name] for name in question.pages]
+        if draw.is_training and wanted.pages is not None:
+            answer = 0 if question.answer_page is None else question.answer_page
+            window = [window[place] for place in narrowed(window, answer, wanted.pages, cut)]
+        made.append(_row(question, item, sorted(window), answers[item]))
+    return Rows({"ask": made})
+
+
+def narrowed(window: Sequence[int], answer: int, size: int, draw: int) -> range:
+    """Places in a window that are read: `size` in a row, the answer among them; all, where there are no more.
+
+    Args:
+        window: the pages by their places in the document.
+        answer: which of them shows the answer, as a place in the window.
+        draw: where the document is cut: of as many numbers in a row as the size, each puts the answer elsewhere.
+    """
+    if size >= len(window):
+        return range(len(window))
+    start = answer - (window[answer] + draw) % size
+    start = min(max(start, 0), len(window) - size)
+    return range(start, start + size)
+
+
+def _drawn(draw: Draw, visit: Visit) -> tuple[int, list[int]]:
+    """Where the document is cut, and which of its answers each question has in this epoch."""
+    seed, epoch = draw.epoch.order.seed, draw.epoch.epoch
+    (cut,) = hash64(seed, epoch, "page", np.array([visit.sample])).tolist()
+    return cut, hash64(seed, epoch, "answer", np.asarray(visit.numbers, dtype=np.int64)).tolist()
+
+
+def _row(question: DocumentQuestion, item: int, places: Sequence[int], draw: int) -> Row:
+    known = len(question.answers)
+    return Row(
+        question.question,
+        item,
+        image=places[0],
+        images=tuple(places),
+        weight=float(known > 0),
+        targets=(Target(question.answers[draw % known], 1.0) if known else Target("", 0.0),),
+    )
+
+
+DATA = TaskData(
+    formats=("mpdocvqa",),
+    blocks={"ask": Block(tower="answer")},
+    reads={"answer": "ask"},
+    losses={"answer": 1.0},
+    rows=rows,
+    images=None,
+    augments=False,
+)
