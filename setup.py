@@ -43,6 +43,7 @@ setup(
             "aiohttp>=3.13",
             "hypothesis>=6.100",
             "moto[server]>=5",
+            "num2words>=0.5",
             "pytest>=8",
             "pytest-xdist>=3.7",
             "ruff>=0.14",
@@ -53,6 +54,7 @@ setup(
         "http": ["aiohttp>=3.13"],
         "ray": ["ray>=2.49"],
         "s3": ["s3fs>=2025.3"],
+        "trl": ["trl>=1.16", "accelerate>=1.15", "datasets>=5.2"],
     },
     entry_points={"console_scripts": ["duoflow=trainer.cli:main"]},
 )
