@@ -52,6 +52,7 @@ setup(
         "gcs": ["gcsfs>=2025.3"],
         "hf": ["huggingface_hub>=1.0"],
         "http": ["aiohttp>=3.13"],
+        "qlora": ["bitsandbytes>=0.49"],
         "ray": ["ray>=2.49"],
         "s3": ["s3fs>=2025.3"],
         "trl": ["trl>=1.16", "accelerate>=1.15", "datasets>=5.2"],

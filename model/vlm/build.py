@@ -95,7 +95,7 @@ def build_vlm(
     """
     reference = model.vlm
     assert reference is not None, "asked for"
-    loaded = load_checkpoint(reference)
+    loaded = load_checkpoint(reference, quantize=config.quantize)
     context, ends = context_of(loaded.model), end_ids_of(loaded.model, loaded.processor)
     if config.max_tokens is not None and config.max_tokens > context:
         raise ConfigError(f"vlm.max_tokens: {config.max_tokens:,}, but {reference} reads {context:,}; lower it")
