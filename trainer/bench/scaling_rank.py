@@ -19,9 +19,9 @@ from trainer.bench.scaling_job import Answer, Job, Probe, sent_bytes
 from trainer.config.schema import REPOSITORY
 from trainer.engine.deepspeed_config import read_policy, resolve
 from trainer.engine.distributed import World, initialize
-from trainer.engine.process import leave
 from trainer.engine.engine import Engine
 from trainer.engine.parameter_groups import parameter_groups
+from trainer.engine.process import leave
 
 _ROWS = 4
 """Of a micro-batch."""
