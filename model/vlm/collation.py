@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from model.towers.checkpoint_files import short_reason
 from model.vlm.batch import PADDING, PREFIX, Asked, Learnt, Sequences, VlmBatch
 from model.vlm.prompt import ChatPrompt, Row, TokenIds, Turn, row_ids
 from shards.errors import DataError
@@ -26,6 +27,7 @@ BLOCK = "ask"
 """The only block that a vision-language model reads."""
 
 _LENGTH_MULTIPLE = 8
+_NO_ANSWER = Target("", 0.0)
 
 
 class OwnSizeEyes:
@@ -86,7 +88,7 @@ class VlmCollation:
         Raises:
             DataError: a prefix with a question is longer than the model's context, or a text has a special token.
         """
-        empty = SeenVisit([eyes.blank] * blanks, {BLOCK: [TaskRow("", 0, targets=(Target("", 0.0),))]}, 1, "nothing")
+        empty = SeenVisit([eyes.blank] * blanks, {BLOCK: [TaskRow("", 0)]}, 1, "nothing")
         shown = visits or [empty]
         cut, asked = 0, []
         for visit in shown:
@@ -109,7 +111,7 @@ class VlmCollation:
             turns = [
                 (Turn(text, self._answer(target.text, visit)), target.weight)
                 for text, row in zip(texts, visit.rows[BLOCK], strict=True)
-                for target in row.targets
+                for target in row.targets or (_NO_ANSWER,)
             ]
             weights += [weight for _, weight in turns]
             count = len(visit.images)
@@ -150,7 +152,13 @@ class VlmCollation:
     def _encode(self, visits: Sequence[SeenVisit], lines: Sequence[_Line]) -> dict[str, Any]:
         """What the processor makes of the images and prefixes of sequences."""
         images = [visits[line.prefix].images for line in lines]
-        return self.prompt.encode([self.prompt.prefix(len(shown)) for shown in images], images)
+        texts = [self.prompt.prefix(len(shown)) for shown in images]
+        try:
+            return self.prompt.encode(texts, images)
+        except (ValueError, RuntimeError) as error:  # of a picture that is too narrow, or too small
+            where = " or ".join(dict.fromkeys(visits[line.prefix].where for line in lines))
+            source = self.prompt.source
+            raise DataError(f"{where}: the processor of {source} refuses an image: {short_reason(error)}") from None
 
     def _sequences(
         self, visits: Sequence[SeenVisit], lines: Sequence[_Line], encoded: Mapping[str, Any]

@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
 import torch
+from jinja2 import TemplateError
 from transformers import ProcessorMixin
 
-from shards.errors import ConfigError, DataError
+from model.towers.checkpoint_files import short_reason
+from shards.errors import ConfigError, DataError, UserError
 
 TokenIds = list[int]
 
@@ -83,11 +85,18 @@ class ChatPrompt:
             anchor="",
             special_ids=frozenset({*tokenizer.all_special_ids, *added, *end_ids}),
         )
-        marked = replace(plain, placeholder=plain._find_placeholder())
-        (ids,) = row_ids(marked.encode([marked.prefix(1)], [[_TRIAL]]))
-        behind = ids[len(marked.shared(ids)) - 1 :]
-        made = replace(marked, anchor=tokenizer.decode(behind, skip_special_tokens=False))
-        made._check()
+        try:
+            marked = replace(plain, placeholder=plain._find_placeholder())
+            (ids,) = row_ids(marked.encode([marked.prefix(1)], [[_TRIAL]]))
+            behind = ids[len(marked.shared(ids)) - 1 :]
+            made = replace(marked, anchor=tokenizer.decode(behind, skip_special_tokens=False))
+            made._check()
+        except UserError:
+            raise
+        except (TemplateError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+            tried = "a question with an image" + ("" if system is None else " behind vlm.system")
+            reason = f"{type(error).__name__}: {short_reason(error)}"
+            raise ConfigError(f"model.vlm: {source}: its processor cannot make {tried}: {reason}") from None
         return made
 
     @property

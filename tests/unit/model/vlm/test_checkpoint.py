@@ -198,3 +198,41 @@ def test_in_bfloat16_sharing_is_within_roundings(checkpoint: Path) -> None:
     built.objective.to(dtype=torch.bfloat16)
     built.objective.place_frozen(cpu, torch.bfloat16)
     assert try_sharing(built.objective, built.collation, cpu).passed
+
+
+def test_a_template_that_takes_no_system_turn_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    for file in checkpoint.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    template = tmp_path / "chat_template.jinja"
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+    template.write_text(refusal + template.read_text())
+    assert build(tmp_path).answer_codec.system is None
+    with pytest.raises(ConfigError) as error:
+        build(tmp_path, VlmConfig(system="Be brief."))
+    assert "cannot make a question with an image behind vlm.system" in line_of(error)
+    assert "no system turn" in line_of(error)
+
+
+def test_a_picture_that_the_processor_refuses_is_named(checkpoint: Path) -> None:
+    narrow = visit("Is it red?")._replace(images=[zeros(3, 1, 400).byte()])
+    with pytest.raises(DataError) as error:
+        build(checkpoint).collation.collate([narrow], loss_scale=1.0, eyes=OwnSizeEyes(), blanks=1, answering=False)
+    assert line_of(error).startswith("train/shard-0: image 7: the processor of ")
+
+
+def test_items_without_an_answer_are_asked_and_weigh_nothing(checkpoint: Path) -> None:
+    collation = build(checkpoint).collation
+    seen = visit("Is it red?", "Is it blue?")
+    unknown = seen._replace(rows={"ask": [row._replace(targets=()) for row in seen.rows["ask"]]})
+    batch, _ = collation.collate([unknown], loss_scale=1.0, eyes=OwnSizeEyes(), blanks=1, answering=True)
+    assert not batch.learnt.weight.any()
+    assert len(batch.asked.at) == 2
+
+
+def test_a_template_without_a_place_for_images_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    for file in checkpoint.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}{{ m['role'] }}: hm{% endfor %}")
+    with pytest.raises(ConfigError) as error:
+        build(tmp_path)
+    assert line_of(error) == f"model.vlm: {tmp_path}: its chat template has no place for an image"
