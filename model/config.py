@@ -148,6 +148,19 @@ class VlmConfig(Section):
     """Adapters of the vision tower, and of what leads from it to the language model."""
 
 
+class ReaderConfig(Section):
+    """How a reader of pages (`model.reader`) reads; of no effect without one."""
+
+    page_tokens: int = Field(default=10, ge=1)
+    """Tokens in front of each page that stand for it, once it is read."""
+    max_pages: int = Field(default=20, ge=1)
+    """Pages of the longest window: the page head has a place for each."""
+    max_page_tokens: int = Field(default=512, ge=16)
+    """Tokens of a page with the question and the page tokens; further words are cut."""
+    boxes: bool = True
+    """Whether a token is told where its word stands on the page."""
+
+
 class GuidanceConfig(Section):
     """Where a question looks: GradCAM heatmap, points on it, EfficientSAM's mask at the points."""
 
@@ -199,6 +212,9 @@ class ModelConfig(Section):
     vlm: str | None = None
     """Reference of a vision-language model, which is then the whole model: any that transformers loads as
     `AutoModelForImageTextToText`; the other keys of this section but `gradient_checkpointing` have no effect."""
+    reader: Literal["hi_vt5"] | None = None
+    """What reads the words of pages, and is then the whole model: Hi-VT5 (Tito et al. 2022) around the T5 of `answer`;
+    the other keys of this section but `freeze`, `lora.answer` and `gradient_checkpointing` have no effect."""
     head: HeadKind = "lxmert"
     """Of `losses.classify`: Linear to twice the width, GELU, LayerNorm, Linear; or Linear, ReLU, Linear."""
     gradient_checkpointing: bool = False
@@ -285,6 +301,8 @@ class LossConfig(Section):
     """Weight of answer generation."""
     classify: float = Field(default=0.0, ge=0.0)
     """Weight of naming a class: a label, or an answer of a list."""
+    page: float = Field(default=0.0, ge=0.0)
+    """Weight of naming the page of a window that shows the answer."""
     answer_tokens: Literal["mean", "sum"] = "mean"
     """How the cross-entropies of an answer's tokens are put together; ALBEF adds them up."""
     genome: float = Field(default=0.5, ge=0.0)

@@ -28,7 +28,7 @@ FLOORS = {
         ("engine", "scoring"),
     ),
     "model": (
-        ("build", "vlm"),
+        ("build", "vlm", "reader"),
         ("pnp",),
         ("fusion_objective", "source", "parts", "layers"),
         ("looking",),

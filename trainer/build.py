@@ -23,6 +23,7 @@ from model.pnp.captions import load_captioner
 from model.pnp.fid import load_reader
 from model.pnp.pipeline import PnpPipeline
 from model.pnp.viewer import Viewer
+from model.reader.build import BuiltReader, build_reader
 from model.source import efficient_sam_sizes
 from model.towers.lxmert import RegionTower
 from model.towers.tokenizer import build_tokenizer, load_tokenizer
@@ -35,7 +36,7 @@ from shards.read.loader import EvaluationBatches, Loader, Split, Texts, Training
 from shards.tasks import TASKS
 from shards.tasks.seam import Wanted
 from trainer.config import RunConfig
-from trainer.config.faults import wrong_medium
+from trainer.config.faults import without_words, wrong_medium
 from trainer.config.schema import plan_order
 from trainer.engine.distributed import World
 from trainer.run_directory import RunDirectory, replace_directory
@@ -43,6 +44,8 @@ from trainer.run_directory import RunDirectory, replace_directory
 logger = logging.getLogger(__name__)
 
 FUSION_FILE = "fusion_encoder.safetensors"
+
+AnyBuilt = BuiltModel | BuiltVlm | BuiltReader
 
 
 def open_split(config: RunConfig, name: str) -> Split:
@@ -64,7 +67,7 @@ def assemble_model(
     scratch_tokenizer: Callable[[], PreTrainedTokenizerBase],
     classes: Sequence[str] = (),
     model: ModelConfig | None = None,
-) -> BuiltModel | BuiltVlm:
+) -> AnyBuilt:
     """The model of a recipe, or `model` in its place, with untrained parts as the seed makes them.
 
     Args:
@@ -74,16 +77,18 @@ def assemble_model(
         "max_question_tokens": config.data.max_question_tokens,
         "max_answer_tokens": config.data.max_answer_tokens,
     }
+    task, seed = TASKS[config.task], config.run.seed
     if config.model.vlm is not None:
-        task, seed = TASKS[config.task], config.run.seed
         return build_vlm(model or config.model, config.vlm, config.losses, task=task, seed=seed, **limits)
+    if config.model.reader is not None:
+        return build_reader(model or config.model, config.reader, config.losses, task=task, seed=seed, **limits)
     return build_model(
         model or config.model,
         config.losses,
-        task=TASKS[config.task],
+        task=task,
         answers=config.answers,
         classes=classes,
-        seed=config.run.seed,
+        seed=seed,
         scratch_tokenizer=scratch_tokenizer,
         **limits,
     )
@@ -187,13 +192,14 @@ def make_texts(config: RunConfig, built: Built) -> Texts:
     return Texts(task=config.task, collation=built.collation, wanted=wanted)
 
 
-def image_size(config: RunConfig, built: BuiltModel | BuiltVlm) -> int | None:
-    """Side in pixels of the images that the loader makes; None where it gives regions, or images of their own size.
+def image_size(config: RunConfig, built: AnyBuilt) -> int | None:
+    """Side in pixels of the images that the loader makes; None where it gives regions, images of their own size, or
+    none.
 
     Raises:
         ConfigError: the recipe names one, and regions have none.
     """
-    if isinstance(built, BuiltVlm):
+    if not isinstance(built, BuiltModel):
         return None
     if built.image_size is None and config.data.image_size is not None:
         raise ConfigError(
@@ -202,12 +208,16 @@ def image_size(config: RunConfig, built: BuiltModel | BuiltVlm) -> int | None:
     return config.data.image_size or built.image_size
 
 
-def check_medium(config: RunConfig, built: BuiltModel | BuiltVlm, split: Split) -> None:
+def check_medium(config: RunConfig, built: AnyBuilt, split: Split) -> None:
     """Whether the first tower reads what the images of a split are packed as.
 
     Raises:
         ConfigError: it does not.
     """
+    if isinstance(built, BuiltReader):
+        if not split.index.has_words:
+            raise ConfigError(without_words(split.directory))
+        return
     if isinstance(built, BuiltVlm):
         if split.index.medium != "pixels":
             raise ConfigError(wrong_medium(built.reference, "pixels", split.directory, split.index.medium))
@@ -222,9 +232,7 @@ def check_medium(config: RunConfig, built: BuiltModel | BuiltVlm, split: Split) 
         )
 
 
-def training_loader(
-    config: RunConfig, split: Split, built: BuiltModel | BuiltVlm, world: World
-) -> tuple[TrainingBatches, Loader]:
+def training_loader(config: RunConfig, split: Split, built: AnyBuilt, world: World) -> tuple[TrainingBatches, Loader]:
     """The micro-batches of this rank, and the workers that prepare them."""
     check_medium(config, built, split)
     share = Share(rank=world.rank, world_size=world.world_size, micro_visits=config.batch.micro_visits)
@@ -236,7 +244,7 @@ def training_loader(
 def evaluation_loader(
     config: RunConfig,
     split: Split,
-    built: BuiltModel | BuiltVlm,
+    built: AnyBuilt,
     world: World,
     *,
     max_images: int | None = None,

@@ -106,4 +106,6 @@ class BuildRequest:
         }
         if self.lowercase_answers:  # named only where it is asked for: an index without it keeps its bytes
             options["lowercase_answers"] = True
+        if self.ocr:
+            options["ocr"] = True
         return options

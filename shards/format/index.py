@@ -104,7 +104,7 @@ class SplitIndex(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     sources: list[Source]
     options: dict[str, str | int | bool | None]
     """The options of the build that change its content: resize, balanced_only, limit, on_missing, shard_bytes; and
-    lowercase_answers where it was given."""
+    lowercase_answers and ocr where they were given."""
     counts: dict[str, int]
     """images, questions, answered (questions with an answer); left out: missing_images, unreadable_images and their
     skipped_questions, duplicate_questions (identical repetitions), unbalanced_questions."""
@@ -120,6 +120,11 @@ class SplitIndex(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     regions: RegionShape | msgspec.UnsetType = msgspec.UNSET
     """What all images have in common whose regions are packed; not there where the images themselves are."""
     shards: list[Shard]
+
+    @property
+    def has_words(self) -> bool:
+        """Whether the words of its pages are packed."""
+        return bool(self.options.get("ocr"))
 
     @property
     def medium(self) -> Medium:

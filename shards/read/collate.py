@@ -234,7 +234,7 @@ def _collate_block(rows: list[Row], layout: Layout, num_items: int) -> tuple[Blo
         item,
         weight,
         labels,
-        _collate_targets(rows, codec) if layout.targets else None,
+        collate_targets(rows, codec) if layout.targets else None,
         _most(image),
         _most(item),
         int(mask.sum()),
@@ -259,7 +259,8 @@ def _labels(rows: list[Row], first_of_item: Mapping[int, int], layout: Layout, n
     return weight, labels
 
 
-def _collate_targets(rows: list[Row], codec: TextCodec) -> Targets:
+def collate_targets(rows: Sequence[Row], codec: TextCodec) -> Targets:
+    """What a decoder is to write behind each row."""
     targets = [target for row in rows for target in row.targets]
     numbers = [number for number, row in enumerate(rows) for _ in row.targets]
     if not targets:

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol, Self
 import torch
 
 from shards.format.index import SplitIndex
+from shards.format.records import Picture
 from shards.read.collate import Layout, Shown, collate
 from shards.read.eyes import Eyes, eyes_for
 from shards.tasks.seam import Row
@@ -27,6 +28,8 @@ class SeenVisit(NamedTuple):
     num_items: int
     where: str
     """What to call it in a message."""
+    pages: Sequence[Picture] = ()
+    """What the annotations say of each of its images."""
 
 
 class AnyBatch(Protocol):
@@ -57,8 +60,8 @@ class Collation(Protocol):
         """What a process that collates imports."""
         ...
 
-    def eyes(self, index: SplitIndex, image_size: int | None) -> Eyes:
-        """How the images of a split are seen.
+    def eyes(self, index: SplitIndex, image_size: int | None) -> Eyes | None:
+        """How the images of a split are seen; None where they are not looked at, and need not be read.
 
         Args:
             image_size: side of squares in pixels, where those are what is seen.
@@ -66,7 +69,7 @@ class Collation(Protocol):
         ...
 
     def collate(
-        self, visits: Sequence[SeenVisit], *, loss_scale: float, eyes: Eyes, blanks: int, answering: bool
+        self, visits: Sequence[SeenVisit], *, loss_scale: float, eyes: Eyes | None, blanks: int, answering: bool
     ) -> Collated:
         """One micro-batch; every rank must run the same layers, so that one without visits is filled up.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -43,6 +43,8 @@ from shards.read.workers import leave_with_parent, worker_context
 from shards.remote.files import CachedFiles, open_files
 from shards.tasks import TASKS
 from shards.tasks.seam import Draw, Rows, Visit, Wanted
+
+_Image = TypeVar("_Image")
 
 
 class MicroBatch(NamedTuple):
@@ -225,7 +227,8 @@ class _MicroBatches(Dataset):
         if TASKS[self.texts.task].images is None:
             blocks, places = only_named(rows.blocks)
         images = self._images(shown, augment, places)
-        return SeenVisit(images, blocks, len(visit.items), self.split.reader.describe(visit.sample))
+        pictures = _at(places, self.split.reader.sample(shown).pictures)
+        return SeenVisit(images, blocks, len(visit.items), self.split.reader.describe(visit.sample), pictures)
 
     def _visit(self, sample: int, positions: Ints) -> Visit:
         items, first = self.split.reader.sample(sample).items, int(self.split.visits.first_question[sample])
@@ -235,12 +238,12 @@ class _MicroBatches(Dataset):
         return image
 
     def _images(self, sample: int, augment: Augment | None, places: Sequence[int] | None) -> list[Shown]:
-        """Those of a sample at these places, or all of them."""
+        """Those of a sample at these places, or all of them; none where nobody looks at them."""
+        if self.eyes is None:
+            return []
         reader = self.split.reader
         try:
-            where, packed = reader.describe(sample), reader.images(sample)
-            if places is not None:  # another sample, whose images are shown instead, may have fewer
-                packed = [packed[place % len(packed)] for place in places]
+            where, packed = reader.describe(sample), _at(places, reader.images(sample))
             return [self.eyes.see(data, where, augment) for data in packed]
         except UnreadableImage as error:
             raise DataError(
@@ -346,6 +349,11 @@ class EvaluationBatches(_MicroBatches):
         return self._assemble(
             visits, order.questions, order.visits.image, self.split.epoch(0), loss_scale=1.0, keep_items=True
         )
+
+
+def _at(places: Sequence[int] | None, images: Sequence[_Image]) -> Sequence[_Image]:
+    """The images of a sample at these places, or all of them; another one that is shown instead may have fewer."""
+    return images if places is None else [images[place % len(images)] for place in places]
 
 
 class _Keys(Sampler):

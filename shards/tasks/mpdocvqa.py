@@ -18,18 +18,19 @@ from shards.tasks.seam import Block, Draw, Row, Rows, Target, TaskData, Visit, W
 def rows(visit: Visit, draw: Draw, wanted: Wanted) -> Rows:
     """`ask`: every question, once, with the pages that it is asked of.
 
-    Its target is one of its answers, drawn anew each epoch; in evaluation the first of them. One without answers
-    weighs nothing.
+    Its target is one of its answers, drawn anew each epoch; in evaluation the first of them. Its label is the page with
+    the answer. A question without answers weighs nothing.
     """
     document: Document = draw.sample_of(visit.sample)
     questions: Sequence[DocumentQuestion] = visit.items
     places, made = document.places, []
     cut, answers = _drawn(draw, visit) if draw.is_training else (0, [0] * len(questions))
     for item, question in enumerate(questions):
-        window = [places[name] for name in question.pages]
+        window = [(places[name], place) for place, name in enumerate(question.pages)]
         if draw.is_training and wanted.pages is not None:
             answer = 0 if question.answer_page is None else question.answer_page
-            window = [window[place] for place in narrowed(window, answer, wanted.pages, cut)]
+            in_document = [page for page, _ in window]
+            window = [window[place] for place in narrowed(in_document, answer, wanted.pages, cut)]
         made.append(_row(question, item, sorted(window), answers[item]))
     return Rows({"ask": made})
 
@@ -56,14 +57,18 @@ def _drawn(draw: Draw, visit: Visit) -> tuple[int, list[int]]:
     return cut, hash64(seed, epoch, "answer", np.asarray(visit.numbers, dtype=np.int64)).tolist()
 
 
-def _row(question: DocumentQuestion, item: int, places: Sequence[int], draw: int) -> Row:
+def _row(question: DocumentQuestion, item: int, pages: Sequence[tuple[int, int]], draw: int) -> Row:
+    """The row of a question that reads these pages: (place in the document, place in its window) of each."""
     known = len(question.answers)
+    images, places = zip(*pages, strict=True)
     return Row(
         question.question,
         item,
-        image=places[0],
-        images=tuple(places),
-        weight=float(known > 0),
+        image=images[0],
+        images=images,
+        places=places,
+        label=question.answer_page or 0,
+        weight=float(question.answer_page is not None),
         targets=(Target(question.answers[draw % known], 1.0) if known else Target("", 0.0),),
     )
 
@@ -71,8 +76,8 @@ def _row(question: DocumentQuestion, item: int, places: Sequence[int], draw: int
 DATA = TaskData(
     formats=("mpdocvqa",),
     blocks={"ask": Block(tower="answer")},
-    reads={"answer": "ask"},
-    losses={"answer": 1.0},
+    reads={"answer": "ask", "page": "ask"},
+    losses={"answer": 1.0, "page": 0.25},
     rows=rows,
     images=None,
     augments=False,

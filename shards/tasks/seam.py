@@ -37,6 +37,8 @@ class Row(NamedTuple):
     targets: tuple[Target, ...] = ()
     images: tuple[int, ...] = ()
     """Positions of all images that it reads at once, ascending, where that is not `image` alone: a window of pages."""
+    places: tuple[int, ...] = ()
+    """Of the images in `images`, in the item's own window of pages, which `label` counts in."""
 
     @property
     def all_images(self) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from shards.read.augment import augment_fault
 from shards.remote.address import is_url, url_fault
 from shards.tasks import TASKS
 from trainer.config.faults import Fault
+from trainer.config.reader_checks import reader_faults
 from trainer.config.schema import RunConfig
 from trainer.config.vlm_checks import vlm_faults
 from trainer.engine.optimizers import argument_faults, name_fault
@@ -26,9 +27,11 @@ def cross_faults(config: RunConfig) -> tuple[Fault, ...]:
     of_fusion = (_fusion, _scratch, _libraries, _efficient_sam, _frozen, _shared, _lora, _guided)
     if config.task not in TASKS:
         return (_unknown_task(config.task),)
+    if config.model.reader is not None:
+        return tuple(fault for check in (*checks, _lora, reader_faults) for fault in check(config))
     if config.model.vlm is None and TASKS[config.task].images is None:
         shown = f"is null, and task {config.task} shows documents of any number of pages"
-        return (Fault("model.vlm", f"{shown}; name a vision-language model"),)
+        return (Fault("model.vlm", f"{shown}; name a vision-language model, or set model.reader"),)
     checks += of_fusion if config.model.vlm is None else (vlm_faults,)
     return tuple(fault for check in checks for fault in check(config))
 
@@ -77,7 +80,8 @@ def _optim(config: RunConfig) -> Iterator[Fault]:
         yield from (Fault(f"optim.{key}", message) for key, message in argument_faults(optim.choice))
     for key, message in schedule_faults(optim.schedule, optim.schedule_options, optim.final_lr_ratio):
         yield Fault(f"optim.{key}", message)
-    if optim.layer_decay is not None and (config.model.vlm is not None or not _trained_towers(config)):
+    whole = config.model.vlm is not None or config.model.reader is not None
+    if optim.layer_decay is not None and (whole or not _trained_towers(config)):
         yield Fault(
             "optim.layer_decay",
             f"{optim.layer_decay} has no effect while all towers are frozen; take one out of model.freeze, or set it "

@@ -44,6 +44,14 @@ def wrong_medium(reference: str, reads: str, directory: str, holds: str) -> str:
     )
 
 
+def without_words(directory: str) -> str:
+    """That shards hold pages of which nobody knows the words."""
+    return (
+        f"{directory}: its pages have no words, and model.reader reads nothing else; build the shards with --ocr, or "
+        "name a vision-language model in model.vlm and set model.reader=null"
+    )
+
+
 def leaf_keys(section: type[Section], prefix: str = "") -> Iterator[str]:
     """The dotted keys of all values under a section, in the order of their declaration."""
     for name, field in section.model_fields.items():

@@ -75,6 +75,8 @@ def checkpoint_uses(config: RunConfig) -> list[Use]:
     model = config.model
     if model.vlm is not None:
         return [Use("model.vlm", model.vlm, ())]  # its kind is judged by the checks of a start
+    if model.reader is not None:
+        return [Use("model.answer", model.answer, T5_ARCHITECTURES)]
     kinds = {"vision": VISION, "second_stream": BLIP_ARCHITECTURES}
     uses = [
         Use(key, reference, () if read_reference(reference).is_timm else kinds[tower])

@@ -40,7 +40,7 @@ def recipe_rows(config: RunConfig) -> list[Row]:
     checkpoints = examine_all(uses)
     rows = [cache_row()] if any(checkpoint.is_on_hub for checkpoint in checkpoints.values()) else []
     rows += checkpoint_rows(uses, checkpoints)
-    if config.model.vlm is None:
+    if config.model.vlm is None and config.model.reader is None:
         rows += [row for row in (efficient_sam_row(config.model),) if row is not None]
         rows.append(width_row(config.model, uses, checkpoints))
     rows += data_rows(config)
@@ -139,7 +139,8 @@ def _precision(config: RunConfig, machine: Machine, answer: Checkpoint | None) -
         found = resolve_precision(config.precision, "cuda" if machine.gpus else "cpu", too_wide=too_wide)
         return f"{found} (precision: {config.precision})"
     is_t5 = answer is not None and answer.config.get("model_type") == "t5"
-    trained = is_t5 and ("answer" not in config.model.freeze or config.model.lora.answer.rank > 0)
+    lora, reads = config.model.lora.answer.rank > 0, config.model.reader is not None
+    trained = is_t5 and (reads or "answer" not in config.model.freeze or lora)
     too_wide = T5_IS_WIDE if trained else None
     found = resolve_precision(config.precision, "cuda" if machine.gpus else "cpu", too_wide=too_wide)
     return f"{found} (precision: {config.precision}{', T5 is trained' if trained else ''})"

@@ -7,15 +7,16 @@ from typing import Literal, NamedTuple
 import torch
 from transformers.utils import logging as transformers_logging
 
-from model.build import BuiltModel
+from model.reader.build import BuiltReader
 from model.vlm.build import BuiltVlm
 from shards.errors import ConfigError, DataError
 from shards.format.index import read_index
-from trainer.build import assemble_model, classes_of
+from trainer.build import AnyBuilt, assemble_model, classes_of
 from trainer.config import RunConfig, load_run_config
 from trainer.engine.deepspeed_config import resolve_precision
 from trainer.engine.distributed import device_type
 from trainer.export.initial_weights import initialize_from, start_answers
+from trainer.export.reader import load_beside
 from trainer.export.run_arguments import check_run
 from trainer.export.write import (
     exported_classes,
@@ -46,7 +47,7 @@ class Exported(NamedTuple):
     """A model on its device, in evaluation mode."""
 
     config: RunConfig
-    built: BuiltModel | BuiltVlm
+    built: AnyBuilt
     device: torch.device
     dtype: torch.dtype
 
@@ -105,6 +106,9 @@ def load_exported(path: Path, config: RunConfig, *, weights: Weights = "trained"
     objective = built.objective
     if weights == "trained" and isinstance(built, BuiltVlm):
         load_exported_adapters(objective, export)
+    elif weights == "trained" and isinstance(built, BuiltReader):
+        load_exported_adapters(objective, export)
+        load_beside(objective, export)
     elif weights == "trained":
         load_fusion(objective, export)
         load_exported_adapters(objective, export)

@@ -10,6 +10,7 @@ blip_second/                 the second BLIP, if it was trained: only its vision
 timm_vision/, timm_second/   a backbone of timm, if it was trained, as timm.models.save_for_hf writes it
 efficient_sam.safetensors    the second vision tower, if it was trained, under its official key names
 lora_vlm/                    the adapter of a vision-language model, which is then all that there is
+reader.safetensors           what a reader of pages has beside its T5; there is nothing else then but t5/ or lora_answer/
 heads.safetensors            heads that parts of the loss have of their own, where there are any
 export.json                  which part lies where, and the step and metrics that the weights belong to
 README.md                    model card
@@ -34,6 +35,7 @@ from model.efficient_sam.encoder import EfficientSamEncoder
 from model.efficient_sam.weights import save_efficient_sam_encoder
 from model.fusion_objective import FusionObjective
 from model.objective import Objective
+from model.reader.build import BuiltReader
 from model.references import read_reference, timm_directory
 from model.towers.answer_towers import T5AnswerTower
 from model.towers.checkpoint_files import architecture_of
@@ -42,13 +44,16 @@ from model.towers.timm_backbone import TimmVisionTower
 from model.vlm.build import BuiltVlm
 from model.vlm.objective import NAME
 from shards.errors import DataError
-from trainer.build import FUSION_FILE
+from trainer.build import FUSION_FILE, AnyBuilt
 from trainer.config import RunConfig
+from trainer.export.names import all_names, below
+from trainer.export.reader import reader_card, write_reader
+from trainer.export.t5 import T5, save_t5
 from trainer.export.vlm import LORA, vlm_card, write_adapter
 from trainer.run_directory import replace_directory, write_json
 
 EXPORT_FILE = "export.json"
-VQA, ITM, T5, VISION, SECOND_BLIP = "blip_vqa", "blip_itm", "t5", "blip_vision", "blip_second"
+VQA, ITM, VISION, SECOND_BLIP = "blip_vqa", "blip_itm", "blip_vision", "blip_second"
 TIMM_VISION, TIMM_SECOND, LXMERT = "timm_vision", "timm_second", "lxmert"
 SECOND_STREAM = "efficient_sam.safetensors"
 HEADS = "heads.safetensors"
@@ -56,7 +61,7 @@ HEADS = "heads.safetensors"
 
 def export_model(
     config: RunConfig,
-    built: BuiltModel | BuiltVlm,
+    built: AnyBuilt,
     parameters: Mapping[str, Tensor],
     directory: Path,
     *,
@@ -78,6 +83,9 @@ def export_model(
     aside.mkdir(parents=True)
     if isinstance(built, BuiltVlm):
         content, card = _write_vlm(config, built, parameters, aside, step, metrics)
+    elif isinstance(built, BuiltReader):
+        content = write_reader(config.model, built, parameters, aside)
+        card = reader_card(config, step, _metric_rows(metrics))
     else:
         content, card = _write_fusion(config, built, parameters, aside, step, metrics)
     known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
@@ -111,10 +119,10 @@ def _write_fusion(
     metrics: Mapping[str, float],
 ) -> tuple[dict[str, Any], str]:
     """Write the trained parts; gives what `export.json` says of them, and the model card."""
-    weights = _all_names(built.objective, parameters)
-    save_file(_below(weights, "fusion."), aside / FUSION_FILE)
+    weights = all_names(built.objective, parameters)
+    save_file(below(weights, "fusion."), aside / FUSION_FILE)
     parts = _export_towers(config.model, built, weights, aside) | _export_second(config.model, built, weights, aside)
-    heads = _below(weights, "heads.")
+    heads = below(weights, "heads.")
     if heads:
         save_file(heads, aside / HEADS)
     adapters = _export_adapters(config.model, built, weights, aside)
@@ -209,17 +217,6 @@ def adapter_directory(part: str) -> str:
     return f"lora_{part}"
 
 
-def _all_names(objective: FusionObjective, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under every name that the module has for them: shared and tied parameters have several."""
-    canonical = {parameter: name for name, parameter in objective.named_parameters()}
-    names = objective.named_parameters(remove_duplicate=False)
-    return {name: parameters[canonical[parameter]] for name, parameter in names}
-
-
-def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-
-
 def _export_towers(model: ModelConfig, built: BuiltModel, weights: Mapping[str, Tensor], aside: Path) -> dict[str, str]:
     """Write the checkpoints that hold trained parts; returns where each trained part lies.
 
@@ -229,13 +226,13 @@ def _export_towers(model: ModelConfig, built: BuiltModel, weights: Mapping[str, 
     if built.objective.sight.medium == "regions":
         if not trained:
             return {}
-        _save_lxmert(built, model.vision, _below(weights, "vision.") | _below(weights, "match."), aside / LXMERT)
+        _save_lxmert(built, model.vision, below(weights, "vision.") | below(weights, "match."), aside / LXMERT)
         return dict.fromkeys(("match", "vision"), LXMERT)  # both, trained or not: one checkpoint is named in both
-    answer, match, vision = *map(built.objective.tower, ("answer", "match")), _below(weights, "vision.")
+    answer, match, vision = *map(built.objective.tower, ("answer", "match")), below(weights, "vision.")
     parts: dict[str, str] = {}
     if isinstance(answer, T5AnswerTower):
         if "answer" in trained:
-            _save_t5(answer, built, model.answer, _below(weights, "answer.model."), aside / T5)
+            save_t5(answer.model, built.source.tokenizer(model.answer), below(weights, "answer.model."), aside / T5)
             parts["answer"] = T5
     elif answer is not None and (changed := trained & {"answer", *_vision_in(built, model.answer)}):
         _save_blip(BlipForQuestionAnswering, built, model.answer, "answer", vision, weights, aside / VQA)
@@ -264,7 +261,7 @@ def _vision_in(built: BuiltModel, reference: str) -> set[str]:
 
 def _export_second(model: ModelConfig, built: BuiltModel, weights: Mapping[str, Tensor], aside: Path) -> dict[str, str]:
     """Write the second vision tower, if it was trained; returns where it lies."""
-    trained = _below(weights, "second_stream.encoder.")
+    trained = below(weights, "second_stream.encoder.")
     if not trained:
         return {}
     if model.second_stream == "timm":
@@ -290,27 +287,13 @@ def _save_lxmert(built: BuiltModel, reference: str, weights: Mapping[str, Tensor
     built.source.tokenizer(reference).save_pretrained(directory)
 
 
-def _save_t5(
-    tower: T5AnswerTower, built: BuiltModel, reference: str, weights: Mapping[str, Tensor], directory: Path
-) -> None:
-    config = type(tower.model.config).from_dict(tower.model.config.to_dict())
-    with torch.device("meta"):
-        model = type(tower.model)(config)
-    # Assigned, not copied: transformers ties the head to the embeddings in every new T5, and copies of both would go
-    # into one tensor where the checkpoint, as Flan-T5 and T5 v1.1, has them apart.
-    model.load_state_dict(weights, strict=True, assign=True)
-    config.tie_word_embeddings = config.scale_decoder_outputs  # as published: transformers sets it to true on loading
-    model.save_pretrained(directory)
-    built.source.tokenizer(reference).save_pretrained(directory)
-
-
 def _export_adapters(
     model: ModelConfig, built: BuiltModel, weights: Mapping[str, Tensor], aside: Path
 ) -> dict[str, str]:
     for part in built.objective.adapters:
         reference = getattr(model, part)
         save_adapters(
-            _below(weights, f"lora.{part}."),
+            below(weights, f"lora.{part}."),
             getattr(model.lora, part),
             reference,
             aside / adapter_directory(part),
@@ -337,7 +320,7 @@ def _save_blip(
         _copy_into(model.vision_model, built.source.vision_of(reference), {})
     children = dict(built.objective.tower(tower).named_children()) if tower is not None else {}
     for name, child in children.items():
-        _copy_into(getattr(model, name), child, _below(weights, f"{tower}.{name}."))
+        _copy_into(getattr(model, name), child, below(weights, f"{tower}.{name}."))
     if tower is not None:
         for name, unused in built.source.named_parts(reference):
             if name not in (*children, "vision_model") and hasattr(model, name):
@@ -350,11 +333,20 @@ def _save_blip(
 def _copy_into(target: nn.Module, tower: nn.Module, weights: Mapping[str, Tensor]) -> None:
     plain = without_adapters(tower.state_dict())
     state = weights or {name: value.float().cpu() for name, value in plain.items()}
-    target.load_state_dict(state, strict=True, assign=True)  # not copied: see _save_t5
+    target.load_state_dict(state, strict=True, assign=True)  # not copied: see save_t5
 
 
 def _metric_rows(metrics: Mapping[str, float]) -> str:
-    known = ("val/accuracy", "val/anls", "val/binary", "val/open", "val/consistency", "val/loss", "val/itm_accuracy")
+    known = (
+        "val/accuracy",
+        "val/anls",
+        "val/page_accuracy",
+        "val/binary",
+        "val/open",
+        "val/consistency",
+        "val/loss",
+        "val/itm_accuracy",
+    )
     return "\n".join(f"| {name} | {metrics[name]:.4f} |" for name in known if name in metrics)
 
 

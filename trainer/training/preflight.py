@@ -17,7 +17,7 @@ from shards.read.ahead import check_cache
 from shards.remote.address import is_url
 from shards.tasks import TASKS
 from trainer.config import RunConfig
-from trainer.config.faults import wrong_medium
+from trainer.config.faults import without_words, wrong_medium
 from trainer.config.schema import check_world_size, policy_path
 from trainer.engine.optimizers import check_stage
 from trainer.engine.policy_choice import AUTO
@@ -158,6 +158,8 @@ def _check_data(config: RunConfig) -> None:
         index = _read_index(key, directory)
         check_format(config.task, index, key, directory)
         _check_medium(config, index, directory)
+        if config.model.reader is not None and not index.has_words:
+            raise ConfigError(f"{key}: {without_words(directory)}")
         if index.counts.get("answered", 0) == 0:
             raise ConfigError(f"{key}: {directory}: no question has an answer; training and validation need answers")
         if key == "data.val":
@@ -182,8 +184,8 @@ def check_format(task: str, index: SplitIndex, key: str, directory: str) -> None
 
 def _check_medium(config: RunConfig, index: SplitIndex, directory: str) -> None:
     """As far as it shows without loading anything: a checkpoint that is not here yet is judged when it is loaded."""
-    reference = config.model.vlm or config.model.vision
-    reads = "pixels" if config.model.vlm is not None else medium_of(reference)
+    whole = config.model.vlm or config.model.reader
+    reference, reads = whole or config.model.vision, "pixels" if whole else medium_of(config.model.vision)
     if reads is not None and reads != index.medium:
         raise ConfigError(wrong_medium(reference, reads, directory, index.medium))
     if index.medium == "regions" and config.data.augment is not None:
@@ -271,6 +273,9 @@ def _check_weights(config: RunConfig, device_type: str) -> None:
             check_quantize(config.vlm.quantize, device_type)
         check_checkpoint(config.model.vlm)
         return
+    if config.model.reader is not None:
+        _check_directory("model.answer", config.model.answer)
+        return
     _check_efficient_sam(config.model)
     _check_references(config.model, text_towers(TASKS[config.task], config.losses))
 
@@ -310,12 +315,16 @@ def _check_references(model: ModelConfig, used: Collection[str]) -> None:
         if reference.is_timm:
             _check_backbone(model, tower, f"{key}={text}", reference)
             continue
-        directory = reference.directory
-        if directory is not None and not (directory / "config.json").is_file():
-            found = "has no config.json" if directory.is_dir() else "is no directory"
-            raise ConfigError(
-                f"{key}: {text} {found}; expected a directory written by save_pretrained, a hub id, or scratch"
-            )
+        _check_directory(key, text)
+
+
+def _check_directory(key: str, text: str) -> None:
+    directory = read_reference(text).directory
+    if directory is not None and not (directory / "config.json").is_file():
+        found = "has no config.json" if directory.is_dir() else "is no directory"
+        raise ConfigError(
+            f"{key}: {text} {found}; expected a directory written by save_pretrained, a hub id, or scratch"
+        )
 
 
 def _check_backbone(model: ModelConfig, tower: str, said: str, reference: Reference) -> None:
