@@ -111,7 +111,7 @@ def build_reader(
 def add_page_tokens(
     model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, count: int
 ) -> tuple[int, ...]:
-    """Put `[PAGE_0]`, `[PAGE_1]`, ... into a vocabulary that lacks them, embedded at random in the spread of the others.
+    """Put `[PAGE_0]`, `[PAGE_1]`, ... into a vocabulary that lacks them, embedded at random as widely as the others.
 
     Published T5 have rows without a token, which the new ones take; else the embeddings and the output layer grow.
 

@@ -71,7 +71,9 @@ class ReaderCollation:
                 cut += was_cut
                 places = row.places or tuple(range(len(row.all_images)))
                 self._check_places(visit, places)
-                read.append([(self._reading(front, words[page]), at) for page, at in zip(row.all_images, places)])
+                read.append(
+                    [(self._reading(front, words[page]), at) for page, at in zip(row.all_images, places, strict=True)]
+                )
                 asked.append(row)
         targets = [_in_lower_case(row) for row in asked]
         made = ReaderBatch(

@@ -92,7 +92,7 @@ Hi-VT5 without pixels around {model.answer} ({how}), trained with DuoFlow for {s
 |---|---|
 {rows}
 
-`{READER}` holds what is beside T5: the embeddings of places on a page, and the head that names the page with the answer.
+`{READER}` holds what is beside T5: the embeddings of places on a page, and the head that names the page.
 Evaluate it with `duoflow evaluate RUN --split val`.
 """
 

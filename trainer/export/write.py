@@ -10,7 +10,7 @@ blip_second/                 the second BLIP, if it was trained: only its vision
 timm_vision/, timm_second/   a backbone of timm, if it was trained, as timm.models.save_for_hf writes it
 efficient_sam.safetensors    the second vision tower, if it was trained, under its official key names
 lora_vlm/                    the adapter of a vision-language model, which is then all that there is
-reader.safetensors           what a reader of pages has beside its T5; there is nothing else then but t5/ or lora_answer/
+reader.safetensors           what a reader of pages has beside t5/ or lora_answer/, which is then all that there is
 heads.safetensors            heads that parts of the loss have of their own, where there are any
 export.json                  which part lies where, and the step and metrics that the weights belong to
 README.md                    model card
