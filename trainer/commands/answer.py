@@ -27,12 +27,16 @@ def add_answer_parser(verbs: Any) -> None:
     )
     parser.add_argument(
         "--image",
-        required=True,
+        default=[],
         metavar="F",
         type=Path,
         nargs="+",
         help="a photo; a vision-language model takes several at once, such as the pages of a document",
     )
+    parser.add_argument(
+        "--shards", metavar="DIR", help="shards of documents whose words a reader (model.reader) answers from"
+    )
+    parser.add_argument("--document", metavar="ID", help="the document in --shards that is asked about")
     parser.add_argument("--question", required=True, metavar="TEXT", help="what to ask about it")
     parser.add_argument(
         "--overlay", metavar="F.png", type=Path, help="draw heatmap, points, mask, question and answer over the photo"
@@ -43,15 +47,41 @@ def add_answer_parser(verbs: Any) -> None:
 
 def _answer(arguments: argparse.Namespace) -> int:
     check_run(arguments.run)
-    answered = _ask_vlm(arguments) if _is_vlm(arguments.run) else _ask_fusion(arguments)
+    model = load_run_config(RunDirectory(arguments.run).config).model
+    if model.reader is not None:
+        return _ask_reader(arguments)
+    for option in ("shards", "document"):
+        if getattr(arguments, option) is not None:
+            raise ConfigError(f"--{option}: {arguments.run} looks at photos; name one in --image instead")
+    if not arguments.image:
+        raise ConfigError("--image: is not given; name a photo to ask about")
+    answered = _ask_vlm(arguments) if model.vlm is not None else _ask_fusion(arguments)
     say(f"{answered.text}  ({100 * answered.confidence:.1f} %)")
     if arguments.overlay is not None:
         say(f"drawn: {arguments.overlay}")
     return 0
 
 
-def _is_vlm(run: Path) -> bool:
-    return load_run_config(RunDirectory(run).config).model.vlm is not None
+def _ask_reader(arguments: argparse.Namespace) -> int:
+    run = arguments.run
+    for option in ("image", "overlay", "overrides"):
+        if getattr(arguments, option):
+            said = "key=value" if option == "overrides" else f"--{option}"
+            raise ConfigError(
+                f"{said}: has no effect on {run}, which reads words; use --shards DIR --document ID alone"
+            )
+    if arguments.pipeline != "direct":
+        raise ConfigError(f"--pipeline pnp: needs a trained fusion, and {run} reads words; leave it out")
+    for option in ("shards", "document"):
+        if getattr(arguments, option) is None:
+            raise ConfigError(f"--{option}: is not given, and {run} reads the words of a document of shards; name it")
+
+    from trainer.inference.documents import answer_document  # after the run was found: it imports torch
+
+    found = answer_document(run, arguments.shards, arguments.document, arguments.question)
+    where = "" if found.page is None else f"  on {found.page}"
+    say(f"{found.answered.text}  ({100 * found.answered.confidence:.1f} %){where}")
+    return 0
 
 
 def _ask_vlm(arguments: argparse.Namespace) -> "Answered":

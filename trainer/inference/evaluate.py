@@ -49,10 +49,10 @@ def evaluate_run(
         ConfigError, DataError: there is no such run or split, or the export does not load.
     """
     pnp = pipeline == "pnp"
-    if pnp and read_run(path).model.vlm is not None:
-        raise ConfigError(
-            f"--pipeline pnp: needs a trained fusion, and {path} is a vision-language model; leave it out"
-        )
+    model = read_run(path).model
+    if pnp and (model.vlm is not None or model.reader is not None):
+        kind = "a vision-language model" if model.vlm is not None else "a reader of words"
+        raise ConfigError(f"--pipeline pnp: needs a trained fusion, and {path} is {kind}; leave it out")
     config = read_run(path, overrides, open_keys=open_keys(looks=pnp, pnp=pnp, chooses=not pnp))
     task, opened = task_named(config.task), open_split(config, split)
     check_format(config.task, opened.index, f"data.{split}", opened.directory)

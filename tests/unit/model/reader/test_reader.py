@@ -84,7 +84,9 @@ class TestReadings:
         assert (batch.readings.ids[0] == collation.codec.tokenizer.convert_tokens_to_ids("q")).sum() >= 24
 
     def test_more_pages_than_places_are_refused(self):
-        with pytest.raises(DataError, match="a.tar: d1: a question is asked of page 5 of its window, .* for 4; raise"):
+        with pytest.raises(
+            DataError, match=r"a\.tar: d1: a question is asked of page 5 of its window, .* for 4; raise"
+        ):
             built().collation.collate([visit(ONE._replace(places=(1, 4)))], loss_scale=1.0)
 
 
