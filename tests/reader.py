@@ -69,8 +69,5 @@ def write_documents(directory: Path, *, with_words: bool = True) -> dict[str, st
 
 def reader_recipe(path: Path, data: dict[str, str], **sections: Any) -> Path:
     """A recipe that trains the whole T5 on documents: see `write_recipe`."""
-    lengths = {"questions_per_visit": 3, "max_question_tokens": 40, "max_answer_tokens": 8, "workers": 0}
     model = SECTIONS["model"] | {"answer": shared_t5()} | sections.pop("model", {})
-    return write_recipe(
-        path, data, task="mpdocvqa", **SECTIONS | {"data": {**data, **lengths}, "model": model} | sections
-    )
+    return write_recipe(path, data, task="mpdocvqa", **SECTIONS | {"model": model} | sections)

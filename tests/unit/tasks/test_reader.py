@@ -4,14 +4,34 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, T5ForConditionalGeneration
 
-from shards.errors import ConfigError, DataError
+from shards.errors import ConfigError, DataError, UserError
 from tests.reader import reader_recipe, write_documents
+from tests.runs import weights
 from tests.unit.tasks.document_trials import Reader, same
+from trainer.cli import main
 from trainer.config import load_config
+from trainer.export.reader import READER
+from trainer.export.t5 import T5
+from trainer.export.write import export_model
+from trainer.inference.evaluate import evaluate_run
+from trainer.run_directory import RunDirectory
 from trainer.training.preflight import check_inputs
 
 LORA = ("model.freeze=[answer]", "model.lora.answer.rank=2", "model.lora.answer.targets=[q,v]")
+
+
+def exported(reader: Reader, directory: Path) -> Path:
+    """A run directory with the weights of a reader, as if it had trained them."""
+    place = reader.config.run.model_copy(update={"directory": str(directory), "name": "run"})
+    config = reader.config.model_copy(update={"run": place})
+    run = RunDirectory.of(config)
+    run.create()
+    run.write_config(config)
+    export_model(config, reader.built, weights(reader.objective), run.export, step=3, metrics={"val/anls": 0.5})
+    return run.path
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +101,76 @@ def test_shards_without_words_are_refused_before_a_model_is_loaded(tmp_path: Pat
         check_inputs(config, device_type="cpu", past=None)
     assert str(error.value).startswith(f"data.train: {data['train']}: its pages have no words")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("overrides", [(), LORA, LORA[:1]], ids=["whole", "lora", "frozen"])
+def test_an_export_measures_what_the_trained_model_does(recipe: Path, tmp_path: Path, overrides: tuple[str, ...]):
+    reader = Reader(recipe, *overrides)
+    (expected,) = reader.evaluation()
+    run = exported(reader, tmp_path)
+    metrics, counts = evaluate_run(run, "val")
+    assert metrics.items() >= expected.metrics.items()
+    assert counts.items() >= expected.counts.items()
+    other, _ = evaluate_run(run, "val", images="shuffled")
+    assert other["val/answer_loss"] != metrics["val/answer_loss"], "the words of another document"
+
+
+def test_a_whole_t5_is_exported_with_its_page_tokens(whole: Reader, tmp_path: Path):
+    directory = exported(whole, tmp_path) / "export" / T5
+    model, tokenizer = T5ForConditionalGeneration.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
+    ids = tokenizer.convert_tokens_to_ids([f"[PAGE_{number}]" for number in range(3)])
+    assert tuple(ids) == whole.built.collation.page_ids
+    trained = whole.objective.tower.model.shared.weight.detach()
+    torch.testing.assert_close(model.shared.weight.detach()[ids], trained[ids])
+
+
+def test_what_is_beside_t5_is_missed_and_not_taken_from_another_recipe(whole: Reader, tmp_path: Path):
+    run = exported(whole, tmp_path)
+    file = run / "export" / READER
+    state = load_file(file)
+    save_file({name: value[:1].contiguous() for name, value in state.items()}, file)
+    with pytest.raises(UserError, match=f"{READER}: is not that of this recipe"):
+        evaluate_run(run, "val")
+    file.unlink()
+    with pytest.raises(UserError, match=f"{READER}: not readable"):
+        evaluate_run(run, "val")
+
+
+def test_a_document_of_shards_is_asked_about(
+    recipe: Path, whole: Reader, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run, shards = str(exported(whole, tmp_path)), whole.config.data.val
+    asked = ["answer", run, "--shards", shards, "--question", "Which number?"]
+    assert main([*asked, "--document", "ffbf0001"]) == 0
+    assert " %)  on ffbf0001_p" in capsys.readouterr().out
+    refused = {
+        (*asked, "--document", "ffbf"): "--document: ffbf: ",
+        tuple(asked): "--document: is not given",
+        (*asked, "--document", "ffbf0001", "--image", "p1.png"): "--image: has no effect",
+    }
+    for words, line in refused.items():
+        assert main(list(words)) == 2
+        said = capsys.readouterr().err.strip()
+        assert line in said
+        assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["task=gqa"], "model.reader: hi_vt5 reads the words of pages, and task gqa has none"),
+        (["model.vlm=some/vlm"], "model.vlm: is a whole model"),
+        (["model.answer=scratch"], "model.answer: scratch: hi_vt5 starts from a checkpoint"),
+        (["losses.answer=0"], "losses.answer: is 0"),
+        (["data.pages_per_visit=13"], "data.pages_per_visit: 13, and the page head has places for 12"),
+        (["reader.max_page_tokens=27"], "reader.max_page_tokens: 27 leaves no room for words"),
+        (["data.image_size=64"], "data.image_size: has no effect with model.reader"),
+        (["pnp.reader=some/t5"], "pnp: needs a trained fusion"),
+        (["optim.layer_decay=0.9"], "optim.layer_decay: 0.9 has no effect"),
+        (["model.lora.answer.rank=2", "model.lora.answer.targets=[q]"], "model.lora.answer: answer is trained whole"),
+    ],
+)
+def test_what_cannot_stand_beside_it_is_refused_in_a_line(recipe: Path, overrides: list[str], line: str):
+    with pytest.raises(ConfigError) as error:
+        load_config(recipe, ["early_stopping.metric=val/loss", "early_stopping.mode=min", *overrides])
+    assert line in str(error.value)
