@@ -15,6 +15,9 @@ Tower = Literal["vision", "second_stream", "match", "answer"]
 HeadKind = Literal["lxmert", "albef"]
 """The form of a head that names classes."""
 
+ALL_LINEAR = "all-linear"
+"""In the place of names of layers: every linear layer of a side, as PEFT says it."""
+
 TextStart = Literal["cls", "enc"]
 """What stands first in the text that BLIP's encoders read: BERT's [CLS], or [ENC], as BLIP was trained."""
 
@@ -115,7 +118,7 @@ class LoraParts(Section):
 class VlmLoraConfig(LoraConfig):
     """LoRA adapters in one side of a vision-language model."""
 
-    targets: tuple[str, ...] = ("all-linear",)
+    targets: tuple[str, ...] = (ALL_LINEAR,)
     """Names of the linear layers that get one, as their paths end, such as `q_proj`; or `all-linear`."""
 
 
