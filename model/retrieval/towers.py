@@ -50,7 +50,8 @@ class Temperature(nn.Module):
         super().__init__()
         low, high = map(math.log, SCALES)
         self.log_scale = nn.Parameter(torch.tensor([log_scale]))
-        self.bounds = (min(low, float(self.log_scale)), max(high, float(self.log_scale)))
+        start = self.log_scale.item()
+        self.bounds = (min(low, start), max(high, start))
 
     def forward(self) -> Tensor:
         """() float32"""
