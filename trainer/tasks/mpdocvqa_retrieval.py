@@ -10,8 +10,8 @@ from trainer.scoring.anls import HITS, LONG
 from trainer.scoring.metrics import Scores, Share
 from trainer.tasks.seam import Json, Outputs, Submission, Task, paired
 
-CELLS = ("page_accuracy", *(f"hit@{k}" for k in HITS), *(f"long_hit@{k}" for k in HITS))
-"""As reading documents calls them (`trainer.scoring.anls`)."""
+CELLS = ("accuracy", *(f"hit@{k}" for k in HITS), *(f"long_hit@{k}" for k in HITS))
+"""The accuracy is that of pages; hits as reading documents calls them (`trainer.scoring.anls`)."""
 
 
 def observe(
@@ -28,7 +28,7 @@ def observe(
         if question.answer_page is None:
             continue
         rank = places.index(question.answer_page)
-        hits = {"page_accuracy": rank < 1, **{f"hit@{k}": rank < k for k in HITS}}
+        hits = {"accuracy": rank < 1, **{f"hit@{k}": rank < k for k in HITS}}
         if len(question.pages) >= LONG:
             hits |= {f"long_hit@{k}": rank < k for k in HITS}
         for name, hit in hits.items():

@@ -169,7 +169,7 @@ def test_every_number_of_ranks_measures_the_same_and_ranks_every_question_once(w
     samples = range(whole.val.index.num_images)
     asked = {item.item_id for number in samples for item in whole.val.reader.sample(number).items}
     assert set(alone.predictions) == asked
-    names = ("page_accuracy", "hit@1", "hit@3", "hit@5", "long_hit@1", "retrieve_loss", "loss")
+    names = ("accuracy", "hit@1", "hit@3", "hit@5", "long_hit@1", "retrieve_loss", "loss")
     assert {f"val/{name}" for name in names} <= set(alone.metrics)
     assert alone.counts["val/hit@1/count"] == len(asked) - 1, "one has no answer page"
     for world_size, micro_visits in ((1, 1), (2, 1)):

@@ -29,7 +29,7 @@ def test_a_plain_recipe_learns_to_find_pages_and_nothing_else(tmp_path: Path):
     config = loaded(tmp_path)
     assert (config.losses.retrieve, config.losses.answer, config.losses.itm) == (1.0, 0.0, 0.0)
     assert {"val/hit@1", "val/long_hit@3", "val/retrieve_loss"} <= set(recorded_metrics(config.task, config.losses))
-    assert "val/accuracy" not in recorded_metrics(config.task, config.losses)
+    assert "val/anls" not in recorded_metrics(config.task, config.losses)
 
 
 @pytest.mark.parametrize(
