@@ -1,4 +1,4 @@
-"""Rankings of pages: what counts as a hit, over all documents and over long ones, and the file that another run reads."""
+"""Rankings of pages: what counts as a hit, over all documents and long ones, and the file that another run reads."""
 
 import json
 from pathlib import Path
