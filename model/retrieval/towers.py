@@ -38,24 +38,29 @@ class VisionTower(nn.Module):
 
 
 class Temperature(nn.Module):
-    """What cosines are multiplied with: learnt as its logarithm, and held between two bounds.
+    """What cosines are multiplied with: its logarithm is learnt, and held between two bounds.
 
-    The parameter itself is not touched, for the optimizer has a copy of it in fp32 that would not learn of that.
+    The parameter itself is not touched, for the optimizer has a copy of it in fp32 that would not learn of that. It is
+    what was added to where a checkpoint starts: near 0 half precision rounds little, and CLIP's own scale, which is at
+    the bound, is not rounded beyond it.
 
     Args:
-        log_scale: where it starts; one beyond CLIP's bounds moves the bound there.
+        start: logarithm of the checkpoint's own; beyond CLIP's bounds it is the bound itself.
     """
 
-    def __init__(self, log_scale: float) -> None:
+    def __init__(self, start: float) -> None:
         super().__init__()
         low, high = map(math.log, SCALES)
-        self.log_scale = nn.Parameter(torch.tensor([log_scale]))
-        start = self.log_scale.item()
-        self.bounds = (min(low, start), max(high, start))
+        self.start, self.bounds = start, (min(low, start), max(high, start))
+        self.offset = nn.Parameter(torch.zeros(1))
 
     def forward(self) -> Tensor:
         """() float32"""
-        return _Held.apply(self.log_scale.float(), *self.bounds).exp().squeeze(0)
+        return _Held.apply(self.start + self.offset.float(), *self.bounds).exp().squeeze(0)
+
+    def log_scale(self, offset: Tensor) -> Tensor:
+        """The logarithm of the scale that a value of the parameter leads to."""
+        return (self.start + offset).clamp(*self.bounds)
 
 
 class _Held(torch.autograd.Function):

@@ -15,12 +15,12 @@ from trainer.config import RunConfig
 
 RETRIEVAL = "retrieval"
 
+OFFSET = "temperature.offset"
 _NAMES = {
     "text.model.": "text_model.",
     "text.projection.": "text_projection.",
     "vision.model.": "vision_model.",
     "vision.projection.": "visual_projection.",
-    "temperature.log_scale": "logit_scale",
 }
 """How parameters of the objective begin -> how those of the checkpoint do."""
 
@@ -34,9 +34,11 @@ def write_checkpoint(built: BuiltRetrieval, parameters: Mapping[str, Tensor], di
     plain = without_adapters(built.checkpoint.model.state_dict())
     weights = {name: value.float().cpu() for name, value in plain.items()}
     for name, value in parameters.items():
-        if not name.startswith("lora."):
-            own = _of_checkpoint(name)
-            weights[own] = value.reshape(weights[own].shape) if own == "logit_scale" else value
+        if name == OFFSET:
+            scale = built.objective.temperature.log_scale(value)
+            weights["logit_scale"] = scale.reshape(weights["logit_scale"].shape)
+        elif not name.startswith("lora."):
+            weights[_of_checkpoint(name)] = value
     for name, down in parameters.items():
         if name.startswith("lora.") and name.endswith(".lora_A.weight"):
             path = name.removesuffix(".lora_A.weight")

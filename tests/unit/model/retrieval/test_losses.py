@@ -125,21 +125,28 @@ class TestTemperature:
     def test_it_is_held_between_its_bounds_and_the_parameter_is_left_alone(self):
         made = Temperature(2.0)
         with torch.no_grad():
-            made.log_scale.fill_(9.0)
-        assert float(made()) == pytest.approx(100.0)
-        assert made.log_scale.item() == 9.0
+            made.offset.fill_(7.0)
+        assert made().item() == pytest.approx(100.0)
+        assert made.offset.item() == 7.0
+        assert made.log_scale(made.offset).item() == pytest.approx(math.log(100.0))
 
-    @pytest.mark.parametrize(("start", "direction", "passes"), [(9.0, 1, True), (9.0, -1, False), (-3.0, -1, True)])
-    def test_a_gradient_passes_only_back_between_them(self, start: float, direction: int, passes: bool):
+    @pytest.mark.parametrize(("offset", "direction", "passes"), [(7.0, 1, True), (7.0, -1, False), (-5.0, -1, True)])
+    def test_a_gradient_passes_only_back_between_them(self, offset: float, direction: int, passes: bool):
         made = Temperature(2.0)
         with torch.no_grad():
-            made.log_scale.fill_(start)
+            made.offset.fill_(offset)
         (direction * made()).backward()
-        assert (made.log_scale.grad.item() != 0) == passes
+        assert (made.offset.grad.item() != 0) == passes
 
     def test_a_checkpoint_beyond_the_bounds_starts_where_it_was(self):
-        siglip = math.log(117.3)
-        made = Temperature(siglip)
-        assert float(made()) == pytest.approx(117.3, rel=1e-5)
-        (-made()).backward()
-        assert made.log_scale.grad.item() != 0
+        siglip = Temperature(math.log(117.3))
+        assert siglip().item() == pytest.approx(117.3, rel=1e-5)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("direction", [1, -1])
+    def test_clips_own_scale_learns_at_the_bound_in_every_precision(self, dtype: torch.dtype, direction: int):
+        made = Temperature(float(torch.tensor(100.0).log())).to(dtype)
+        scale = made()
+        assert scale.item() == pytest.approx(100.0, rel=1e-6)
+        (direction * scale).backward()
+        assert made.offset.grad.item() != 0
