@@ -43,6 +43,7 @@ setup(
             "aiohttp>=3.13",
             "hypothesis>=6.100",
             "moto[server]>=5",
+            "num2words>=0.5",
             "pytest>=8",
             "pytest-xdist>=3.7",
             "ruff>=0.14",
@@ -51,8 +52,10 @@ setup(
         "gcs": ["gcsfs>=2025.3"],
         "hf": ["huggingface_hub>=1.0"],
         "http": ["aiohttp>=3.13"],
+        "qlora": ["bitsandbytes>=0.49"],
         "ray": ["ray>=2.49"],
         "s3": ["s3fs>=2025.3"],
+        "trl": ["trl>=1.16", "accelerate>=1.15", "datasets>=5.2"],
     },
     entry_points={"console_scripts": ["duoflow=trainer.cli:main"]},
 )

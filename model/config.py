@@ -137,6 +137,9 @@ class VlmConfig(Section):
     which later ones see earlier ones with their answers (LLaVA-1.5)."""
     system: str | None = None
     """Text of the system turn; null has none, or what the chat template puts there itself."""
+    quantize: Literal["nf4"] | None = None
+    """Keep the frozen linear layers in 4 bits (QLoRA, Dettmers et al. 2023): on CUDA, with the extra `[qlora]`; null
+    keeps them in the precision of the run."""
     max_tokens: int | None = Field(default=None, ge=1)
     """Most tokens of images and one question with its answer; null is the context of the model."""
     language: LanguageLoraConfig = LanguageLoraConfig()

@@ -60,6 +60,10 @@ class BuiltVlm(NamedTuple):
         if self.config.questions != "shared":
             return self
         trial = try_sharing(self.objective, self.collation, device)
+        if not trial.passed and self.objective.attends_by_blocks:
+            logger.info("FlexAttention is not used here: %s", trial)
+            self.objective.attend_densely()
+            trial = try_sharing(self.objective, self.collation, device)
         if trial.passed:
             return self
         logger.warning(
@@ -91,7 +95,7 @@ def build_vlm(
     """
     reference = model.vlm
     assert reference is not None, "asked for"
-    loaded = load_checkpoint(reference)
+    loaded = load_checkpoint(reference, quantize=config.quantize)
     context, ends = context_of(loaded.model), end_ids_of(loaded.model, loaded.processor)
     if config.max_tokens is not None and config.max_tokens > context:
         raise ConfigError(f"vlm.max_tokens: {config.max_tokens:,}, but {reference} reads {context:,}; lower it")
@@ -107,7 +111,7 @@ def build_vlm(
     )
     too_wide = narrow_fault(loaded.model, reference)
     torch.manual_seed(seed)
-    leaves = add_adapters(loaded.model.float(), config)
+    leaves = add_adapters(loaded.model, config).float()  # as all that is trained; the engine casts it
     objective = VlmObjective(
         loaded.model,
         leaves,

@@ -5,11 +5,19 @@ No code of a hub is ever run.
 
 import json
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from model.references import SCRATCH
@@ -68,8 +76,23 @@ def without_template(said: str) -> str:
     )
 
 
-def load_checkpoint(reference: str) -> VlmCheckpoint:
+def check_quantize(quantize: str, device_type: str) -> None:
+    """Whether weights in 4 bits can be computed with here.
+
+    Raises:
+        ConfigError: there is no CUDA device, or no bitsandbytes.
+    """
+    if device_type != "cuda":
+        raise ConfigError(f"vlm.quantize: {quantize} computes on CUDA alone, and this machine has none; set it to null")
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(f"vlm.quantize: {quantize} needs bitsandbytes; run `pip install -e .[qlora]`")
+
+
+def load_checkpoint(reference: str, *, quantize: str | None = None) -> VlmCheckpoint:
     """A checkpoint in the dtype that its weights have, from a directory or the hub.
+
+    Args:
+        quantize: see `VlmConfig.quantize`; its weights are on this process's CUDA device then.
 
     Raises:
         DataError: it is not there, or damaged.
@@ -78,6 +101,10 @@ def load_checkpoint(reference: str) -> VlmCheckpoint:
     check_checkpoint(reference)
     source = Source.of(f"{KEY}={reference}", reference)
     name, revision = source.name, source.revision
+    narrow: dict[str, Any] = {}
+    if quantize is not None:
+        check_quantize(quantize, "cuda" if torch.cuda.is_available() else "cpu")
+        narrow = {"quantization_config": _four_bits(quantize), "device_map": {"": torch.cuda.current_device()}}
     with without_reports():
         with reading(source, [CONFIG]):
             config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
@@ -97,6 +124,7 @@ def load_checkpoint(reference: str) -> VlmCheckpoint:
                 trust_remote_code=False,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
+                **narrow,
             )
     check_weights(source, report)
     return VlmCheckpoint(model, processor)
@@ -119,6 +147,17 @@ def narrow_fault(model: PreTrainedModel, reference: str) -> str | None:
     if model.dtype != torch.bfloat16:
         return None
     return f"{reference}, whose weights are bfloat16 (activations may pass 65,504, where fp16 ends)"
+
+
+def _four_bits(kind: str) -> BitsAndBytesConfig:
+    """As QLoRA has it: 4-bit NormalFloat, whose scales are quantised once more."""
+    wide = torch.cuda.is_bf16_supported(including_emulation=False)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if wide else torch.float16,
+    )
 
 
 def _has_template(path: Path | None) -> bool:

@@ -94,12 +94,12 @@ class VlmCollation:
             asked.append([text for text, _ in texts])
             cut += sum(was_cut for _, was_cut in texts)
         lines, weights = self._learnt_lines(shown, asked)
-        images = [visit.images for visit in shown]
-        sequences, offsets = self._sequences(shown, images, lines)
+        encoded = self._encode(shown, lines)
+        sequences, offsets = self._sequences(shown, lines, encoded)
         learnt = learnt_of([line.rows for line in lines], offsets, sequences.ids.shape[1], weights)
         made = VlmBatch(sequences, learnt, None, torch.tensor(loss_scale, dtype=torch.float32))
         if answering:
-            made = made._replace(asked=self._asked(shown, images, asked))
+            made = made._replace(asked=self._asked(shown, asked, lines, encoded))
         return Collated(made, cut)
 
     def _learnt_lines(self, visits: Sequence[SeenVisit], asked: Sequence[Sequence[str]]) -> tuple[list[_Line], Tensor]:
@@ -126,34 +126,39 @@ class VlmCollation:
     def _asked(
         self,
         visits: Sequence[SeenVisit],
-        images: Sequence[Sequence[Tensor]],
         asked: Sequence[Sequence[str]],
+        learnt: Sequence[_Line],
+        encoded: Mapping[str, Any],
     ) -> Asked:
+        """The questions alone; with the images of `learnt`, whose encoding is at hand, if they are as many."""
         lines: list[_Line] = []
         for number, (visit, texts) in enumerate(zip(visits, asked, strict=True)):
             rows = [Row(self.prompt.prompt(len(visit.images), text), ()) for text in texts]
             lines += [_Line(number, [row]) for row in rows] if self.questions == "rows" else [_Line(number, rows)]
-        sequences, offsets = self._sequences(visits, images, lines)
+        same = [line.prefix for line in lines] == [line.prefix for line in learnt]
+        sequences, offsets = self._sequences(visits, lines, encoded if same else self._encode(visits, lines))
         length = sequences.ids.shape[1]
         at = [
             number * length + start + len(row.ids) - 1
             for number, (line, starts) in enumerate(zip(lines, offsets, strict=True))
             for row, start in zip(line.rows, starts, strict=True)
         ]
-        if self.questions != "rows":
+        if same:
             sequences = sequences._replace(media={})
         return Asked(sequences, torch.tensor(at))
 
+    def _encode(self, visits: Sequence[SeenVisit], lines: Sequence[_Line]) -> dict[str, Any]:
+        """What the processor makes of the images and prefixes of sequences."""
+        images = [visits[line.prefix].images for line in lines]
+        return self.prompt.encode([self.prompt.prefix(len(shown)) for shown in images], images)
+
     def _sequences(
-        self, visits: Sequence[SeenVisit], images: Sequence[Sequence[Tensor]], lines: Sequence[_Line]
+        self, visits: Sequence[SeenVisit], lines: Sequence[_Line], encoded: Mapping[str, Any]
     ) -> tuple[Sequences, list[list[int]]]:
         """Padded sequences, and where the rows of each begin."""
-        repeated = [line.prefix for line in lines]
-        texts = [self.prompt.prefix(len(images[number])) for number in repeated]
-        encoded = self.prompt.encode(texts, [images[number] for number in repeated])
         prefixes = [self.prompt.shared(ids) for ids in row_ids(encoded)]
-        for number, prefix, line in zip(repeated, prefixes, lines, strict=True):
-            self._check_length(visits[number], prefix, line)
+        for prefix, line in zip(prefixes, lines, strict=True):
+            self._check_length(visits[line.prefix], prefix, line)
         laid = lay_out(prefixes, [line.rows for line in lines], pad_id=_pad_id(self.prompt))
         kinds, media = _beside(encoded, prefixes, tuple(laid.ids.shape))
         return Sequences(laid.ids, laid.segment, laid.place, kinds, media), laid.starts

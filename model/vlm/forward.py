@@ -70,22 +70,23 @@ class Forward(NamedTuple):
             )
         return positions(sequences.segment, sequences.place, of_prefix)
 
-    def place(self, device: torch.device) -> None:
-        """Let the language model attend by blocks where the device has a kernel for it; vision towers stay as they are.
-
-        `generate` asks for masks of its own, which the same kernel takes.
-        """
-        if device.type == "cuda" and self.shared and self._has_blocks:
-            self.model.set_attn_implementation({"text_config": "flex_attention"})
+    def attend(self, implementation: str) -> None:
+        """Choose how the language model attends; vision towers stay as they are."""
+        self.model.set_attn_implementation({"text_config": implementation})
 
     @property
-    def _has_blocks(self) -> bool:
+    def attends_by_blocks(self) -> bool:
+        """Whether that is FlexAttention."""
+        return self.model.config.get_text_config()._attn_implementation == "flex_attention"
+
+    @property
+    def has_blocks(self) -> bool:
         """Whether FlexAttention can compute it: one mask for all layers, and every one of them causal."""
         kinds = set(getattr(self.model.config.get_text_config(), "layer_types", None) or ())
         return self.model._supports_flex_attn and kinds <= {"full_attention"} and not _is_bidirectional(self.model)
 
     def _mask(self, sequences: Sequences) -> Any:
-        if sequences.ids.device.type == "cuda" and self._has_blocks:
+        if self.attends_by_blocks:
             return _block_mask(sequences.segment, sequences.place)
         seen = visible(sequences.segment, sequences.place)
         counted = positions(sequences.segment, sequences.place)

@@ -92,8 +92,23 @@ class VlmObjective(nn.Module):
 
     def place_frozen(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move and cast the model; its adapters follow the engine."""
-        self.model.to(device=device, dtype=dtype)
-        self._forward.place(device)
+        if getattr(self.model, "is_quantized", False):  # it is on its device, and packed weights have no other dtype
+            for parameter in self.model.parameters():
+                if parameter.is_floating_point():
+                    parameter.data = parameter.data.to(dtype)
+        else:
+            self.model.to(device=device, dtype=dtype)
+        if device.type == "cuda" and self.shared and self._forward.has_blocks:
+            self._forward.attend("flex_attention")
+
+    @property
+    def attends_by_blocks(self) -> bool:
+        """Whether the language model attends by FlexAttention."""
+        return self._forward.attends_by_blocks
+
+    def attend_densely(self) -> None:
+        """Let the language model attend as it was loaded."""
+        self._forward.attend("sdpa")
 
     @property
     def adapters(self) -> Mapping[str, nn.Module]:

@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from statistics import median
 from typing import Any
 
 import torch
@@ -40,7 +39,7 @@ class VlmMeasurement:
     rounds: list[Seconds]
     losses: dict[str, float]
     peak_bytes: dict[str, int]
-    """Of a step, above what was there before it; the median of the rounds."""
+    """Of a step, above what was there before it."""
     writing: list[Seconds]
     same_answers: bool
     """Whether answers written together are those written one by one."""
@@ -118,7 +117,7 @@ def measure_vlm(
             started.append(_Path(name, sizes, threads, device))
         paths = {path.name: path for path in started}
         losses = {name: path.ask("loss") for name, path in paths.items()}  # a warm-up as well
-        peaks = {name: median(path.ask("memory") for _ in range(3)) for name, path in paths.items()}
+        peaks = {name: path.ask("memory") for name, path in paths.items()}
         seconds = time_rounds(
             {name: lambda path=path: path.ask("step") for name, path in paths.items()}, rounds=rounds, progress=report
         )

@@ -4,6 +4,8 @@ What one path leaves in the allocator would be another's fresh memory. Each line
 `memory`, `write`); each gets a line of JSON.
 """
 
+import ctypes
+import gc
 import json
 import os
 import sys
@@ -119,6 +121,8 @@ def _peak_bytes(step: Callable[[], Any], device: str) -> int:
         before = torch.cuda.memory_allocated()
         step()
         return torch.cuda.max_memory_allocated() - before
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what the step before has left would be used again, and not be seen
     Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak starts anew
     before = _resident("VmRSS")
     step()

@@ -105,7 +105,7 @@ def check_inputs(config: RunConfig, *, device_type: str, past: Past | None) -> N
     resolve_precision(config.precision, device_type)
     if config.initialize_from is not None and past is None:
         _check_initial_weights(config.initialize_from)
-    _check_weights(config)
+    _check_weights(config, device_type)
     _check_answers(config)
     if config.data.retrieved is not None:
         read_retrieved(config.data.retrieved, config.data.retrieved_pages)
@@ -266,10 +266,12 @@ def _check_initial_weights(path: str) -> None:
         )
 
 
-def _check_weights(config: RunConfig) -> None:
+def _check_weights(config: RunConfig, device_type: str) -> None:
     if config.model.vlm is not None:
-        from model.vlm.checkpoint import check_checkpoint  # it imports transformers
+        from model.vlm.checkpoint import check_checkpoint, check_quantize  # it imports transformers
 
+        if config.vlm.quantize is not None:
+            check_quantize(config.vlm.quantize, device_type)
         check_checkpoint(config.model.vlm)
         return
     if config.model.retrieval is not None:

@@ -4,13 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
-from torch import Tensor, zeros
+import torch
+from torch import Tensor, ones, zeros
 from transformers import AutoModelForImageTextToText
 
 from model.config import LossConfig, ModelConfig, VlmConfig
 from model.vlm.build import BuiltVlm, build_vlm
 from model.vlm.checkpoint import check_checkpoint
 from model.vlm.collation import OwnSizeEyes
+from model.vlm.trial import try_sharing
 from shards.errors import ConfigError, DataError
 from shards.read.collation import SeenVisit
 from shards.tasks import TASKS
@@ -160,3 +162,39 @@ def test_bfloat16_weights_are_too_wide_for_fp16(checkpoint: Path, tmp_path: Path
     model.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
     assert str(tmp_path) in build(tmp_path).objective.too_wide_for_fp16
+
+
+def leaking(segment: Tensor, _: Tensor) -> Tensor:
+    length = segment.shape[1]
+    return ones(length, length).tril().bool().expand(len(segment), -1, -1)
+
+
+def refusing(*_: object) -> Tensor:
+    raise TypeError("unexpected keyword argument 'attention_mask'")
+
+
+@pytest.mark.parametrize("way", [leaking, refusing])
+def test_questions_become_rows_where_sharing_would_change_something(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, way: object
+) -> None:
+    built, cpu = build(checkpoint), torch.device("cpu")
+    assert built.settled(cpu) is built
+    assert not caplog.records
+    monkeypatch.setattr("model.vlm.forward.visible", way)
+    settled = built.settled(cpu)
+    assert settled.collation.questions == "rows"
+    assert not settled.objective.shared
+    (line,) = caplog.messages
+    assert line.startswith("vlm.questions: shared would change what ")
+    assert "every question is a row of its own now" in line
+    given = {"loss_scale": 1.0, "eyes": OwnSizeEyes(), "blanks": 1, "answering": True}
+    batch, _ = settled.collation.collate([visit("Is it red?", "Is it blue?")], **given)
+    assert len(batch.sequences.ids) == 2
+    assert settled.objective.evaluate(batch).predictions["answer"].shape[0] == 2
+
+
+def test_in_bfloat16_sharing_is_within_roundings(checkpoint: Path) -> None:
+    built, cpu = build(checkpoint), torch.device("cpu")
+    built.objective.to(dtype=torch.bfloat16)
+    built.objective.place_frozen(cpu, torch.bfloat16)
+    assert try_sharing(built.objective, built.collation, cpu).passed

@@ -1,10 +1,14 @@
 """Recipes with a vision-language model: what they leave out, and what cannot stand beside it."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from model.config import VlmConfig
+from model.vlm.checkpoint import check_quantize
 from shards.errors import ConfigError
+from tests.corpora import build_corpus
 from tests.runs import write_recipe
 from trainer.config import RunConfig, load_config
 from trainer.config.checks import recorded_metrics
@@ -68,9 +72,16 @@ def test_how_it_is_asked_cannot_change_when_a_run_goes_on() -> None:
     assert resume_policy("vlm.questions") == resume_policy("model.vlm") == "refused"
 
 
-def test_a_checkpoint_of_another_kind_is_refused_before_the_start(tmp_path: Path) -> None:
-    from tests.corpora import build_corpus
+def test_four_bits_are_refused_without_cuda_and_without_their_package(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"vlm\.quantize: nf4 computes on CUDA alone"):
+        check_quantize("nf4", "cpu")
+    if find_spec("bitsandbytes") is None:
+        with pytest.raises(ConfigError, match="pip install -e"):
+            check_quantize("nf4", "cuda")
+    assert loaded(tmp_path, "vlm.quantize=nf4").vlm.quantize == "nf4"
 
+
+def test_a_checkpoint_of_another_kind_is_refused_before_the_start(tmp_path: Path) -> None:
     shards, _ = build_corpus(tmp_path / "train", num_images=3)
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
@@ -78,3 +89,6 @@ def test_a_checkpoint_of_another_kind_is_refused_before_the_start(tmp_path: Path
     config = load_config(write_recipe(tmp_path / "vlm.yaml", data, model={"vlm": str(tmp_path / "bert")}))
     with pytest.raises(ConfigError, match="is a bert, which does not read images"):
         check_inputs(config, device_type="cpu", past=None)
+    narrow = config.model_copy(update={"vlm": VlmConfig(quantize="nf4")})
+    with pytest.raises(ConfigError, match="computes on CUDA alone"):
+        check_inputs(narrow, device_type="cpu", past=None)
