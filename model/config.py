@@ -151,6 +151,28 @@ class VlmConfig(Section):
     """Adapters of the vision tower, and of what leads from it to the language model."""
 
 
+class RetrievalLora(Section):
+    """Which frozen towers of page retrieval are adapted."""
+
+    text: LoraConfig = LoraConfig()
+    """The text tower; its layers are called `q_proj`, `v_proj`, `fc1`, ..."""
+    vision: LoraConfig = LoraConfig()
+    """The vision tower, whose layers have the same names."""
+
+
+class RetrievalConfig(Section):
+    """How a CLIP or SigLIP (`model.retrieval`) learns to find pages; of no effect without one."""
+
+    loss: Literal["contrastive", "triplet"] = "contrastive"
+    """Symmetric InfoNCE between the questions of a visit and the pages of their document; or a triplet loss, the mean
+    over the wrong pages."""
+    margin: float = Field(default=0.3, gt=0.0, le=2.0)
+    """By which the right page has to be more similar than a wrong one, as a cosine (triplet only)."""
+    freeze: tuple[Literal["text", "vision"], ...] = ()
+    """Towers that are not trained, but for their LoRA adapters."""
+    lora: RetrievalLora = RetrievalLora()
+
+
 class GuidanceConfig(Section):
     """Where a question looks: GradCAM heatmap, points on it, EfficientSAM's mask at the points."""
 
@@ -202,6 +224,9 @@ class ModelConfig(Section):
     vlm: str | None = None
     """Reference of a vision-language model, which is then the whole model: any that transformers loads as
     `AutoModelForImageTextToText`; the other keys of this section but `gradient_checkpointing` have no effect."""
+    retrieval: str | None = None
+    """Reference of a CLIP or SigLIP, which is then the whole model: it ranks the pages of a document by a question; the
+    other keys of this section but `gradient_checkpointing` have no effect."""
     head: HeadKind = "lxmert"
     """Of `losses.classify`: Linear to twice the width, GELU, LayerNorm, Linear; or Linear, ReLU, Linear."""
     gradient_checkpointing: bool = False
@@ -288,6 +313,8 @@ class LossConfig(Section):
     """Weight of answer generation."""
     classify: float = Field(default=0.0, ge=0.0)
     """Weight of naming a class: a label, or an answer of a list."""
+    retrieve: float = Field(default=0.0, ge=0.0)
+    """Weight of finding the page that answers a question."""
     answer_tokens: Literal["mean", "sum"] = "mean"
     """How the cross-entropies of an answer's tokens are put together; ALBEF adds them up."""
     genome: float = Field(default=0.5, ge=0.0)

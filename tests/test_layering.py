@@ -28,7 +28,7 @@ FLOORS = {
         ("engine", "scoring"),
     ),
     "model": (
-        ("build", "vlm"),
+        ("build", "vlm", "retrieval"),
         ("pnp",),
         ("fusion_objective", "source", "parts", "layers"),
         ("looking",),

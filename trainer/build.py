@@ -23,6 +23,7 @@ from model.pnp.captions import load_captioner
 from model.pnp.fid import load_reader
 from model.pnp.pipeline import PnpPipeline
 from model.pnp.viewer import Viewer
+from model.retrieval.build import BuiltRetrieval, build_retrieval
 from model.source import efficient_sam_sizes
 from model.towers.lxmert import RegionTower
 from model.towers.tokenizer import build_tokenizer, load_tokenizer
@@ -32,6 +33,7 @@ from shards.format.index import SplitIndex
 from shards.plan import Share
 from shards.read.augment import RandAugment
 from shards.read.loader import EvaluationBatches, Loader, Split, Texts, TrainingBatches
+from shards.read.retrieved import read_retrieved
 from shards.tasks import TASKS
 from shards.tasks.seam import Wanted
 from trainer.config import RunConfig
@@ -43,6 +45,8 @@ from trainer.run_directory import RunDirectory, replace_directory
 logger = logging.getLogger(__name__)
 
 FUSION_FILE = "fusion_encoder.safetensors"
+
+AnyBuilt = BuiltModel | BuiltVlm | BuiltRetrieval
 
 
 def open_split(config: RunConfig, name: str) -> Split:
@@ -64,7 +68,7 @@ def assemble_model(
     scratch_tokenizer: Callable[[], PreTrainedTokenizerBase],
     classes: Sequence[str] = (),
     model: ModelConfig | None = None,
-) -> BuiltModel | BuiltVlm:
+) -> AnyBuilt:
     """The model of a recipe, or `model` in its place, with untrained parts as the seed makes them.
 
     Args:
@@ -74,16 +78,19 @@ def assemble_model(
         "max_question_tokens": config.data.max_question_tokens,
         "max_answer_tokens": config.data.max_answer_tokens,
     }
+    task, seed = TASKS[config.task], config.run.seed
+    if config.model.retrieval is not None:
+        wanted = {"task": task, "seed": seed, "max_question_tokens": config.data.max_question_tokens}
+        return build_retrieval(model or config.model, config.retrieval, config.losses, **wanted)
     if config.model.vlm is not None:
-        task, seed = TASKS[config.task], config.run.seed
         return build_vlm(model or config.model, config.vlm, config.losses, task=task, seed=seed, **limits)
     return build_model(
         model or config.model,
         config.losses,
-        task=TASKS[config.task],
+        task=task,
         answers=config.answers,
         classes=classes,
-        seed=config.run.seed,
+        seed=seed,
         scratch_tokenizer=scratch_tokenizer,
         **limits,
     )
@@ -177,23 +184,25 @@ def _texts(train: Split) -> Iterator[str]:
 
 def make_texts(config: RunConfig, built: Built) -> Texts:
     """How the loader turns questions into tokens for this model."""
+    data = config.data
     wanted = Wanted(
         blocks=built.blocks,
         negatives=tuple(config.losses.negatives),
         genome=config.losses.genome,
         classes={name: number for number, name in enumerate(built.classes)},
-        pages=config.data.pages_per_visit,
+        pages=data.pages_per_visit,
+        retrieved=None if data.retrieved is None else read_retrieved(data.retrieved, data.retrieved_pages),
     )
     return Texts(task=config.task, collation=built.collation, wanted=wanted)
 
 
-def image_size(config: RunConfig, built: BuiltModel | BuiltVlm) -> int | None:
+def image_size(config: RunConfig, built: AnyBuilt) -> int | None:
     """Side in pixels of the images that the loader makes; None where it gives regions, or images of their own size.
 
     Raises:
         ConfigError: the recipe names one, and regions have none.
     """
-    if isinstance(built, BuiltVlm):
+    if not isinstance(built, BuiltModel):
         return None
     if built.image_size is None and config.data.image_size is not None:
         raise ConfigError(
@@ -202,13 +211,13 @@ def image_size(config: RunConfig, built: BuiltModel | BuiltVlm) -> int | None:
     return config.data.image_size or built.image_size
 
 
-def check_medium(config: RunConfig, built: BuiltModel | BuiltVlm, split: Split) -> None:
+def check_medium(config: RunConfig, built: AnyBuilt, split: Split) -> None:
     """Whether the first tower reads what the images of a split are packed as.
 
     Raises:
         ConfigError: it does not.
     """
-    if isinstance(built, BuiltVlm):
+    if not isinstance(built, BuiltModel):
         if split.index.medium != "pixels":
             raise ConfigError(wrong_medium(built.reference, "pixels", split.directory, split.index.medium))
         return
@@ -222,9 +231,7 @@ def check_medium(config: RunConfig, built: BuiltModel | BuiltVlm, split: Split) 
         )
 
 
-def training_loader(
-    config: RunConfig, split: Split, built: BuiltModel | BuiltVlm, world: World
-) -> tuple[TrainingBatches, Loader]:
+def training_loader(config: RunConfig, split: Split, built: AnyBuilt, world: World) -> tuple[TrainingBatches, Loader]:
     """The micro-batches of this rank, and the workers that prepare them."""
     check_medium(config, built, split)
     share = Share(rank=world.rank, world_size=world.world_size, micro_visits=config.batch.micro_visits)
@@ -236,7 +243,7 @@ def training_loader(
 def evaluation_loader(
     config: RunConfig,
     split: Split,
-    built: BuiltModel | BuiltVlm,
+    built: AnyBuilt,
     world: World,
     *,
     max_images: int | None = None,

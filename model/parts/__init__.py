@@ -1,6 +1,7 @@
 """The parts that a loss can have: PARTS is the only list of them, in the order in which they are added up.
 
-The file of its name here makes a part; `losses` in a recipe weighs it.
+The file of its name here makes a part of the loss over a fusion, and another objective computes its own; `losses` in
+a recipe weighs it.
 """
 
 from collections.abc import Collection
@@ -23,6 +24,7 @@ PARTS: dict[str, PartSums] = {
         seen=("itm_positives", "itm_negatives"),
     ),
     "classify": PartSums(("classify_loss", "classified")),
+    "retrieve": PartSums(("retrieve_loss", "retrieved")),
 }
 
 

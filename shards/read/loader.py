@@ -193,7 +193,7 @@ class _MicroBatches(Dataset):
         ]
         draw = Draw(draws_from, self.split.index, self.split.reader.sample, is_training=not keep_items)
         made = [task.rows(visit, draw, self.texts.wanted) for visit in read]
-        if task.images is None:
+        if task.images is None and task.by_window:
             windows = [window for visit, rows in zip(read, made, strict=True) for window in by_window(visit, rows)]
             read, made = [visit for visit, _ in windows], [rows for _, rows in windows]
 

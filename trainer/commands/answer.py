@@ -43,15 +43,17 @@ def add_answer_parser(verbs: Any) -> None:
 
 def _answer(arguments: argparse.Namespace) -> int:
     check_run(arguments.run)
-    answered = _ask_vlm(arguments) if _is_vlm(arguments.run) else _ask_fusion(arguments)
+    model = load_run_config(RunDirectory(arguments.run).config).model
+    if model.retrieval is not None:
+        raise ConfigError(
+            f"{arguments.run}: ranks pages and writes no answers; `duoflow evaluate` ranks those of a split, and "
+            "data.retrieved lets a run of task mpdocvqa read them"
+        )
+    answered = _ask_vlm(arguments) if model.vlm is not None else _ask_fusion(arguments)
     say(f"{answered.text}  ({100 * answered.confidence:.1f} %)")
     if arguments.overlay is not None:
         say(f"drawn: {arguments.overlay}")
     return 0
-
-
-def _is_vlm(run: Path) -> bool:
-    return load_run_config(RunDirectory(run).config).model.vlm is not None
 
 
 def _ask_vlm(arguments: argparse.Namespace) -> "Answered":

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from model.config import AnswersConfig, LossConfig, ModelConfig, PnpConfig, VlmConfig
+from model.config import AnswersConfig, LossConfig, ModelConfig, PnpConfig, RetrievalConfig, VlmConfig
 from shards.config import DataConfig
 from shards.config_base import Section
 from shards.errors import ConfigError
@@ -165,6 +165,7 @@ class RunConfig(Section):
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     vlm: VlmConfig = VlmConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
     losses: LossConfig = LossConfig()
     answers: AnswersConfig = AnswersConfig()
     pnp: PnpConfig = PnpConfig()

@@ -57,7 +57,7 @@ def copy_export(run: Path, out: Path, *, merge: bool) -> list[str]:
         # copytree goes on after a file that fails and tells of all at its end: (from, to, message).
         reason = error.args[0][0][2].partition(": ")[0] if isinstance(error, shutil.Error) else short_reason(error)
         raise UserError(f"--out {out}: cannot be written ({reason}); free some space or name another place") from None
-    fusion = [f"{out}: fusion encoder"] if config.model.vlm is None else []
+    fusion = [f"{out}: fusion encoder"] if config.model.vlm is None and config.model.retrieval is None else []
     return [*fusion, *(f"{out / name}: {part}" for part, name in sorted(_lying(content)))]
 
 

@@ -10,6 +10,7 @@ blip_second/                 the second BLIP, if it was trained: only its vision
 timm_vision/, timm_second/   a backbone of timm, if it was trained, as timm.models.save_for_hf writes it
 efficient_sam.safetensors    the second vision tower, if it was trained, under its official key names
 lora_vlm/                    the adapter of a vision-language model, which is then all that there is
+retrieval/                   CLIP or SigLIP of a page retrieval, which is then all that there is
 heads.safetensors            heads that parts of the loss have of their own, where there are any
 export.json                  which part lies where, and the step and metrics that the weights belong to
 README.md                    model card
@@ -35,6 +36,7 @@ from model.efficient_sam.weights import save_efficient_sam_encoder
 from model.fusion_objective import FusionObjective
 from model.objective import Objective
 from model.references import read_reference, timm_directory
+from model.retrieval.build import BuiltRetrieval
 from model.towers.answer_towers import T5AnswerTower
 from model.towers.checkpoint_files import architecture_of
 from model.towers.lora import load_adapters, save_adapters, without_adapters
@@ -42,8 +44,9 @@ from model.towers.timm_backbone import TimmVisionTower
 from model.vlm.build import BuiltVlm
 from model.vlm.objective import NAME
 from shards.errors import DataError
-from trainer.build import FUSION_FILE
+from trainer.build import FUSION_FILE, AnyBuilt
 from trainer.config import RunConfig
+from trainer.export.retrieval import RETRIEVAL, retrieval_card, write_checkpoint
 from trainer.export.vlm import LORA, vlm_card, write_adapter
 from trainer.run_directory import replace_directory, write_json
 
@@ -56,7 +59,7 @@ HEADS = "heads.safetensors"
 
 def export_model(
     config: RunConfig,
-    built: BuiltModel | BuiltVlm,
+    built: AnyBuilt,
     parameters: Mapping[str, Tensor],
     directory: Path,
     *,
@@ -78,6 +81,10 @@ def export_model(
     aside.mkdir(parents=True)
     if isinstance(built, BuiltVlm):
         content, card = _write_vlm(config, built, parameters, aside, step, metrics)
+    elif isinstance(built, BuiltRetrieval):
+        write_checkpoint(built, parameters, aside / RETRIEVAL)
+        content = {"parts": {RETRIEVAL: RETRIEVAL}, "adapters": {}}
+        card = retrieval_card(config, step, _metric_rows(metrics))
     else:
         content, card = _write_fusion(config, built, parameters, aside, step, metrics)
     known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
@@ -354,7 +361,18 @@ def _copy_into(target: nn.Module, tower: nn.Module, weights: Mapping[str, Tensor
 
 
 def _metric_rows(metrics: Mapping[str, float]) -> str:
-    known = ("val/accuracy", "val/anls", "val/binary", "val/open", "val/consistency", "val/loss", "val/itm_accuracy")
+    known = (
+        "val/accuracy",
+        "val/anls",
+        "val/hit@1",
+        "val/hit@3",
+        "val/long_hit@1",
+        "val/binary",
+        "val/open",
+        "val/consistency",
+        "val/loss",
+        "val/itm_accuracy",
+    )
     return "\n".join(f"| {name} | {metrics[name]:.4f} |" for name in known if name in metrics)
 
 

@@ -65,7 +65,7 @@ class Pictures:
 def build_pictures(config: RunConfig, built: BuiltModel, device: torch.device) -> Pictures | None:
     """The pictures of a run; None where none are asked for, or the recipe has not what they are made of."""
     wanted = config.logging.pictures if config.logging.tensorboard and config.data.val is not None else 0
-    if wanted == 0 or config.model.vlm is not None or not {"answer", "itm"} <= built.objective.parts.keys():
+    if wanted == 0 or not isinstance(built, BuiltModel) or not {"answer", "itm"} <= built.objective.parts.keys():
         return None
     layers = len(built.objective.tower("match").text_encoder.encoder.layer)
     if layers < 2:

@@ -83,7 +83,10 @@ def said(built: Built, predictions: Mapping[str, Tensor], vocabulary: frozenset[
         answers = [built.classes[n] for n in found] if built.answers_by == "rank" else built.answer_codec.decode(found)
     if "classify" in predictions:
         classes = [built.classes[number] for number in predictions["classify"].argmax(dim=-1).tolist()]
-    return Outputs(answers, classes, vocabulary)
+    pages = None
+    if "retrieve" in predictions:
+        pages = [[place for place in places if place >= 0] for places in predictions["retrieve"].tolist()]
+    return Outputs(answers, classes, vocabulary, pages)
 
 
 def _merged(
