@@ -1,7 +1,7 @@
 """Whether pages are found: drawn documents, from files to the ranking of unseen ones.
 
 `python -m benchmarks.retrieval [--seeds 1,2] [--losses contrastive,triplet] [--images N] [--json O]` draws documents,
-packs shards, trains recipes/scenes_retrieval.yaml from random weights and ranks the pages of unseen documents. Beside
+packs shards, trains recipes/drawn_retrieval.yaml from random weights and ranks the pages of unseen documents. Beside
 it stand the same model before it was trained, and chance. Every stage is a command that a user would type. The JSON is
 {loss: {seed: {row: percent}}}.
 """
@@ -26,7 +26,7 @@ from trainer.run_directory import write_json
 from trainer.scoring.anls import LONG
 
 HOME = Path("learning")
-RECIPE = "recipes/scenes_retrieval.yaml"
+RECIPE = "recipes/drawn_retrieval.yaml"
 LOSSES = ("contrastive", "triplet")
 SIDE, WIDTH, SPACE = 64, 192, 64
 ROWS = ("hit@1", "hit@3", "long_hit@1")
@@ -66,7 +66,7 @@ def prepare(home: Path, seed: int, images: int) -> None:
 
 def learn(home: Path, seed: int, loss: str, overrides: Sequence[str]) -> Scores:
     """Train and rank."""
-    started, name = time.monotonic(), f"scenes_retrieval_{loss}"
+    started, name = time.monotonic(), f"drawn_retrieval_{loss}"
     places = [f"data.{key}={home / 'shards' / split}" for key, split in SPLITS.items()]
     own = [f"run.directory={home / 'runs'}", f"run.name={name}", f"run.seed={seed}", f"retrieval.loss={loss}"]
     _run("train", RECIPE, *own, *places, f"model.retrieval={home / 'untrained'}", *overrides)

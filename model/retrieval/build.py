@@ -75,7 +75,8 @@ def build_retrieval(
     assert reference is not None, "asked for"
     loaded = load_checkpoint(reference)
     if model.gradient_checkpointing:
-        loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable = getattr(loaded.model, "activation_checkpointing_enable", loaded.model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
     start = float(loaded.model.logit_scale.detach())
     torch.manual_seed(seed)
     objective = RetrievalObjective(

@@ -219,7 +219,7 @@ class _MicroBatches(Dataset):
 
     def _see(self, visit: Visit, rows: Rows, augment: Augment | None) -> SeenVisit:
         """The images of a visit: all of its sample, or of a task without a fixed number those that its rows name,
-        which are the same ones for all of them."""
+        which by window are the same ones for all of them."""
         shown = self._shown_image(visit.sample)
         blocks, places = rows.blocks, None
         if TASKS[self.texts.task].images is None:

@@ -99,10 +99,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, home: Path, recipe: Path, re
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Runs:
     out = tmp_path_factory.mktemp("together")
-    cases = [
-        case(recipe, out, f"zero{stage}", f"engine.policy=ds_configs/zero{stage}.json", "data.workers=1")
-        for stage in STAGES
-    ]
+    cases = [case(recipe, out, f"zero{stage}", f"engine.policy=ds_configs/zero{stage}.json") for stage in STAGES]
     return launched(out, cases, processes=2)
 
 
