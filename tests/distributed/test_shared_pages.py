@@ -1,7 +1,5 @@
 """Documents whose pages are computed once for all questions, against the same run with a row of each: fifty steps."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.distributed.training_runs import Runs, launched
