@@ -2,7 +2,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# A worker more than cores: some tests wait for timeouts, and others compute meanwhile.
+WORKERS := $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$(((n < 4 ? n : 4) + 1)))
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 HOST_PACKAGES := openssh-server pdsh iproute2 ethtool slurm-wlm munge
 
 .PHONY: demo test test-slow test-multinode lint clean

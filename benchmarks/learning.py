@@ -1,10 +1,11 @@
 """Whether tasks are learnt: rendered scenes in each task's own format, from files to official scores.
 
-`python -m benchmarks.learning [--tasks vqa,snli_ve,nlvr2,lxmert,six_things] [--seeds 1,2] [--json O]` renders scenes,
-packs shards, trains the task's recipe from scratch and scores it on unseen scenes; at most 10 minutes a task and seed
-on two cores, and 30 for six things. Beside it stands what shows that it looked: the text alone, other images, and the
-same model before it was trained. Every stage is a command that a user would type. The JSON is
-{task: {seed: {row: percent}}}.
+`python -m benchmarks.learning [--tasks vqa,snli_ve,nlvr2,lxmert,six_things,mpdocvqa] [--seeds 1,2] [--json O]` renders
+scenes, packs shards, trains the task's recipe from scratch and scores it on unseen scenes; at most 10 minutes a task
+and seed on two cores, and 30 for six things. MP-DocVQA trains adapters, on a small vision-language model that learns
+to read single pages first (benchmarks/page_reader.py), which counts as well. Beside an accuracy stands what shows that
+it looked: the text alone, other images, and the same model before it was trained. Every stage is a command that a user
+would type. The JSON is {task: {seed: {row: percent}}}.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import torch
 from transformers import LxmertConfig, LxmertModel
 
 from benchmarks.commands import numbers, run_duoflow
+from benchmarks.page_reader import write_page_reader
 from model.towers.tokenizer import build_tokenizer
 from shards.annotations import reader_of
 from shards.format.index import read_index
@@ -48,6 +50,7 @@ LXMERT_SIZES = {
 """1 / sqrt(96) is .1: with the usual .02 a narrow model starts almost silent."""
 ROWS = {
     "accuracy": "accuracy",
+    "anls": "ANLS",
     "consistency": "consistency",
     "oracle": "oracle",
     "semantic/attr": "about one thing",
@@ -72,6 +75,10 @@ class Proof:
     """Of its files, where that is not the task's name."""
     reads_regions: bool = False
     """Whether its files hold what a detector saw, and the model is a small LXMERT that has learnt nothing yet."""
+    reads_pages: bool = False
+    """Whether adapters are trained, on a small vision-language model that has learnt to read pages aloud."""
+    unseen: str = "testdev"
+    """The split that is scored."""
 
 
 def _vqa_files(name: str) -> tuple[str, ...]:
@@ -115,6 +122,12 @@ PROOFS = {
         {split: ("--questions", f"{split}_questions.json") for split in ("train", "val", "testdev")},
         format="gqa",
     ),
+    "mpdocvqa": Proof(
+        6000,
+        {split: ("--questions", f"{split}.json") for split in ("train", "val", "test")},
+        reads_pages=True,
+        unseen="test",
+    ),
 }
 
 
@@ -155,6 +168,8 @@ class Lesson:
         if self.proof.reads_regions:
             weights = write_lxmert(self.home / "untrained", self._texts(), self.seed)
             before += [f"model.vision={weights}", f"model.match={weights}"]
+        if self.proof.reads_pages:
+            before.append(f"model.vlm={self._page_reader()}")
         self._train(self.task, *before)
         self._train(self.task, *before, *UNTRAINED, f"run.name={name}_untrained")
         rows = {"text only": self._text_only()}
@@ -188,15 +203,21 @@ class Lesson:
 
     def _evaluate(self, run: str, *options: str) -> Scores:
         """Accuracies on the unseen split in percent, from the exported files in a process of its own."""
-        scores = self.home / "scores.json"
-        self._run("evaluate", str(self.home / "runs" / run), "--split", "testdev", "--json", str(scores), *options)
+        scores, split = self.home / "scores.json", self.proof.unseen
+        self._run("evaluate", str(self.home / "runs" / run), "--split", split, "--json", str(scores), *options)
         metrics = json.loads(scores.read_text(encoding="utf-8"))["metrics"]
-        return {row: 100 * metrics[f"testdev/{name}"] for name, row in ROWS.items() if f"testdev/{name}" in metrics}
+        return {row: 100 * metrics[f"{split}/{name}"] for name, row in ROWS.items() if f"{split}/{name}" in metrics}
+
+    def _page_reader(self) -> Path:
+        directory = self.home / "page_reader"
+        write_page_reader(directory, seed=self.seed)
+        print(f"[{self.task}, seed {self.seed}: {time.monotonic() - self.started:.0f} s]", flush=True)
+        return directory
 
     def _text_only(self) -> float:
         """What a text is worth without its images, in percent: the best single answer to each text of the very split
         that is scored. No model that does not look can have more."""
-        items = self._items("testdev")
+        items = self._items(self.proof.unseen)
         worth: dict[str, Counter[str]] = defaultdict(Counter)
         for item in items:
             text, answers = self._worth(item)
@@ -211,6 +232,8 @@ class Lesson:
             return item.question, item.label
         if self.task == "six_things":
             return item.question, {item.answer: 1.0}
+        if self.task == "mpdocvqa":
+            return item.question, dict.fromkeys(item.answers, 1.0)
         return item.statement, {item.label: 1.0}
 
     def _oracle(self, run: str) -> float:

@@ -15,6 +15,9 @@ Tower = Literal["vision", "second_stream", "match", "answer"]
 HeadKind = Literal["lxmert", "albef"]
 """The form of a head that names classes."""
 
+ALL_LINEAR = "all-linear"
+"""In the place of names of layers: every linear layer of a side, as PEFT says it."""
+
 TextStart = Literal["cls", "enc"]
 """What stands first in the text that BLIP's encoders read: BERT's [CLS], or [ENC], as BLIP was trained."""
 
@@ -115,7 +118,7 @@ class LoraParts(Section):
 class VlmLoraConfig(LoraConfig):
     """LoRA adapters in one side of a vision-language model."""
 
-    targets: tuple[str, ...] = ("all-linear",)
+    targets: tuple[str, ...] = (ALL_LINEAR,)
     """Names of the linear layers that get one, as their paths end, such as `q_proj`; or `all-linear`."""
 
 
@@ -159,6 +162,28 @@ class ReaderConfig(Section):
     """Tokens of a page with the question and the page tokens; further words are cut."""
     boxes: bool = True
     """Whether a token is told where its word stands on the page."""
+
+
+class RetrievalLora(Section):
+    """Which frozen towers of page retrieval are adapted."""
+
+    text: LoraConfig = LoraConfig()
+    """The text tower; its layers are called `q_proj`, `v_proj`, `fc1`, ..."""
+    vision: LoraConfig = LoraConfig()
+    """The vision tower, whose layers have the same names."""
+
+
+class RetrievalConfig(Section):
+    """How a CLIP or SigLIP (`model.retrieval`) learns to find pages; of no effect without one."""
+
+    loss: Literal["contrastive", "triplet"] = "contrastive"
+    """Symmetric InfoNCE between the questions of a visit and the pages of their document; or a triplet loss, the mean
+    over the wrong pages."""
+    margin: float = Field(default=0.3, gt=0.0, le=2.0)
+    """By which the right page has to be more similar than a wrong one, as a cosine (triplet only)."""
+    freeze: tuple[Literal["text", "vision"], ...] = ()
+    """Towers that are not trained, but for their LoRA adapters."""
+    lora: RetrievalLora = RetrievalLora()
 
 
 class GuidanceConfig(Section):
@@ -215,6 +240,9 @@ class ModelConfig(Section):
     reader: Literal["hi_vt5"] | None = None
     """What reads the words of pages, and is then the whole model: Hi-VT5 (Tito et al. 2022) around the T5 of `answer`;
     the other keys of this section but `freeze`, `lora.answer` and `gradient_checkpointing` have no effect."""
+    retrieval: str | None = None
+    """Reference of a CLIP or SigLIP, which is then the whole model: it ranks the pages of a document by a question; the
+    other keys of this section but `gradient_checkpointing` have no effect."""
     head: HeadKind = "lxmert"
     """Of `losses.classify`: Linear to twice the width, GELU, LayerNorm, Linear; or Linear, ReLU, Linear."""
     gradient_checkpointing: bool = False
@@ -303,6 +331,8 @@ class LossConfig(Section):
     """Weight of naming a class: a label, or an answer of a list."""
     page: float = Field(default=0.0, ge=0.0)
     """Weight of naming the page of a window that shows the answer."""
+    retrieve: float = Field(default=0.0, ge=0.0)
+    """Weight of finding the page that answers a question."""
     answer_tokens: Literal["mean", "sum"] = "mean"
     """How the cross-entropies of an answer's tokens are put together; ALBEF adds them up."""
     genome: float = Field(default=0.5, ge=0.0)

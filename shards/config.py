@@ -37,7 +37,13 @@ class DataConfig(Section):
     """K: an image with more questions is visited more than once in an epoch."""
     pages_per_visit: int | None = Field(default=None, ge=1)
     """Pages of a document that are read for a question in training: a run of them that shows the answer, cut elsewhere
-    in each epoch. Null reads all that it is asked of, as evaluation does."""
+    in each epoch; for page retrieval, the answer page and others that a hash draws. Null reads all that it is asked of,
+    as evaluation does."""
+    retrieved: str | None = None
+    """JSON file with the pages of each question, the best first, as `duoflow evaluate` writes it for a retrieval run:
+    evaluation reads the best `retrieved_pages` of a window alone. Null reads whole windows."""
+    retrieved_pages: int = Field(default=3, ge=1)
+    """Pages of a question that are read with `retrieved`."""
     shuffle_shards: int = Field(default=8, ge=1)
     """Shards that are mixed with each other: more mix better, fewer open fewer files."""
     image_size: int | None = Field(default=None, ge=1)

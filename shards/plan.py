@@ -30,6 +30,7 @@ Purpose = Literal[
     "exchange",
     "augment",
     "page",
+    "page_negative",
     "answer",
 ]
 

@@ -217,7 +217,7 @@ CORPORA: Mapping[str, Writer] = {
     "lxmert": write_lxmert,
     "mpdocvqa": write_mpdocvqa,
 }
-"""One for each task of shards.tasks.TASKS."""
+"""One for each format of the tasks of shards.tasks.TASKS."""
 
 MORE_CORPORA: Mapping[str, tuple[str, Writer]] = {"lxmert_nlvr2": ("nlvr2", write_lxmert_nlvr2)}
 """Others of such a task."""

@@ -28,7 +28,7 @@ FLOORS = {
         ("engine", "scoring"),
     ),
     "model": (
-        ("build", "vlm", "reader"),
+        ("build", "vlm", "retrieval", "reader"),
         ("pnp",),
         ("fusion_objective", "source", "parts", "layers"),
         ("looking",),

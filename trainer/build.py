@@ -24,6 +24,7 @@ from model.pnp.fid import load_reader
 from model.pnp.pipeline import PnpPipeline
 from model.pnp.viewer import Viewer
 from model.reader.build import BuiltReader, build_reader
+from model.retrieval.build import BuiltRetrieval, build_retrieval
 from model.source import efficient_sam_sizes
 from model.towers.lxmert import RegionTower
 from model.towers.tokenizer import build_tokenizer, load_tokenizer
@@ -33,6 +34,7 @@ from shards.format.index import SplitIndex
 from shards.plan import Share
 from shards.read.augment import RandAugment
 from shards.read.loader import EvaluationBatches, Loader, Split, Texts, TrainingBatches
+from shards.read.retrieved import read_retrieved
 from shards.tasks import TASKS
 from shards.tasks.seam import Wanted
 from trainer.config import RunConfig
@@ -45,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 FUSION_FILE = "fusion_encoder.safetensors"
 
-AnyBuilt = BuiltModel | BuiltVlm | BuiltReader
+AnyBuilt = BuiltModel | BuiltVlm | BuiltRetrieval | BuiltReader
 
 
 def open_split(config: RunConfig, name: str) -> Split:
@@ -78,6 +80,9 @@ def assemble_model(
         "max_answer_tokens": config.data.max_answer_tokens,
     }
     task, seed = TASKS[config.task], config.run.seed
+    if config.model.retrieval is not None:
+        wanted = {"task": task, "seed": seed, "max_question_tokens": config.data.max_question_tokens}
+        return build_retrieval(model or config.model, config.retrieval, config.losses, **wanted)
     if config.model.vlm is not None:
         return build_vlm(model or config.model, config.vlm, config.losses, task=task, seed=seed, **limits)
     if config.model.reader is not None:
@@ -182,12 +187,14 @@ def _texts(train: Split) -> Iterator[str]:
 
 def make_texts(config: RunConfig, built: Built) -> Texts:
     """How the loader turns questions into tokens for this model."""
+    data = config.data
     wanted = Wanted(
         blocks=built.blocks,
         negatives=tuple(config.losses.negatives),
         genome=config.losses.genome,
         classes={name: number for number, name in enumerate(built.classes)},
-        pages=config.data.pages_per_visit,
+        pages=data.pages_per_visit,
+        retrieved=None if data.retrieved is None else read_retrieved(data.retrieved, data.retrieved_pages),
     )
     return Texts(task=config.task, collation=built.collation, wanted=wanted)
 
@@ -218,7 +225,7 @@ def check_medium(config: RunConfig, built: AnyBuilt, split: Split) -> None:
         if not split.index.has_words:
             raise ConfigError(without_words(split.directory))
         return
-    if isinstance(built, BuiltVlm):
+    if not isinstance(built, BuiltModel):
         if split.index.medium != "pixels":
             raise ConfigError(wrong_medium(built.reference, "pixels", split.directory, split.index.medium))
         return

@@ -24,6 +24,7 @@ PARTS: dict[str, PartSums] = {
         seen=("itm_positives", "itm_negatives"),
     ),
     "classify": PartSums(("classify_loss", "classified")),
+    "retrieve": PartSums(("retrieve_loss", "retrieved")),
     "page": PartSums(("page_loss", "paged")),
 }
 

@@ -10,13 +10,12 @@ from peft import inject_adapter_in_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from model.config import LoraConfig, VlmConfig
+from model.config import ALL_LINEAR, LoraConfig, VlmConfig
 from model.towers.lora import leaves_of, write_adapter
 from shards.errors import ConfigError
 
 Side = Literal["language", "vision"]
 
-ALL_LINEAR = "all-linear"
 _LANGUAGE = ("language_model", "text_model")
 """What transformers calls the language model of a vision-language model."""
 

@@ -92,12 +92,13 @@ class VlmObjective(nn.Module):
 
     def place_frozen(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move and cast the model; its adapters follow the engine."""
-        if getattr(self.model, "is_quantized", False):  # it is on its device, and packed weights have no other dtype
-            for parameter in self.model.parameters():
-                if parameter.is_floating_point():
-                    parameter.data = parameter.data.to(dtype)
-        else:
-            self.model.to(device=device, dtype=dtype)
+        if not getattr(self.model, "is_quantized", False):  # that is on its device, and may not leave it
+            self.model.to(device=device)
+        for parameter in self.model.parameters():
+            # Not buffers: rotary frequencies are fp32 in every checkpoint, and positions would be wrong in bf16. Packed
+            # weights are no floating points.
+            if parameter.is_floating_point() and not parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
         if device.type == "cuda" and self.shared and self._forward.has_blocks:
             self._forward.attend("flex_attention")
 

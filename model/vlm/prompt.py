@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 from transformers import ProcessorMixin
 
 from model.towers.checkpoint_files import short_reason
-from shards.errors import ConfigError, DataError, UserError
+from shards.errors import ConfigError, DataError
 
 TokenIds = list[int]
 
@@ -91,8 +91,6 @@ class ChatPrompt:
             behind = ids[len(marked.shared(ids)) - 1 :]
             made = replace(marked, anchor=tokenizer.decode(behind, skip_special_tokens=False))
             made._check()
-        except UserError:
-            raise
         except (TemplateError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
             tried = "a question with an image" + ("" if system is None else " behind vlm.system")
             reason = f"{type(error).__name__}: {short_reason(error)}"

@@ -195,7 +195,7 @@ class _MicroBatches(Dataset):
         ]
         draw = Draw(draws_from, self.split.index, self.split.reader.sample, is_training=not keep_items)
         made = [task.rows(visit, draw, self.texts.wanted) for visit in read]
-        if task.images is None:
+        if task.images is None and task.by_window:
             windows = [window for visit, rows in zip(read, made, strict=True) for window in by_window(visit, rows)]
             read, made = [visit for visit, _ in windows], [rows for _, rows in windows]
 
@@ -221,7 +221,7 @@ class _MicroBatches(Dataset):
 
     def _see(self, visit: Visit, rows: Rows, augment: Augment | None) -> SeenVisit:
         """The images of a visit: all of its sample, or of a task without a fixed number those that its rows name,
-        which are the same ones for all of them."""
+        which by window are the same ones for all of them."""
         shown = self._shown_image(visit.sample)
         blocks, places = rows.blocks, None
         if TASKS[self.texts.task].images is None:

@@ -1,6 +1,6 @@
 """The tasks that shards can be read for: TASKS is the only list of them."""
 
-from shards.tasks import gqa, lxmert, mpdocvqa, nlvr2, snli_ve, vqa
+from shards.tasks import gqa, lxmert, mpdocvqa, mpdocvqa_retrieval, nlvr2, snli_ve, vqa
 from shards.tasks.seam import TaskData
 
 TASKS: dict[str, TaskData] = {
@@ -10,6 +10,7 @@ TASKS: dict[str, TaskData] = {
     "nlvr2": nlvr2.DATA,
     "lxmert": lxmert.DATA,
     "mpdocvqa": mpdocvqa.DATA,
+    "mpdocvqa_retrieval": mpdocvqa_retrieval.DATA,
 }
 
 __all__ = ["TASKS", "TaskData"]

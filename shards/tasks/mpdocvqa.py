@@ -3,13 +3,14 @@
 In training a window may be narrowed to `data.pages_per_visit` pages around the answer. The document is cut into runs of
 so many pages, beginning at a place that a hash draws for each document and epoch, and a question reads the run that
 shows its answer: questions whose answers are near each other share their pages, and an epoch can be had again. In
-evaluation the whole window is read.
+evaluation the whole window is read, or of it what `data.retrieved` names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from shards.errors import DataError
 from shards.format.documents import Document, DocumentQuestion
 from shards.plan import hash64
 from shards.tasks.seam import Block, Draw, Row, Rows, Target, TaskData, Visit, Wanted
@@ -31,6 +32,8 @@ def rows(visit: Visit, draw: Draw, wanted: Wanted) -> Rows:
             answer = 0 if question.answer_page is None else question.answer_page
             in_document = [page for page, _ in window]
             window = [window[place] for place in narrowed(in_document, answer, wanted.pages, cut)]
+        if not draw.is_training and wanted.retrieved is not None:
+            window = [window[question.pages.index(name)] for name in _retrieved(question, wanted.retrieved)]
         made.append(_row(question, item, sorted(window), answers[item]))
     return Rows({"ask": made})
 
@@ -48,6 +51,17 @@ def narrowed(window: Sequence[int], answer: int, size: int, draw: int) -> range:
     start = answer - (window[answer] + draw) % size
     start = min(max(start, 0), len(window) - size)
     return range(start, start + size)
+
+
+def _retrieved(question: DocumentQuestion, found: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    names = found.get(question.question_id, ())
+    strange = next((name for name in names if name not in question.pages), None)
+    if not names or strange is not None:
+        wrong = "is not in the file" if not names else f"is not asked of page {strange}, which the file names"
+        raise DataError(
+            f"data.retrieved: question {question.question_id} {wrong}; evaluate the retrieval run on these very shards"
+        )
+    return names
 
 
 def _drawn(draw: Draw, visit: Visit) -> tuple[int, list[int]]:

@@ -8,8 +8,8 @@ from shards.format.index import SplitIndex
 from shards.format.records import Item, Sample
 from shards.plan import EpochOrder
 
-Tower = Literal["answer", "match"]
-"""The two text towers of a model."""
+Tower = Literal["answer", "match", "retrieval"]
+"""The two text towers of a fusion, and that of page retrieval."""
 Labels = Literal["rows", "items"]
 
 
@@ -36,7 +36,8 @@ class Row(NamedTuple):
     """A class; or, for soft labels, (class, score) of those that score at all."""
     targets: tuple[Target, ...] = ()
     images: tuple[int, ...] = ()
-    """Positions of all images that it reads at once, ascending, where that is not `image` alone: a window of pages."""
+    """Positions of all images that it reads at once, where that is not `image` alone: a window of pages. They ascend
+    where a model reads them one behind the other."""
     places: tuple[int, ...] = ()
     """Of the images in `images`, in the item's own window of pages, which `label` counts in."""
 
@@ -91,6 +92,8 @@ class Wanted:
     """The number of each class by its name."""
     pages: int | None = None
     """`data.pages_per_visit`"""
+    retrieved: Mapping[str, tuple[str, ...]] | None = None
+    """By item id the names of the pages that an evaluation reads, of `data.retrieved`; None reads whole windows."""
 
 
 class Draw(NamedTuple):
@@ -119,6 +122,9 @@ class TaskData:
     """A pure function; makes the blocks that are wanted."""
     images: int | None = 1
     """Images of a sample; None where samples differ: then a visit shows the images that its rows name."""
+    by_window: bool = True
+    """Of a task without a fixed number of images: whether items that read other images are shown apart, for a model in
+    which all images of a visit stand in front of all of its items."""
     classes: tuple[str, ...] | None = None
     """The names of the classes; None where they are answers of the data set, or where there are none."""
     augments: bool = True

@@ -48,6 +48,11 @@ def add_answer_parser(verbs: Any) -> None:
 def _answer(arguments: argparse.Namespace) -> int:
     check_run(arguments.run)
     model = load_run_config(RunDirectory(arguments.run).config).model
+    if model.retrieval is not None:
+        raise ConfigError(
+            f"{arguments.run}: ranks pages and writes no answers; `duoflow evaluate` ranks those of a split, and "
+            "data.retrieved lets a run of task mpdocvqa read them"
+        )
     if model.reader is not None:
         return _ask_reader(arguments)
     for option in ("shards", "document"):

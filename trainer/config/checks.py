@@ -11,6 +11,7 @@ from shards.remote.address import is_url, url_fault
 from shards.tasks import TASKS
 from trainer.config.faults import Fault
 from trainer.config.reader_checks import reader_faults
+from trainer.config.retrieval_checks import ranks_pages, retrieval_faults
 from trainer.config.schema import RunConfig
 from trainer.config.vlm_checks import vlm_faults
 from trainer.engine.optimizers import argument_faults, name_fault
@@ -23,12 +24,14 @@ _CUSTOM_SIZES = ("image_size", "patch_size", "width", "depth", "heads", "neck_wi
 
 def cross_faults(config: RunConfig) -> tuple[Fault, ...]:
     """Everything that contradicts something else."""
-    checks = (_validation, _batch, _optim, _augment, _places, _losses, _answers, _start_answers, _metric)
+    checks = (_validation, _batch, _optim, _augment, _places, _losses, _answers, _start_answers, _retrieved, _metric)
     of_fusion = (_fusion, _scratch, _libraries, _efficient_sam, _frozen, _shared, _lora, _guided)
     if config.task not in TASKS:
         return (_unknown_task(config.task),)
     if config.model.reader is not None:
         return tuple(fault for check in (*checks, _lora, reader_faults) for fault in check(config))
+    if ranks_pages(config):
+        return tuple(fault for check in (*checks, retrieval_faults) for fault in check(config))
     if config.model.vlm is None and TASKS[config.task].images is None:
         shown = f"is null, and task {config.task} shows documents of any number of pages"
         return (Fault("model.vlm", f"{shown}; name a vision-language model, or set model.reader"),)
@@ -80,7 +83,7 @@ def _optim(config: RunConfig) -> Iterator[Fault]:
         yield from (Fault(f"optim.{key}", message) for key, message in argument_faults(optim.choice))
     for key, message in schedule_faults(optim.schedule, optim.schedule_options, optim.final_lr_ratio):
         yield Fault(f"optim.{key}", message)
-    whole = config.model.vlm is not None or config.model.reader is not None
+    whole = config.model.vlm is not None or config.model.reader is not None or ranks_pages(config)
     if optim.layer_decay is not None and (whole or not _trained_towers(config)):
         yield Fault(
             "optim.layer_decay",
@@ -148,6 +151,13 @@ def _start_answers(config: RunConfig) -> Iterator[Fault]:
         yield Fault(key, "gives weights to a head over answers, and this recipe trains none; set it to null")
     if config.model.head != "lxmert":
         yield Fault(key, f"is a head of LXMERT's form, and model.head is {config.model.head}; set that to lxmert")
+
+
+def _retrieved(config: RunConfig) -> Iterator[Fault]:
+    if config.data.retrieved is not None and config.task != "mpdocvqa":
+        yield Fault(
+            "data.retrieved", f"has no effect on task {config.task}, which reads no windows of pages; remove it"
+        )
 
 
 def _metric(config: RunConfig) -> Iterator[Fault]:

@@ -34,9 +34,17 @@ _FREE = (
 """Keys, and sections with a dot at the end."""
 _REFUSED = ("optim.name", "optim.options")
 """Another optimizer keeps other things of each parameter than those in the checkpoint."""
-_LOGGED = ("optim.", "batch.micro_visits", "engine.policy", "engine.link_gbits", "validate_every.max_images")
+_LOGGED = (
+    "optim.",
+    "batch.micro_visits",
+    "engine.policy",
+    "engine.link_gbits",
+    "validate_every.max_images",
+    "data.retrieved",
+    "data.retrieved_pages",
+)
 """Another learning rate is an experiment; another micro-batch or ZeRO stage is how the same batch fits other machines;
-on other images, a validation says something else than the best one did."""
+on other images or pages, a validation says something else than the best one did."""
 
 
 _ADAMW = {"optim.betas": (0.9, 0.999), "optim.eps": 1e-8}

@@ -5,7 +5,15 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from model.config import AnswersConfig, LossConfig, ModelConfig, PnpConfig, ReaderConfig, VlmConfig
+from model.config import (
+    AnswersConfig,
+    LossConfig,
+    ModelConfig,
+    PnpConfig,
+    ReaderConfig,
+    RetrievalConfig,
+    VlmConfig,
+)
 from shards.config import DataConfig
 from shards.config_base import Section
 from shards.errors import ConfigError
@@ -165,6 +173,7 @@ class RunConfig(Section):
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     vlm: VlmConfig = VlmConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
     reader: ReaderConfig = ReaderConfig()
     losses: LossConfig = LossConfig()
     answers: AnswersConfig = AnswersConfig()

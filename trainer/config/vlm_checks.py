@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator
 
+from model.config import ALL_LINEAR
 from model.parts import PARTS
 from model.references import SCRATCH
 from shards.tasks import TASKS
 from trainer.config.faults import Fault
 from trainer.config.schema import RunConfig
-
-ALL_LINEAR = "all-linear"
 
 
 def vlm_faults(config: RunConfig) -> Iterator[Fault]:

@@ -32,6 +32,7 @@ READS_IMAGES = (*MATCH, "BlipForQuestionAnswering", *LXMERT_ARCHITECTURES)
 """Those with a text encoder that reads images."""
 CAPTIONER = ("BlipForConditionalGeneration",)
 VISION = (*BLIP_ARCHITECTURES, *LXMERT_ARCHITECTURES)
+RETRIEVAL = ("CLIPModel", "SiglipModel")
 ANSWER = ("BlipForQuestionAnswering", *T5_ARCHITECTURES)
 
 BACKBONE = "timm"
@@ -77,6 +78,8 @@ def checkpoint_uses(config: RunConfig) -> list[Use]:
         return [Use("model.vlm", model.vlm, ())]  # its kind is judged by the checks of a start
     if model.reader is not None:
         return [Use("model.answer", model.answer, T5_ARCHITECTURES)]
+    if model.retrieval is not None:
+        return [Use("model.retrieval", model.retrieval, RETRIEVAL)]
     kinds = {"vision": VISION, "second_stream": BLIP_ARCHITECTURES}
     uses = [
         Use(key, reference, () if read_reference(reference).is_timm else kinds[tower])

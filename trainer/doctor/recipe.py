@@ -40,7 +40,7 @@ def recipe_rows(config: RunConfig) -> list[Row]:
     checkpoints = examine_all(uses)
     rows = [cache_row()] if any(checkpoint.is_on_hub for checkpoint in checkpoints.values()) else []
     rows += checkpoint_rows(uses, checkpoints)
-    if config.model.vlm is None and config.model.reader is None:
+    if config.model.vlm is None and config.model.retrieval is None and config.model.reader is None:
         rows += [row for row in (efficient_sam_row(config.model),) if row is not None]
         rows.append(width_row(config.model, uses, checkpoints))
     rows += data_rows(config)

@@ -20,6 +20,7 @@ from model.vlm.objective import NAME
 from shards.atomic import check_writable
 from shards.errors import DataError, UserError
 from trainer.export.read import read_run
+from trainer.export.run_arguments import other_than_fusion
 from trainer.export.vlm import write_merged
 from trainer.export.write import EXPORT_FILE, ITM, T5, VQA, read_export
 from trainer.run_directory import RunDirectory, replace_directory, write_json
@@ -57,7 +58,7 @@ def copy_export(run: Path, out: Path, *, merge: bool) -> list[str]:
         # copytree goes on after a file that fails and tells of all at its end: (from, to, message).
         reason = error.args[0][0][2].partition(": ")[0] if isinstance(error, shutil.Error) else short_reason(error)
         raise UserError(f"--out {out}: cannot be written ({reason}); free some space or name another place") from None
-    fusion = [f"{out}: fusion encoder"] if config.model.vlm is None and config.model.reader is None else []
+    fusion = [f"{out}: fusion encoder"] if other_than_fusion(config) is None else []
     return [*fusion, *(f"{out / name}: {part}" for part, name in sorted(_lying(content)))]
 
 

@@ -8,6 +8,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from model.reader.build import BuiltReader
+from model.retrieval.build import BuiltRetrieval
 from model.vlm.build import BuiltVlm
 from shards.errors import ConfigError, DataError
 from shards.format.index import read_index
@@ -31,7 +32,10 @@ Weights = Literal["trained", "initial"]
 Pipeline = Literal["direct", "pnp"]
 """Whose answers: the trained model's own, or those that T5 reads from captions of what its heatmap points at."""
 
-DATA = ("data.val=", "data.testdev=", "data.test=", "data.challenge=", "data.workers=", "precision=")
+DATA = (
+    *("data.val=", "data.testdev=", "data.test=", "data.challenge=", "data.retrieved=", "data.retrieved_pages="),
+    *("data.workers=", "precision="),
+)
 """What may differ from the recipe of a run wherever its export is used: nothing that its weights depend on."""
 LOOKS = ("model.guidance.",)
 """What decides where an answer is looked for; of no effect where nothing looks."""
@@ -99,7 +103,8 @@ def load_exported(path: Path, config: RunConfig, *, weights: Weights = "trained"
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     device, export = torch.device(device_type()), RunDirectory(path).export
-    model = exported_model_config(config.model, export)
+    as_started = config.model.retrieval is not None and weights == "initial"
+    model = config.model if as_started else exported_model_config(config.model, export)
     built = assemble_model(
         config, model=model, scratch_tokenizer=_no_scratch_left, classes=_classes(config, exported_classes(export))
     )
@@ -109,11 +114,11 @@ def load_exported(path: Path, config: RunConfig, *, weights: Weights = "trained"
     elif weights == "trained" and isinstance(built, BuiltReader):
         load_exported_adapters(objective, export)
         load_beside(objective, export)
-    elif weights == "trained":
+    elif weights == "trained" and not isinstance(built, BuiltRetrieval):
         load_fusion(objective, export)
         load_exported_adapters(objective, export)
         load_heads(objective, export)
-    else:
+    elif weights == "initial":
         if config.answers.start_from is not None:
             start_answers(built, config.answers)
         if config.initialize_from is not None:

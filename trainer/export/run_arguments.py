@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from shards.errors import ConfigError
+from trainer.config import RunConfig
 from trainer.run_directory import RunDirectory
 
 
@@ -15,6 +16,15 @@ def add_pipeline_option(parser: argparse.ArgumentParser) -> None:
         default="direct",
         help="direct: the trained model's own answers; pnp: T5's, from captions of what the model's heatmap points at",
     )
+
+
+def other_than_fusion(config: RunConfig) -> str | None:
+    """What a run has in the place of a trained fusion, for a message; None where it has that."""
+    if config.model.vlm is not None:
+        return "a vision-language model"
+    if config.model.reader is not None:
+        return "a reader of words"
+    return None if config.model.retrieval is None else "a retrieval of pages"
 
 
 def check_run(run: Path) -> None:

@@ -11,6 +11,7 @@ timm_vision/, timm_second/   a backbone of timm, if it was trained, as timm.mode
 efficient_sam.safetensors    the second vision tower, if it was trained, under its official key names
 lora_vlm/                    the adapter of a vision-language model, which is then all that there is
 reader.safetensors           what a reader of pages has beside t5/ or lora_answer/, which is then all that there is
+retrieval/                   CLIP or SigLIP of a page retrieval, which is then all that there is
 heads.safetensors            heads that parts of the loss have of their own, where there are any
 export.json                  which part lies where, and the step and metrics that the weights belong to
 README.md                    model card
@@ -37,6 +38,7 @@ from model.fusion_objective import FusionObjective
 from model.objective import Objective
 from model.reader.build import BuiltReader
 from model.references import read_reference, timm_directory
+from model.retrieval.build import BuiltRetrieval
 from model.towers.answer_towers import T5AnswerTower
 from model.towers.checkpoint_files import architecture_of
 from model.towers.lora import load_adapters, save_adapters, without_adapters
@@ -48,6 +50,7 @@ from trainer.build import FUSION_FILE, AnyBuilt
 from trainer.config import RunConfig
 from trainer.export.names import all_names, below
 from trainer.export.reader import reader_card, write_reader
+from trainer.export.retrieval import RETRIEVAL, retrieval_card, write_checkpoint
 from trainer.export.t5 import T5, save_t5
 from trainer.export.vlm import LORA, vlm_card, write_adapter
 from trainer.run_directory import replace_directory, write_json
@@ -86,6 +89,10 @@ def export_model(
     elif isinstance(built, BuiltReader):
         content = write_reader(config.model, built, parameters, aside)
         card = reader_card(config, step, _metric_rows(metrics))
+    elif isinstance(built, BuiltRetrieval):
+        write_checkpoint(built, parameters, aside / RETRIEVAL)
+        content = {"parts": {RETRIEVAL: RETRIEVAL}, "adapters": {}}
+        card = retrieval_card(config, step, _metric_rows(metrics))
     else:
         content, card = _write_fusion(config, built, parameters, aside, step, metrics)
     known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
@@ -341,6 +348,9 @@ def _metric_rows(metrics: Mapping[str, float]) -> str:
         "val/accuracy",
         "val/anls",
         "val/page_accuracy",
+        "val/hit@1",
+        "val/hit@3",
+        "val/long_hit@1",
         "val/binary",
         "val/open",
         "val/consistency",

@@ -14,6 +14,7 @@ from trainer.build import build_pnp, evaluation_loader, open_split
 from trainer.config import RunConfig
 from trainer.engine.distributed import World
 from trainer.export.read import Pipeline, Weights, load_exported, open_keys, read_run
+from trainer.export.run_arguments import other_than_fusion
 from trainer.run_directory import RunDirectory
 from trainer.tasks import task_named
 from trainer.training.preflight import check_format
@@ -49,10 +50,8 @@ def evaluate_run(
         ConfigError, DataError: there is no such run or split, or the export does not load.
     """
     pnp = pipeline == "pnp"
-    model = read_run(path).model
-    if pnp and (model.vlm is not None or model.reader is not None):
-        kind = "a vision-language model" if model.vlm is not None else "a reader of words"
-        raise ConfigError(f"--pipeline pnp: needs a trained fusion, and {path} is {kind}; leave it out")
+    if pnp and (other := other_than_fusion(read_run(path))) is not None:
+        raise ConfigError(f"--pipeline pnp: needs a trained fusion, and {path} is {other}; leave it out")
     config = read_run(path, overrides, open_keys=open_keys(looks=pnp, pnp=pnp, chooses=not pnp))
     task, opened = task_named(config.task), open_split(config, split)
     check_format(config.task, opened.index, f"data.{split}", opened.directory)
@@ -85,6 +84,7 @@ def _answer_ceiling(config: RunConfig, opened: Split, split: str) -> dict[str, f
     total = sum(opened.index.answers.values())
     if (
         TASKS[config.task].classes is not None
+        or config.model.retrieval is not None
         or config.data.train is None
         or config.data.limit is not None
         or not total

@@ -14,6 +14,7 @@ from shards.errors import ConfigError, DataError, UserError
 from shards.format.index import SplitIndex, index_digest, read_index
 from shards.plan import Share
 from shards.read.ahead import check_cache
+from shards.read.retrieved import read_retrieved
 from shards.remote.address import is_url
 from shards.tasks import TASKS
 from trainer.config import RunConfig
@@ -106,6 +107,8 @@ def check_inputs(config: RunConfig, *, device_type: str, past: Past | None) -> N
         _check_initial_weights(config.initialize_from)
     _check_weights(config, device_type)
     _check_answers(config)
+    if config.data.retrieved is not None:
+        read_retrieved(config.data.retrieved, config.data.retrieved_pages)
     if past is not None:
         _check_same_data(config, past)
 
@@ -184,7 +187,7 @@ def check_format(task: str, index: SplitIndex, key: str, directory: str) -> None
 
 def _check_medium(config: RunConfig, index: SplitIndex, directory: str) -> None:
     """As far as it shows without loading anything: a checkpoint that is not here yet is judged when it is loaded."""
-    whole = config.model.vlm or config.model.reader
+    whole = config.model.vlm or config.model.retrieval or config.model.reader
     reference, reads = whole or config.model.vision, "pixels" if whole else medium_of(config.model.vision)
     if reads is not None and reads != index.medium:
         raise ConfigError(wrong_medium(reference, reads, directory, index.medium))
@@ -275,6 +278,11 @@ def _check_weights(config: RunConfig, device_type: str) -> None:
         return
     if config.model.reader is not None:
         _check_directory("model.answer", config.model.answer)
+        return
+    if config.model.retrieval is not None:
+        from model.retrieval.checkpoint import check_checkpoint as check_retrieval  # it imports transformers
+
+        check_retrieval(config.model.retrieval)
         return
     _check_efficient_sam(config.model)
     _check_references(config.model, text_towers(TASKS[config.task], config.losses))

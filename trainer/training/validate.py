@@ -84,8 +84,9 @@ def said(built: Built, predictions: Mapping[str, Tensor], vocabulary: frozenset[
     if "classify" in predictions:
         classes = [built.classes[number] for number in predictions["classify"].argmax(dim=-1).tolist()]
     pages = None
-    if "page" in predictions:
-        pages = [[place for place in places if place >= 0] for places in predictions["page"].tolist()]
+    for part in ("retrieve", "page"):
+        if part in predictions:
+            pages = [[place for place in places if place >= 0] for places in predictions[part].tolist()]
     return Outputs(answers, classes, vocabulary, pages)
 
 

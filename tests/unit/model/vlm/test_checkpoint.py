@@ -198,6 +198,10 @@ def test_in_bfloat16_sharing_is_within_roundings(checkpoint: Path) -> None:
     built.objective.to(dtype=torch.bfloat16)
     built.objective.place_frozen(cpu, torch.bfloat16)
     assert try_sharing(built.objective, built.collation, cpu).passed
+    buffers = {name: value.dtype for name, value in built.objective.model.named_buffers() if "inv_freq" in name}
+    assert buffers
+    assert set(buffers.values()) == {torch.float32}, "positions would be rounded"
+    assert {parameter.dtype for parameter in built.objective.model.parameters()} == {torch.bfloat16}
 
 
 def test_a_template_that_takes_no_system_turn_is_refused(checkpoint: Path, tmp_path: Path) -> None:

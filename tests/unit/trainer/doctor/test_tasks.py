@@ -19,6 +19,7 @@ TOWERS = {
     "nlvr2": {"model.match"},
     "lxmert": {"model.match", "answers.start_from"},
     "mpdocvqa": {"model.vlm"},
+    "mpdocvqa_retrieval": {"model.retrieval"},
 }
 
 
@@ -44,7 +45,7 @@ def test_missing_shards_are_built_by_a_command_of_the_task(task: str, tmp_path: 
     row = next(iter(data_rows(config)))
     (command,) = row.steps
     assert row.fault.endswith(f"run `{command}`")
-    assert f"--format {task} " in command
+    assert f"--format {TASKS[task].formats[0]} " in command
     words = command.split()
     questions = words[words.index("--questions") + 1]
     if "--images" in words:

@@ -1,0 +1,183 @@
+"""A small vision-language model that has learnt to read drawn pages aloud, as `save_pretrained` writes it.
+
+Adapters are trained on a model that can do something already: this one is shown single pages and says their lines, in
+an order that is drawn anew each time. It is asked nothing, and never sees two pages. `python -m benchmarks.page_reader
+OUT` makes one in plain PyTorch, in about ten minutes on one core; its pages are those of no document of `duoflow
+scenes` with the same seed.
+"""
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.optim import Muon
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor, nn
+from transformers import (
+    CLIPImageProcessor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from shards.scenes.documents import KEYS, LINES, VALUES, draw
+
+IMAGE, USER, END, PAD = "<image>", "<|user|>", "<|end|>", "<|pad|>"
+TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}<|user|>{% endif %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}"
+    "{% endif %}{% endfor %}<|end|>{% endfor %}"
+)
+INSTRUCTION = "Read"
+WORDS = ("What", "is", "the", INSTRUCTION)
+SEEN, PATCH = 108, 18
+"""Sides in pixels of what is cut out of a page's middle, and of a patch: as high as a line with the gap to the next."""
+WIDTH, HEADS = 128, 4
+VISION_LAYERS, TEXT_LAYERS = 3, 3
+PAPER, CONTRAST = 0.98, 0.45
+"""Mean and standard deviation that pixels are normalised with: paper is 0, and ink is -2."""
+STEPS, PAGES_PER_STEP, WARMUP, RATE = 2500, 16, 100, 2e-3
+CONTEXT = 1024
+
+
+def write_page_reader(directory: Path, *, seed: int, steps: int = STEPS) -> float:
+    """Train a reader and write it with its processor.
+
+    Returns:
+        The mean loss of a token over the last steps.
+    """
+    torch.manual_seed(seed)
+    processor = make_processor()
+    model = make_model(processor.tokenizer)
+    loss = teach(model, processor, pages(np.random.default_rng(seed), processor), steps)
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+    return loss
+
+
+def make_processor() -> LlavaProcessor:
+    """Its words are keys and single digits; any other text is spelt."""
+    characters = [chr(code) for code in range(33, 127)]
+    entries = [*characters, *(f"##{character}" for character in characters), *WORDS, *KEYS, "[UNK]"]
+    words = Tokenizer(models.WordPiece({entry: number for number, entry in enumerate(entries)}, unk_token="[UNK]"))
+    words.pre_tokenizer, words.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece(cleanup=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token=END, pad_token=PAD)
+    tokenizer.add_tokens([AddedToken(text, special=True) for text in (IMAGE, USER)], special_tokens=True)
+    sides = {"height": SEEN, "width": SEEN}
+    photos = CLIPImageProcessor(
+        do_resize=False, crop_size=sides, image_mean=[PAPER] * 3, image_std=[CONTRAST] * 3, size=sides
+    )
+    return LlavaProcessor(
+        photos, tokenizer, patch_size=PATCH, vision_feature_select_strategy="full", chat_template=TEMPLATE
+    )
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
+    """An untrained LLaVA over SigLIP's tower and Llama, of which a narrow one is not silent at first
+    (docs/from_scratch.md)."""
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 3 * WIDTH, "num_attention_heads": HEADS}
+    config = LlavaConfig(
+        vision_config={"model_type": "siglip_vision_model", "image_size": SEEN, "patch_size": PATCH, **sizes}
+        | {"num_hidden_layers": VISION_LAYERS, "vision_use_head": False},
+        text_config={"model_type": "llama", "vocab_size": len(tokenizer), **sizes, "num_hidden_layers": TEXT_LAYERS}
+        | {
+            "max_position_embeddings": CONTEXT,
+            "initializer_range": WIDTH**-0.5,
+            "eos_token_id": tokenizer.eos_token_id,
+        },
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    model = LlavaForConditionalGeneration(config)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("patch_embedding.weight", "linear_1.weight", "linear_2.weight")):
+                nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+            elif name.endswith(("out_proj.weight", "fc2.weight", "o_proj.weight", "down_proj.weight")):
+                parameter.mul_(0.3)
+            elif name.endswith("position_embedding.weight"):
+                parameter.copy_(waves(SEEN // PATCH, WIDTH) * 0.5)
+    return model
+
+
+def waves(side: int, width: int) -> Tensor:
+    """(side * side, width): sines and cosines of row and column."""
+    frequencies = math.pi * torch.arange(1, width // 4 + 1) / (width // 4)
+    angles = torch.arange(side)[:, None] * frequencies
+    line = torch.cat([angles.sin(), angles.cos()], dim=1)
+    return torch.cat([line.repeat_interleave(side, 0), line.repeat(side, 1)], dim=1)
+
+
+def pages(random: np.random.Generator, processor: LlavaProcessor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless steps: pixels (B, 3, SEEN, SEEN), and ids (B, L) of all lines in some order."""
+    while True:
+        shown, said = [], []
+        for _ in range(PAGES_PER_STEP):
+            keys, values = random.choice(KEYS, LINES, replace=False), random.choice(VALUES, LINES, replace=False)
+            lines = tuple((str(key), str(value)) for key, value in zip(keys, values, strict=True))
+            shown.append(draw(lines))
+            said.append(" ".join(" ".join(lines[place]) for place in random.permutation(LINES)))
+        pixels = processor.image_processor(shown, return_tensors="pt", input_data_format="channels_last")
+        yield pixels["pixel_values"], processor.tokenizer(said, return_tensors="pt")["input_ids"]
+
+
+def teach(model: LlavaForConditionalGeneration, processor: LlavaProcessor, given: Iterator[Any], steps: int) -> float:
+    """Next-token training on what is said of pages."""
+    tokenizer = processor.tokenizer
+    tokens = [USER, *[IMAGE] * (SEEN // PATCH) ** 2, INSTRUCTION, END]
+    prompt = torch.tensor(tokenizer.convert_tokens_to_ids(tokens))
+    end = torch.tensor([tokenizer.eos_token_id])
+    rough = ("embed", "lm_head", "patch_embedding")
+    named = list(model.named_parameters())
+    groups = [
+        {"params": [value for name, value in named if not any(part in name for part in rough)]},
+        {"params": [value for name, value in named if any(part in name for part in rough)], "use_fallback": True},
+    ]
+    optimizer = Muon(groups, lr=RATE, nesterov=True, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / WARMUP, 1.0) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+    )
+    digits = torch.tensor([False, True, True, True] * LINES + [False])
+    recent, started = 0.0, time.monotonic()
+    for step in range(1, steps + 1):
+        pixels, said = next(given)
+        ids = torch.cat([prompt.expand(len(said), -1), said, end.expand(len(said), 1)], dim=1)
+        logits = model(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids)).logits
+        predicted = logits[:, len(prompt) - 1 : -1]
+        loss = nn.functional.cross_entropy(predicted.flatten(0, 1), ids[:, len(prompt) :].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        recent += (loss.item() - recent) / min(step, 50)
+        if step % 50 == 0:
+            right = (predicted.argmax(-1) == ids[:, len(prompt) :])[:, digits].float().mean()
+            elapsed = time.monotonic() - started
+            print(f"step {step}: loss {recent:.3f}, digits {right:.3f} right, {elapsed:.0f} s", flush=True)
+    return recent
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, metavar="OUT", help="directory of the checkpoint")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    options = parser.parse_args()
+    loss = write_page_reader(options.out, seed=options.seed, steps=options.steps)
+    print(f"{options.out}: {loss:.3f} a token")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

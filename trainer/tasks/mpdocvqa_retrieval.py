@@ -1,0 +1,66 @@
+"""Page retrieval over MP-DocVQA: hit@k over all documents and over long ones; a file of ranked pages."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from model.config import LossConfig
+from shards.format.documents import DocumentQuestion
+from shards.format.index import SplitIndex
+from trainer.scoring.anls import HITS, LONG
+from trainer.scoring.metrics import Scores, Share
+from trainer.tasks.seam import Json, Outputs, Submission, Task, paired
+
+CELLS = ("accuracy", *(f"hit@{k}" for k in HITS), *(f"long_hit@{k}" for k in HITS))
+"""The accuracy is that of pages; hits as reading documents calls them (`trainer.scoring.anls`)."""
+
+
+def observe(
+    scores: list[Scores],
+    questions: Sequence[DocumentQuestion],
+    outputs: Outputs,
+    detailed: bool = False,  # noqa: ARG001 - there is nothing more to count
+) -> dict[str, Json]:
+    """Count the rankings of questions whose answer page is known; gives the names of the pages, the best first, by
+    question id."""
+    by_name, ranked = {cell.name: place for place, cell in enumerate(scores)}, {}
+    for question, places in paired(questions, outputs.pages):
+        ranked[question.question_id] = [question.pages[place] for place in places]
+        if question.answer_page is None:
+            continue
+        rank = places.index(question.answer_page)
+        hits = {"accuracy": rank < 1, **{f"hit@{k}": rank < k for k in HITS}}
+        if len(question.pages) >= LONG:
+            hits |= {f"long_hit@{k}": rank < k for k in HITS}
+        for name, hit in hits.items():
+            scores[by_name[name]] += Share(name, int(hit), 1)
+    return ranked
+
+
+def dump(predictions: Mapping[str, Json]) -> Submission:
+    """The names of a question's pages, the best first, by question id: what `data.retrieved` takes."""
+    ordered = {name: predictions[name] for name in sorted(predictions)}
+    return Submission("json", (json.dumps(ordered, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def metrics(losses: LossConfig) -> tuple[str, ...]:  # noqa: ARG001 - there is one loss
+    """All of them."""
+    return CELLS
+
+
+def measured(index: SplitIndex) -> frozenset[str]:
+    """All where answer pages are known, those of long documents where there is one."""
+    is_long = f"{LONG} pages and more" in index.types.get("window_type", {})
+    cells = [cell for cell in CELLS if is_long or not cell.startswith("long_")]
+    return frozenset(cells if index.answers else ())
+
+
+TASK = Task(
+    scores=lambda: [Share(cell) for cell in CELLS],
+    observe=observe,
+    dump=dump,
+    metrics=metrics,
+    measured=measured,
+    headline=(("hit@1", "hit@1"), ("hit@3", "hit@3"), (f"of {LONG} pages and more", "long_hit@1")),
+    recipe="recipes/mpdocvqa_retrieval.yaml",
+    files="--questions {split}.json --images images",
+)
