@@ -136,9 +136,7 @@ def test_what_is_beside_t5_is_missed_and_not_taken_from_another_recipe(whole: Re
         evaluate_run(run, "val")
 
 
-def test_a_document_of_shards_is_asked_about(
-    recipe: Path, whole: Reader, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_document_of_shards_is_asked_about(whole: Reader, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run, shards = str(exported(whole, tmp_path)), whole.config.data.val
     asked = ["answer", run, "--shards", shards, "--question", "Which number?"]
     assert main([*asked, "--document", "ffbf0001"]) == 0
