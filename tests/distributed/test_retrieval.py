@@ -43,14 +43,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(home: Path) -> dict[str, object]:
-    return write_task(home, "mpdocvqa") | {"questions_per_visit": 3, "workers": 0, "shuffle_shards": 2}
+    return write_task(home, "mpdocvqa")
 
 
 @pytest.fixture(scope="module")
 def recipe(home: Path, data: dict[str, object]) -> Path:
     return write_recipe(
         home / "retrieval.yaml",
-        data | {"max_question_tokens": 48, "pages_per_visit": 3},
+        data | {"pages_per_visit": 3},
         task="mpdocvqa_retrieval",
         model={"retrieval": str(write_checkpoint("clip", home / "clip"))},
         batch={"visits": 4, "micro_visits": 2},
@@ -64,7 +64,7 @@ def recipe(home: Path, data: dict[str, object]) -> Path:
 def reader(home: Path, data: dict[str, object]) -> Path:
     return write_recipe(
         home / "reader.yaml",
-        data | {"max_question_tokens": 64, "max_answer_tokens": 8, "pages_per_visit": 2},
+        data | {"pages_per_visit": 2},
         task="mpdocvqa",
         model={"vlm": shared_vlm()},
         batch={"visits": 4, "micro_visits": 1},

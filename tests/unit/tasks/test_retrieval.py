@@ -37,7 +37,7 @@ class Retriever:
 
     def __init__(self, recipe: Path, kind: str = "clip", *overrides: str) -> None:
         reference = f"model.retrieval={shared_checkpoint(kind)}"
-        self.config: RunConfig = load_config(recipe, (reference, *overrides))
+        self.config: RunConfig = load_config(recipe, (reference, "data.max_question_tokens=48", *overrides))
         self.train, self.val = (open_split(self.config, split) for split in ("train", "val"))
         self.built = assemble_model(self.config, scratch_tokenizer=lambda: pytest.fail("it has its own"))
         self.objective: RetrievalObjective = self.built.objective
@@ -81,7 +81,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("retrieval")
     return write_recipe(
         directory / "own.yaml",
-        write_task(directory, "mpdocvqa") | {"questions_per_visit": 3, "max_question_tokens": 48, "workers": 0},
+        write_task(directory, "mpdocvqa"),
         task="mpdocvqa_retrieval",
         model={"retrieval": shared_checkpoint("clip")},
         batch={"visits": 4, "micro_visits": 2},
