@@ -190,8 +190,8 @@ def test_a_tower_that_reads_something_else_than_the_shards_hold_is_one_line(refu
 def test_documents_are_read_by_a_vision_language_model_or_a_reader(refused: Say):
     line = refused("mpdocvqa", "model.vlm=null")
     assert line.endswith(
-        "model.vlm: is null, and task mpdocvqa shows documents of any number of pages; name a vision-language model, or "
-        "set model.reader"
+        "model.vlm: is null, and task mpdocvqa shows documents of any number of pages; name a vision-language model, "
+        "or set model.reader"
     )
 
 
