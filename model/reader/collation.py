@@ -1,7 +1,7 @@
 """Visits to readings: for each question, each of its pages with the question in front."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -41,8 +41,11 @@ class ReaderCollation:
     """Tokens that stand for a page."""
     max_pages: int
     max_page_tokens: int
-    modules: set[str] = field(default_factory=lambda: {__name__})
-    """See `shards.read.collation.Collation.modules`."""
+
+    @property
+    def modules(self) -> set[str]:
+        """See `shards.read.collation.Collation.modules`."""
+        return {__name__}
 
     def eyes(self, index: SplitIndex, image_size: int | None) -> None:  # noqa: ARG002 - of no use here
         """Nobody looks at pages."""

@@ -6,7 +6,6 @@ from typing import NamedTuple
 from model.reader.build import BuiltReader
 from model.reader.collation import BLOCK
 from shards.annotations import reader_of
-from shards.config import CacheConfig
 from shards.errors import ConfigError
 from shards.format.documents import Document
 from shards.format.index import SplitIndex, read_index
@@ -44,11 +43,12 @@ def answer_document(run: Path, shards: str, name: str, question: str) -> Documen
     asked, config = check_question(question), read_run(run)
     index = read_index(shards)
     document, where = _document(config, index, shards, name)
-    built, device = (exported := load_exported(run, config)).built, exported.device
+    exported = load_exported(run, config)
+    built = exported.built
     assert isinstance(built, BuiltReader), "the caller has looked"
     places = tuple(range(len(document.pages)))
     visit = SeenVisit([], {BLOCK: [Row(asked, 0, images=places, places=places, weight=0.0)]}, 1, where, document.pages)
-    batch = built.collation.collate([visit], loss_scale=1.0).batch.to(device)
+    batch = built.collation.collate([visit], loss_scale=1.0).batch.to(exported.device)
     (ids,), (probability,) = built.objective.write(batch)
     (text,) = built.answer_codec.decode([ids.tolist()])
     ranked = built.objective.evaluate(batch).predictions.get("page")
@@ -66,6 +66,6 @@ def _document(config: RunConfig, index: SplitIndex, shards: str, name: str) -> t
         raise ConfigError(
             f"--document: {name}: {shards} has no such document; it has {len(names):,}, such as {names[0]}"
         )
-    files = open_files(shards, index.shards, config.data.cache or CacheConfig())
+    files = open_files(shards, index.shards, config.data.cache)
     reader, number = ShardReader(shards, index, reader_of(index, shards).sample, files), names.index(name)
     return reader.sample(number), reader.describe(number)

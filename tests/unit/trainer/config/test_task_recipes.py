@@ -67,7 +67,7 @@ def test_a_validation_split_of_another_task_is_refused_too(refused: Say, data_of
 @pytest.mark.parametrize(("task", "hint"), [("nlvr", "nlvr2"), ("snli-ve", "snli_ve"), ("vqav2", "vqa"), ("zzz", None)])
 def test_an_unknown_task_is_named_with_the_nearest_one(refused: Say, task: str, hint: str | None):
     line = refused("vqa", f"task={task}")
-    known = "gqa, vqa, snli_ve, nlvr2, lxmert, mpdocvqa, mpdocvqa_retrieval"
+    known = "gqa, vqa, snli_ve, nlvr2, lxmert, mpdocvqa"
     assert line.endswith(f"task: expected one of {known}{f' (did you mean {hint}?)' if hint else ''}, got {task}")
 
 
@@ -187,11 +187,11 @@ def test_a_tower_that_reads_something_else_than_the_shards_hold_is_one_line(refu
     assert line.endswith("holds pixels; name shards built with --regions, or a tower such as BLIP's")
 
 
-def test_documents_are_read_by_a_vision_language_model(refused: Say):
+def test_documents_are_read_by_a_vision_language_model_or_a_reader(refused: Say):
     line = refused("mpdocvqa", "model.vlm=null")
     assert line.endswith(
-        "model.vlm: is null, and task mpdocvqa shows documents of any number of pages; name a vision-language "
-        "model, or set model.reader"
+        "model.vlm: is null, and task mpdocvqa shows documents of any number of pages; name a vision-language model, "
+        "or set model.reader"
     )
 
 
