@@ -67,7 +67,7 @@ def test_a_validation_split_of_another_task_is_refused_too(refused: Say, data_of
 @pytest.mark.parametrize(("task", "hint"), [("nlvr", "nlvr2"), ("snli-ve", "snli_ve"), ("vqav2", "vqa"), ("zzz", None)])
 def test_an_unknown_task_is_named_with_the_nearest_one(refused: Say, task: str, hint: str | None):
     line = refused("vqa", f"task={task}")
-    known = "gqa, vqa, snli_ve, nlvr2, lxmert, mpdocvqa"
+    known = "gqa, vqa, snli_ve, nlvr2, lxmert, mpdocvqa, mpdocvqa_retrieval"
     assert line.endswith(f"task: expected one of {known}{f' (did you mean {hint}?)' if hint else ''}, got {task}")
 
 
