@@ -21,8 +21,9 @@ def reader_faults(config: RunConfig) -> Iterator[Fault]:
             "null",
         )
         return
-    if model.vlm is not None:
-        yield Fault("model.vlm", "is a whole model, and so is model.reader; set one of them to null")
+    for key in ("vlm", "retrieval"):
+        if getattr(model, key) is not None:
+            yield Fault(f"model.{key}", "is a whole model, and so is model.reader; set one of them to null")
     if model.answer == SCRATCH:
         yield Fault("model.answer", f"{SCRATCH}: {model.reader} starts from a checkpoint; name a T5")
     if config.losses.answer == 0:
