@@ -15,24 +15,8 @@ pytestmark = pytest.mark.distributed
 WORKER = "tests.distributed.optimizer_worker"
 # Nothing may need a compiler: DeepSpeed would build an operator for its CPU collectives.
 NO_COMPILER = {"CXX": "/nonexistent", "CC": "/nonexistent"}
-EVERY_DAY = (
-    *(
-        "adamw",
-        "adabelief",
-        "adadelta",
-        "adamax",
-        "adan",
-        "adopt",
-        "lion",
-        "madgrad",
-        "nadam",
-        "radam",
-        "rmsproptf",
-        "sgd",
-    ),
-    *("adafactor", "adamp", "cadamw", "lamb", "lars", "mars", "muon", "novograd"),
-)
-"""One of each kind, and those that are also tried in half precision; `make test-slow` has the others."""
+EVERY_DAY = ("adamw", "adan", "adopt", "lion", "madgrad", "nadam", "adafactor", "lamb", "muon", "novograd")
+"""The default, one that counts by group, and those of half precision; `make test-slow` has the others."""
 OFFERED = [*with_slow([*ELEMENT_WISE, *WHOLE_PARAMETERS], EVERY_DAY)]
 FLAT = [(name, stage) for name in ELEMENT_WISE for stage in (1, 2, 3) if stage < 3 or name not in COUNTS_BY_GROUP]
 SPREAD = [pytest.param(name, stage, marks=() if name in EVERY_DAY else pytest.mark.slow) for name, stage in FLAT]
