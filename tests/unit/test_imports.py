@@ -5,6 +5,8 @@ import pkgutil
 
 import pytest
 
+from shards.errors import UserError
+
 PACKAGES = ("shards", "model", "trainer", "launch", "benchmarks")
 
 
@@ -24,3 +26,7 @@ def test_it_imports(name: str):
         if missing.name.partition(".")[0] in PACKAGES:
             raise
         pytest.skip(f"{missing.name} belongs to an extra that is not installed")
+    except UserError as said:
+        if "is not installed; pip install" not in str(said):
+            raise
+        pytest.skip(str(said))
