@@ -1,6 +1,5 @@
 """A CLIP or SigLIP: what its files say before it is loaded, and how it is loaded. No code of a hub is ever run."""
 
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -61,14 +60,10 @@ def check_checkpoint(reference: str) -> Mapping[str, Any] | None:
     if reference == SCRATCH:
         raise ConfigError(f"{KEY}: {SCRATCH_REFUSED}")
     source = Source.of(f"{KEY}={reference}", reference)
-    file = source.find(CONFIG)
-    if file is None:
+    config = source.config()
+    if config is None:
         return None
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        kind = config["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(source.damaged(CONFIG, f"{type(error).__name__}: {error}")) from None
+    kind = config["model_type"]
     _check_kind(source, kind)
     if source.directory is not None and not any(map(source.find, _PROCESSORS)):
         raise DataError(source.missing(f"no {_PROCESSORS[0]}, which says how images are made"))

@@ -1,5 +1,6 @@
 """Checkpoints in Hugging Face format, by hub id or local directory; what is missing is named with the way to get it."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,6 +109,22 @@ class Source(NamedTuple):
     def damaged(self, file: str, reason: str) -> str:
         """That a file is there and cannot be what it was."""
         return f"{self.said}: {self.place(file)}: damaged or not whole ({reason}); {self.again}"
+
+    def config(self) -> Mapping[str, Any] | None:
+        """Its config.json, which names a `model_type`; None where that is not here yet. Nothing is loaded.
+
+        Raises:
+            DataError: it is none.
+        """
+        file = self.find(CONFIG)
+        if file is None:
+            return None
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+            config["model_type"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(self.damaged(CONFIG, f"{type(error).__name__}: {error}")) from None
+        return config
 
     def place(self, file: str) -> Path:
         """Where a file lies that is there."""

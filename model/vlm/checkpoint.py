@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from model.references import SCRATCH
 from model.towers.checkpoint_files import CONFIG, SCRATCH_REFUSED, TOKENIZERS, WEIGHTS
 from model.towers.hub import Source, check_weights, reading, without_reports
-from shards.errors import ConfigError, DataError
+from shards.errors import ConfigError
 
 KEY = "model.vlm"
 _TEMPLATES = ("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json")
@@ -50,14 +50,10 @@ def check_checkpoint(reference: str) -> Mapping[str, Any] | None:
     if reference == SCRATCH:
         raise ConfigError(f"{KEY}: {SCRATCH_REFUSED}")
     source = Source.of(f"{KEY}={reference}", reference)
-    file = source.find(CONFIG)
-    if file is None:
+    config = source.config()
+    if config is None:
         return None
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        kind = config["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(source.damaged(CONFIG, f"{type(error).__name__}: {error}")) from None
+    kind = config["model_type"]
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise ConfigError(
             f"{source.said}: is a {kind}, which does not read images with text and write text; name a checkpoint that "
