@@ -200,7 +200,7 @@ def _add_evaluate(verbs: Any) -> None:
         help="score a run's best weights on a split",
         description="Answer every question of a split with the exported weights of a run, and score the answers.",
     )
-    parser.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/NAME")
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/NAME, or an export")
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*", help="values that the run leaves open, such as data.test=DIR"
     )

@@ -12,13 +12,10 @@ from model.build import BuiltModel
 from model.config import AnswersConfig
 from model.objective import Objective
 from model.towers.answer_head import load_answer_head, read_answer_list, start_from
-from model.towers.lora import WEIGHTS, plain_names
-from model.vlm.objective import NAME
 from shards.errors import ConfigError, DataError
-from trainer.build import FUSION_FILE
+from trainer.config.exported import EXPORT_FILE
 from trainer.engine.state_file import MODEL, STATE, verify_checkpoint
-from trainer.export.vlm import LORA
-from trainer.export.write import read_export
+from trainer.export.exported_weights import exported_weights
 
 
 def initialize_from(objective: Objective, source: str) -> str:
@@ -31,30 +28,23 @@ def initialize_from(objective: Objective, source: str) -> str:
         ConfigError: nothing that holds weights, or weights of another model.
         DataError: the weights are damaged.
     """
-    path = _weights_file(Path(source).expanduser())
-    try:
-        if (path.parent / STATE).is_file():
-            verify_checkpoint(path.parent)
-        weights = load_file(path)
-    except DataError as error:
-        raise DataError(f"initialize_from: {error}") from None
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"initialize_from: {path}: not readable ({error})") from None
-    if path.name == WEIGHTS:
-        weights = {f"lora.{NAME}.{name}": tensor for name, tensor in plain_names(weights).items()}
-    if path.name == FUSION_FILE:
-        weights = _of_export(path.parent, weights)
+    place = Path(source).expanduser()
+    is_export = (place / EXPORT_FILE).is_file()
     own = dict(objective.named_parameters())
+    if is_export:
+        path, (weights, own) = place, exported_weights(place, objective)
+    else:
+        path = _weights_file(place)
+        weights = _of_checkpoint(path)
     wanted = {name for name in own if _part(name) in _parts(weights)}
     heads = {name for name in own if _part(name) == "heads"}
     if any(name not in weights or weights[name].shape != own[name].shape for name in heads):
         wanted -= heads  # those of another task
-    # Adapters and heads may be new, and an export has trained towers as checkpoints that a recipe refers to; a tower
+    # Adapters and heads may be new, and so may towers where a recipe refers to others than those of an export; a tower
     # that a checkpoint does not have was not trained in its run.
-    absent = (
-        _parts(own) - _parts(weights) - ({"lora", "heads"} if path.name != FUSION_FILE else _parts(own) - {"fusion"})
-    )
+    absent = _parts(own) - _parts(weights) - (_parts(own) - {"fusion"} if is_export else {"lora", "heads"})
     faults = [f"{part} is missing" for part in sorted(absent)]
+    faults += ["it holds nothing that this model trains"] if weights and not wanted else []
     faults += [f"{name} is missing" for name in sorted(wanted - weights.keys())]
     faults += [
         f"{name} is {tuple(weights[name].shape)}, expected {tuple(own[name].shape)}"
@@ -64,7 +54,7 @@ def initialize_from(objective: Objective, source: str) -> str:
     if faults:
         raise ConfigError(
             f"initialize_from: {path}: {'; '.join(faults[:3])} ({len(faults)} faults); expected weights of the same "
-            "model section, or an export, of which the fusion and adapters are taken"
+            "model section; of an export, a recipe that leaves that section out takes it too"
         )
     with torch.no_grad():
         for name in wanted:
@@ -85,13 +75,16 @@ def start_answers(built: BuiltModel, answers: AnswersConfig) -> str:
     return f"{found:,} of {len(built.classes):,} answers are among the {len(head.answers):,} of {answers.start_from}"
 
 
-def _of_export(export: Path, fusion: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The fusion of an export and its adapters, under the names of an objective's parameters."""
-    weights = {f"fusion.{name}": tensor for name, tensor in fusion.items()}
-    for part, name in read_export(export)["adapters"].items():
-        adapters = load_file(export / name / WEIGHTS)
-        weights |= {f"lora.{part}.{key}": tensor for key, tensor in plain_names(adapters).items()}
-    return weights
+def _of_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The trained tensors of a checkpoint."""
+    try:
+        if (path.parent / STATE).is_file():
+            verify_checkpoint(path.parent)
+        return load_file(path)
+    except DataError as error:
+        raise DataError(f"initialize_from: {error}") from None
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"initialize_from: {path}: not readable ({error})") from None
 
 
 def _part(name: str) -> str:
@@ -110,7 +103,7 @@ def _left_out(own: Iterable[str], weights: Iterable[str], taken: Iterable[str]) 
 
 
 def _weights_file(source: Path) -> Path:
-    candidates = [source / MODEL, source / FUSION_FILE, source / LORA / WEIGHTS]
+    candidates = [source / MODEL]
     for pointer in ("best", "last"):
         file = source / "checkpoints" / pointer
         if file.is_file():

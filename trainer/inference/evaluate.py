@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from shards.atomic import write_atomically
 from shards.errors import ConfigError, UserError
@@ -23,6 +23,17 @@ from trainer.training.validate import evaluate, evaluate_pnp, gather_predictions
 Images = Literal["own", "shuffled"]
 
 
+class Evaluated(NamedTuple):
+    """How an export does on a split."""
+
+    metrics: dict[str, float]
+    """Parts of 1, and losses; empty of accuracies where the split has no answers."""
+    counts: dict[str, int]
+    """The questions behind them."""
+    predictions: Path | None
+    """The file that was written, if one was."""
+
+
 def evaluate_run(
     path: Path,
     split: str,
@@ -32,7 +43,21 @@ def evaluate_run(
     pipeline: Pipeline = "direct",
     overrides: Sequence[str] = (),
 ) -> tuple[dict[str, float], dict[str, int]]:
-    """Evaluate the export of a run directory on a split of its recipe.
+    """The metrics and counts of `evaluate_export`."""
+    found = evaluate_export(path, split, images=images, weights=weights, pipeline=pipeline, overrides=overrides)
+    return found.metrics, found.counts
+
+
+def evaluate_export(
+    path: Path,
+    split: str,
+    *,
+    images: Images = "own",
+    weights: Weights = "trained",
+    pipeline: Pipeline = "direct",
+    overrides: Sequence[str] = (),
+) -> Evaluated:
+    """Evaluate the export of a run, or an export, on a split of its recipe.
 
     Own images and trained weights, the default, also write the answers in the task's submission format:
     `predictions/SPLIT.json`; `SPLIT.pnp.json`, or `SPLIT.rank.json` where `answers.by` is not that of the run.
@@ -42,9 +67,6 @@ def evaluate_run(
         weights: `initial` leaves the fusion encoder as the seed made it: where training began.
         pipeline: whose answers are scored.
         overrides: `key=value` where a run leaves a choice (`trainer.export.read.open_keys`).
-
-    Returns:
-        Metrics (parts of 1) and the questions behind them; both empty of accuracies where the split has no answers.
 
     Raises:
         ConfigError, DataError: there is no such run or split, or the export does not load.
@@ -66,12 +88,15 @@ def evaluate_run(
             objective, losses = exported.built.objective, config.losses
             evaluation = evaluate(objective, exported.built, batches, loader, world, losses=losses, **common)
     assert evaluation is not None, "nobody asks this evaluation to stop"
+    written = None
     if images == "own" and weights == "trained":
         by, usual = (pipeline, "direct") if pnp else (_answers_by(config), _answers_by(read_run(path)))
         name = split if by == usual else f"{split}.{by}"
         ending, content = gather_predictions(evaluation.predictions, task, World())
-        write_atomically(RunDirectory(path).predictions(name, ending), content)
-    return {**evaluation.metrics, **_answer_ceiling(config, opened, split)}, evaluation.counts
+        written = RunDirectory(path).predictions(name, ending)
+        write_atomically(written, content)
+    metrics = {**evaluation.metrics, **_answer_ceiling(config, opened, split)}
+    return Evaluated(metrics, evaluation.counts, written)
 
 
 def _answers_by(config: RunConfig) -> str:
