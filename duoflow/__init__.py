@@ -1,4 +1,4 @@
-"""DuoFlow from Python: load a run or an export, ask it, look at what it saw, use its fusion encoder; pack, train, score.
+"""DuoFlow from Python: load a run or an export, ask it, look where it looked, fuse images; pack, train, score.
 
     model = duoflow.load("exported")
     answer = model.answer("photo.jpg", "What is the person riding?")

@@ -18,7 +18,6 @@ from shards.errors import ConfigError
 from shards.read.photo import read_photo
 
 if TYPE_CHECKING:
-    from duoflow.model import Model
     from model.looking.guidance import Look
 
 ImageLike = str | os.PathLike[str] | Image.Image
@@ -55,8 +54,9 @@ class Answer:
     captions: tuple[str, ...] = ()
     """Of PNP-VQA: what the answer was read from."""
     photos: tuple[ImageLike, ...] = field(default=(), repr=False)
-    model: "Model | None" = field(default=None, repr=False)
-    _find: "Callable[[Answer], Look] | None" = field(default=None, repr=False)
+    look_for: "Callable[[Answer], Look] | None" = field(default=None, repr=False)
+    """Where the model looks for it; None of an answer that no model gave."""
+    others_than: "Callable[[Answer], tuple[Alternative, ...]] | None" = field(default=None, repr=False)
 
     @property
     def heatmap(self) -> NDArray[np.float32]:
@@ -85,9 +85,9 @@ class Answer:
     @cached_property
     def found(self) -> "Look":
         """The same as the model gives it, for an overlay."""
-        if self._find is None:
-            raise ConfigError("this answer belongs to no model, so nothing can look for it")
-        return self._find(self)
+        if self.look_for is None:
+            raise ConfigError("this answer is not about a photo, so there is nothing to look at")
+        return self.look_for(self)
 
     @property
     def photo(self) -> Image.Image:
@@ -109,9 +109,9 @@ class Answer:
         Raises:
             ConfigError: the model gives none.
         """
-        if self.model is None:
-            raise ConfigError("this answer belongs to no model, so there are no alternatives to it")
-        return self.model.alternatives(self)
+        if self.others_than is None:
+            raise ConfigError("this answer is not about a photo, so there are no alternatives to it")
+        return self.others_than(self)
 
 
 def as_photo(image: ImageLike) -> Image.Image:

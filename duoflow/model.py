@@ -173,7 +173,7 @@ class Model:
         def find(answer: Answer) -> "Look":
             return self._asking.look(answer.photo, question, answer.text) if found is None else found
 
-        return Answer(question, answered.text, answered.confidence, answered.captions, photos, self, find)
+        return Answer(question, answered.text, answered.confidence, answered.captions, photos, find, self.alternatives)
 
     def __repr__(self) -> str:
         return f"<duoflow.Model {self._asking.name} on {self.device}, {self.dtype}>"

@@ -1,4 +1,4 @@
-"""Whether the packages behind `duoflow` are its own: they have common names, and another distribution may have them too.
+"""Whether the packages behind `duoflow` are its own: their names are common, and another distribution may have them.
 
 The standard library alone, and nothing is imported: this runs before anything else does.
 """
@@ -26,7 +26,7 @@ def check_packages() -> None:
         if place != home / name / "__init__.py" or MARK not in place.read_text(encoding="utf-8", errors="replace"):
             raise ImportError(
                 f"duoflow: the name {name} leads to {place}{_owner(name)}, which is not DuoFlow's; give duoflow an "
-                f"environment of its own (`uv tool install duoflow`, or a new venv), or start Python where no {name} lies"
+                f"environment of its own (`uv tool install duoflow`, a new venv), or start Python where no {name} lies"
             )
 
 

@@ -52,8 +52,7 @@ FLOORS = {
     "duoflow": (
         ("__main__",),
         ("model", "verbs"),
-        ("answers", "overrides"),
-        ("names",),
+        ("answers", "overrides", "names"),
     ),
 }
 """The rooms of each package (folders, and files that are rooms by themselves), top floor first."""

@@ -174,10 +174,10 @@ def _load(source: Source, architectures: Sequence[str], answer_head: bool) -> Ch
             ignore_mismatched_sizes=True,  # they are refused below, in one line instead of a table
         )
     left_out = _left_out(model)
-    missing = [name for name in report["missing_keys"] if name.partition(".")[0] not in left_out]
+    missing = [weight for weight in report["missing_keys"] if weight.partition(".")[0] not in left_out]
     check_weights(source, {**report, "missing_keys": missing})
-    for name in left_out:
-        delattr(model, name)  # it would be random, and go into the next export
+    for child in left_out:
+        delattr(model, child)  # it would be random, and go into the next export
     with reading(source, TOKENIZERS):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     vocab_size = getattr(config, "text_config", config).vocab_size

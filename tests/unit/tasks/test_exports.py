@@ -11,7 +11,9 @@ from shards.config_base import Section
 from shards.errors import UserError
 from tests.runs import weights
 from tests.unit.tasks.trials import Choice, Trial, choices
-from trainer.export.write import HEADS, export_model
+from trainer.export.card import HEADS
+from trainer.export.manifest import seal
+from trainer.export.write import export_model
 from trainer.inference.evaluate import evaluate_run
 from trainer.run_directory import RunDirectory
 
@@ -60,10 +62,13 @@ def test_heads_that_are_damaged_or_gone_are_named(trial_of: Trials, tmp_path: Pa
     heads = path / "export" / HEADS
     state = load_file(heads)
     save_file({name: value[:1].contiguous() for name, value in state.items()}, heads)
+    with pytest.raises(UserError, match=f"{HEADS}: is not the file that was exported"):
+        evaluate_run(path, "val")
+    seal(path / "export", {})  # as if they had been written so
     with pytest.raises(UserError, match=f"{HEADS}: does not load into this recipe's heads"):
         evaluate_run(path, "val")
     heads.unlink()
-    with pytest.raises(UserError, match=f"{HEADS}: does not load into this recipe's heads"):
+    with pytest.raises(UserError, match=f"{HEADS}: is missing"):
         evaluate_run(path, "val")
 
 
