@@ -54,7 +54,7 @@ def read_export(directory: Path) -> dict[str, Any]:
         DataError: there is no export in the directory, or it is damaged.
     """
     try:
-        return {"adapters": {}, **json.loads((directory / EXPORT_FILE).read_text(encoding="utf-8"))}
+        return json.loads((directory / EXPORT_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(
             f"{directory}: no export; it is written when the first validation, or the run, is done: "
