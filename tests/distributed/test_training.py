@@ -195,10 +195,10 @@ def test_rank_0_draws_while_the_others_wait_under_zero_3(together: Runs):
 
 def test_early_stopping_stops_and_the_best_is_exported(alone: Runs):
     run = alone["early"]
-    judge, best = EarlyStopping(mode="min", patience=2), None
+    judge, best = EarlyStopping(mode="max", patience=2), None
     for step, metrics in run.validations.items():
         assert not judge.stopped, f"validated at step {step} after the verdict to stop"
-        best = step if judge.observe(metrics["val/loss"]).improved else best
+        best = step if judge.observe(metrics["val/accuracy"]).improved else best
     assert judge.stopped
     assert run.status["exit_code"] == DONE
     assert "stopped early after 2 validations" in run.status["message"]

@@ -26,7 +26,7 @@ LORA = {
 }
 """Adapters on BLIP's matching tower and decoder, and on T5 in the place of BLIP's decoder."""
 PICTURES = ("logging.tensorboard=true", "logging.pictures=2", "model.scratch.text_layers=2")
-EARLY = ("early_stopping.metric=val/loss", "early_stopping.mode=min", "early_stopping.patience=2")
+EARLY = ("early_stopping.metric=val/accuracy", "early_stopping.patience=2")
 
 IN_SECOND_EPOCH = Fault(function="trainer.training.loop:train_step", call=8, signal="SIGKILL")
 AT_FIRST_EXPORT = Fault(function="trainer.training.saving:export_model", call=1, signal="SIGKILL")
