@@ -189,10 +189,6 @@ class TowerSource:
             max_answer_tokens=max_answer_tokens,
         )
 
-    def has_part(self, reference: str, name: str) -> bool:
-        """Whether there is such a part in the model behind a reference."""
-        return getattr(self._load(reference).model, name, None) is not None
-
     def named_parts(self, reference: str) -> Iterator[tuple[str, nn.Module]]:
         """The parts of the model behind a reference to BLIP, used or not."""
         yield from self._load(reference).model.named_children()

@@ -13,6 +13,7 @@ from model.config import AnswersConfig
 from model.objective import Objective
 from model.towers.answer_head import load_answer_head, read_answer_list, start_from
 from shards.errors import ConfigError, DataError
+from trainer.build import FUSION_FILE
 from trainer.config.exported import EXPORT_FILE
 from trainer.engine.state_file import MODEL, STATE, verify_checkpoint
 from trainer.export.exported_weights import exported_weights
@@ -36,11 +37,13 @@ def initialize_from(objective: Objective, source: str) -> str:
     else:
         path = _weights_file(place)
         weights = _of_checkpoint(path)
+        if path.name == FUSION_FILE:  # by itself
+            weights, is_export = {f"fusion.{name}": value for name, value in weights.items()}, True
     wanted = {name for name in own if _part(name) in _parts(weights)}
     heads = {name for name in own if _part(name) == "heads"}
     if any(name not in weights or weights[name].shape != own[name].shape for name in heads):
         wanted -= heads  # those of another task
-    # Adapters and heads may be new, and so may towers where a recipe refers to others than those of an export; a tower
+    # Adapters and heads may be new, and an export has trained towers as checkpoints that a recipe refers to; a tower
     # that a checkpoint does not have was not trained in its run.
     absent = _parts(own) - _parts(weights) - (_parts(own) - {"fusion"} if is_export else {"lora", "heads"})
     faults = [f"{part} is missing" for part in sorted(absent)]
@@ -103,7 +106,7 @@ def _left_out(own: Iterable[str], weights: Iterable[str], taken: Iterable[str]) 
 
 
 def _weights_file(source: Path) -> Path:
-    candidates = [source / MODEL]
+    candidates = [source / MODEL, source / FUSION_FILE]
     for pointer in ("best", "last"):
         file = source / "checkpoints" / pointer
         if file.is_file():
