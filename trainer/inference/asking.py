@@ -24,9 +24,10 @@ from model.vlm.collation import BLOCK as VLM_BLOCK
 from model.vlm.collation import own_size
 from shards.errors import ConfigError
 from shards.format.documents import Document
-from shards.read.collate import collate
+from shards.read.collate import Batch, collate
 from shards.read.collation import SeenVisit
 from shards.read.eyes import square_image
+from shards.tasks.seam import Block as BlockOfTask
 from shards.tasks.seam import Row, Target
 from trainer.build import build_pnp, build_viewer, image_size
 from trainer.export.read import Exported
@@ -162,7 +163,7 @@ class Asking:
         return "classify" in parts and ("answer" not in parts or self._fusion.answers_by == "classify")
 
     @property
-    def _block(self):
+    def _block(self) -> BlockOfTask:
         """What the task says of the texts that are answered."""
         parts = self._fusion.objective.parts
         name = "classify" if self._classifies else "answer"
@@ -199,7 +200,7 @@ class Asking:
         size = image_size(self.exported.config, self._fusion)
         return torch.stack([square_image(photo, size) for photo in photos]).to(self.exported.device)
 
-    def _batch(self, photos: Sequence[Photos], questions: Sequence[str]):
+    def _batch(self, photos: Sequence[Photos], questions: Sequence[str]) -> Batch:
         visits = _visits(photos, questions)
         return ask_batch(self._fusion, self._pixels([shown[0] for shown, _ in visits]), [texts for _, texts in visits])
 

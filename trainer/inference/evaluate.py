@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from shards.atomic import write_atomically
+from shards.atomic import check_writable, write_atomically
 from shards.errors import ConfigError, UserError
 from shards.format.index import read_index
 from shards.progress import Progress
@@ -75,6 +75,8 @@ def evaluate_export(
     if pnp and (other := other_than_fusion(read_run(path))) is not None:
         raise ConfigError(f"--pipeline pnp: needs a trained fusion, and {path} is {other}; leave it out")
     config = read_run(path, overrides, open_keys=open_keys(looks=pnp, pnp=pnp, chooses=not pnp))
+    if images == "own" and weights == "trained":
+        check_writable("predictions", RunDirectory(path).predictions(split))
     task, opened = task_named(config.task), open_split(config, split)
     check_format(config.task, opened.index, f"data.{split}", opened.directory)
     exported = load_exported(path, config, weights=weights)

@@ -11,13 +11,19 @@ from pathlib import Path
 
 import pytest
 
+from duoflow.names import PACKAGES
+
 ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.slow
 def test_the_wheel_in_a_bare_environment_runs_the_lines_of_readme(run: Path, photos: list[Path], tmp_path: Path):
     source = tmp_path / "source"  # setuptools builds beside the sources
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "runs", "data", "weights"))
+    source.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("duoflow", *PACKAGES, "ds_configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     build = [
         sys.executable,
         "-m",

@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import duoflow
 from shards.config_base import Section
 from shards.errors import UserError
 from tests.runs import weights
@@ -40,6 +43,27 @@ def test_an_export_measures_what_the_trained_model_does(trial_of: Trials, choice
     metrics, counts = evaluate_run(exported(trial_of(choice), tmp_path), "val")
     assert metrics.items() >= expected.metrics.items()
     assert counts.items() >= expected.counts.items()
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [Choice("snli_ve", ()), Choice("nlvr2", ()), Choice("vqa", ("losses.classify=0.5", "answers.by=classify"))],
+    ids=str,
+)
+def test_photos_of_a_split_are_labelled_as_its_evaluation_labels_them(trial_of: Trials, choice: Choice, tmp_path: Path):
+    trial = trial_of(choice)
+    (expected,) = trial.evaluation(micro_visits=2)
+    model = duoflow.load(exported(trial, tmp_path))
+    for sample in range(2):
+        photos = [Image.open(BytesIO(data)) for data in trial.val.reader.images(sample)]
+        for item in trial.val.reader.sample(sample).items:
+            answer = model.answer(photos, item.statement if hasattr(item, "statement") else item.question)
+            said = expected.predictions[item.item_id]
+            assert answer.text == (said[0] if isinstance(said, list) else said)
+            others = {one.text for one in answer.alternatives}
+            assert answer.text not in others
+            assert others <= set(trial.built.classes)
+            assert all(one.probability <= answer.probability for one in answer.alternatives)
 
 
 def test_an_export_names_its_classes_and_its_heads(trial_of: Trials, tmp_path: Path):
