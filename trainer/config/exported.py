@@ -5,7 +5,7 @@ Light: nothing is loaded and no digest is computed here.
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from model.config import EfficientSamConfig, ModelConfig
@@ -75,7 +75,11 @@ def read_manifest(directory: Path) -> Manifest:
         tree = json.loads(path.read_text(encoding="utf-8"))
         if tree["format"] != FORMAT:
             raise DataError(f"{path}: of format {tree['format']}, expected {FORMAT}; read it with a newer duoflow")
-        return Manifest(dict(tree["files"]), {key: Frozen(**entry) for key, entry in tree["frozen"].items()})
+        manifest = Manifest(dict(tree["files"]), {key: Frozen(**entry) for key, entry in tree["frozen"].items()})
+        inside = [entry.inside for entry in manifest.frozen.values() if entry.inside is not None]
+        if outside := [name for name in (*manifest.files, *inside) if not _is_below(name)]:
+            raise DataError(f"{path}: names {outside[0]!r}, which lies outside of the export; take it from elsewhere")
+        return manifest
     except FileNotFoundError:
         read_export(directory)  # nothing at all is another fault
         raise DataError(
@@ -141,6 +145,12 @@ def way_to_a_new_one(directory: Path) -> str:
     if (directory.parent / RECIPE).is_file():
         return f"`duoflow train {directory.parent / RECIPE}` writes it anew from the best checkpoint"
     return "`duoflow train RUN/config.yaml` writes that of its run anew, and `duoflow export RUN --out DIR` copies it"
+
+
+def _is_below(name: str) -> bool:
+    """Whether a path leads to something below its directory: what others made may say anything."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def _found(frozen: Frozen, directory: Path) -> str:

@@ -1,7 +1,8 @@
 """What a run starts from: `initialize_from`, the weights of another run; `answers.start_from`, a head over answers."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import get_args
 
 import torch
 from safetensors import SafetensorError
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.build import BuiltModel
-from model.config import AnswersConfig
+from model.config import AnswersConfig, Tower
 from model.objective import Objective
 from model.towers.answer_head import load_answer_head, read_answer_list, start_from
 from shards.errors import ConfigError, DataError
@@ -62,7 +63,10 @@ def initialize_from(objective: Objective, source: str) -> str:
     with torch.no_grad():
         for name in wanted:
             own[name].copy_(weights[name])
-    return f"weights of {len(wanted)} of {len(own)} trained tensors from {path}{_left_out(own, weights, wanted)}"
+    towers = get_args(Tower) if is_export else ()
+    return (
+        f"weights of {len(wanted)} of {len(own)} trained tensors from {path}{_left_out(own, weights, wanted, towers)}"
+    )
 
 
 def start_answers(built: BuiltModel, answers: AnswersConfig) -> str:
@@ -98,9 +102,12 @@ def _parts(names: Iterable[str]) -> set[str]:
     return {_part(name) for name in names}
 
 
-def _left_out(own: Iterable[str], weights: Iterable[str], taken: Iterable[str]) -> str:
+def _left_out(own: Iterable[str], weights: Iterable[str], taken: Iterable[str], towers: Collection[str]) -> str:
+    """What starts otherwise; `towers` come as checkpoints that the recipe refers to."""
     new, unused = sorted(_parts(own) - _parts(taken)), sorted(_parts(weights) - _parts(taken))
-    said = [f"{', '.join(new)} start as they are"] if new else []
+    named, new = [part for part in new if part in towers], [part for part in new if part not in towers]
+    said = [f"{', '.join(named)} as the model section names them"] if named else []
+    said += [f"{', '.join(new)} start as they are"] if new else []
     said += [f"{', '.join(unused)} of it is not used"] if unused else []
     return f"; {'; '.join(said)}" if said else ""
 

@@ -97,6 +97,16 @@ def test_a_file_that_is_gone_is_named(run: Path, tmp_path: Path):
         load_exported(export, read_run(export))
 
 
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "blip_vqa/../../outside"])
+def test_a_manifest_that_leads_out_of_the_export_is_refused(run: Path, tmp_path: Path, name: str):
+    export = shutil.copytree(run / "export", tmp_path / "exported")
+    tree = json.loads((export / MANIFEST).read_text())
+    (export / MANIFEST).write_text(json.dumps(tree | {"files": {**tree["files"], name: "0" * 64}}))
+    with pytest.raises(DataError, match=r"manifest\.json: names .*, which lies outside of the export"):
+        copy_export(export, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
 def test_the_fusion_of_another_run_is_refused(
     run: Path, project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -241,6 +251,7 @@ def test_a_recipe_that_starts_from_an_export_types_nothing_again(run: Path, proj
     found = weights(objective)
     assert all(torch.equal(found[name], value) for name, value in weights(expected).items())
     assert said.startswith(f"weights of {sum(name.startswith('fusion.') for name in found)} of {len(found)} trained")
+    assert said.endswith("; answer, match, second_stream, vision as the model section names them")
 
 
 def test_a_recipe_that_names_its_own_towers_keeps_them(run: Path, project: Project, tmp_path: Path):
