@@ -1,5 +1,6 @@
 """`duoflow train --dry-run`: what a run would do and need, worked out without training a step."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 
@@ -22,11 +23,12 @@ _KEPT_CHECKPOINTS = 3
 """`last`, `best`, and the one being written."""
 
 
-def dry_run(config: RunConfig, *, fresh: bool = False) -> str:
+def dry_run(config: RunConfig, *, fresh: bool = False, as_json: bool = False) -> str:
     """Steps, visits, parameters and disk of a run as a table, after every check that a real start makes.
 
     Args:
         fresh: a run of that name would be set aside.
+        as_json: give a list of {"name", "value"} in place of lines.
 
     Raises:
         UserError: what would keep the run from starting.
@@ -70,6 +72,8 @@ def dry_run(config: RunConfig, *, fresh: bool = False) -> str:
     rows += [("goes on with", str(difference)) for difference in logged]
     if finished is not None:
         rows.append(("finished", finished))
+    if as_json:
+        return json.dumps([{"name": name, "value": value} for name, value in rows], indent=1, ensure_ascii=False)
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 

@@ -17,7 +17,8 @@ from trainer.commands.restarts import keep_training
 from trainer.config import RunConfig, load_config
 from trainer.config.resume_policy import Difference, check_resumable, config_diff
 from trainer.config.schema import REPOSITORY, check_world_size
-from trainer.run_directory import DONE, FAILED, OCCUPIED, STOPPED, RunDirectory, Status
+from trainer.exit_codes import DONE, FAILED, STOPPED
+from trainer.run_directory import OCCUPIED, RunDirectory, Status
 from trainer.training.preflight import Machine, check_start, preflight
 
 TRAINING_MODULE = "trainer.train"

@@ -1,5 +1,6 @@
 """Recipe, then overrides, checked as a whole: the only way to a configuration."""
 
+import difflib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from shards.tasks import TASKS
 from trainer.config.checks import cross_faults
 from trainer.config.faults import fault_line, value_faults
 from trainer.config.overrides import Override, apply_overrides, parse_override
-from trainer.config.schema import RunConfig
+from trainer.config.schema import REPOSITORY, RunConfig
 from trainer.config.yaml_text import format_value, format_yaml, parse_yaml
 
 
@@ -64,7 +65,9 @@ def _read_recipe(recipe: Path) -> dict[str, Any]:
     try:
         text = recipe.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{recipe}: no such file; expected a recipe in YAML, such as those in recipes/") from None
+        raise ConfigError(
+            f"{recipe}: no such file{_near(recipe)}; expected a recipe in YAML, such as those in recipes/"
+        ) from None
     except OSError as error:
         raise ConfigError(f"{recipe}: cannot be read: {error.strerror}; expected a recipe in YAML") from None
     except UnicodeDecodeError as error:
@@ -74,6 +77,14 @@ def _read_recipe(recipe: Path) -> dict[str, Any]:
         found = "nothing" if tree is None else format_value(tree)
         raise ConfigError(f"{recipe}: expected sections with keys (batch: ...), got {found}")
     return tree
+
+
+def _near(recipe: Path) -> str:
+    """The nearest name of a recipe beside one that is not there, or among ours."""
+    places = [recipe.parent, Path("recipes"), REPOSITORY / "recipes"]
+    there = {path.name: path for place in reversed(places) for path in place.glob("*.yaml")}
+    near = difflib.get_close_matches(f"{recipe.stem}.yaml", there, n=1)
+    return f" (did you mean {there[near[0]]}?)" if near else ""
 
 
 def _name_after(recipe: Path, tree: dict[str, Any]) -> None:
