@@ -297,6 +297,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     from trainer.inference.evaluate import evaluate_run  # after the run was found: it imports torch
     from trainer.run_directory import write_json
+    from trainer.scoring.baselines import table
 
     metrics, counts = evaluate_run(
         arguments.run,
@@ -306,7 +307,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         pipeline=arguments.pipeline,
         overrides=arguments.overrides,
     )
-    for line in _score_lines(metrics, counts):
+    for line in (*_score_lines(metrics, counts), *table(metrics, arguments.split)):
         say(line)
     if arguments.json is not None:
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}

@@ -30,8 +30,8 @@ def add_completion_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
         "completion",
         description="Print a script that completes verbs, options, choices and files. bash: `source <(duoflow "
-        "completion bash)` in ~/.bashrc. zsh: the same with zsh in ~/.zshrc, behind compinit. fish: `duoflow completion fish > "
-        "~/.config/fish/completions/duoflow.fish`.",
+        "completion bash)` in ~/.bashrc. zsh: the same with zsh in ~/.zshrc, behind compinit. fish: `duoflow "
+        "completion fish > ~/.config/fish/completions/duoflow.fish`.",
         epilog="duoflow completion bash",
     )
     parser.add_argument("shell", choices=SHELLS, help="whose script")

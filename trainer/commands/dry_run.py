@@ -12,10 +12,12 @@ from trainer.config.schema import check_world_size
 from trainer.engine.deepspeed_config import resolve_precision
 from trainer.engine.policy_choice import AUTO
 from trainer.run_directory import RunDirectory
+from trainer.training.caveats import caveats
 from trainer.training.lost_answers import lost_answers
 from trainer.training.milestones import Milestones
 from trainer.training.policy import choice_on_this_machine
 from trainer.training.preflight import Machine, preflight
+from trainer.training.room import check_disk
 
 _ADAM_TENSORS = 3
 """fp32 copies that a checkpoint holds of every trained parameter: itself and Adam's two moments."""
@@ -69,6 +71,8 @@ def dry_run(config: RunConfig, *, fresh: bool = False, as_json: bool = False) ->
         rows.append(("engine.policy", _choice(config, machine, objective, total)))
     if built.answer_codec is not None and (lost := lost_answers(built.answer_codec, train.index.answers)):
         rows.append(("answers lost", lost))
+    check_disk(run, _KEPT_CHECKPOINTS * checkpoint)
+    rows += [("note", note) for note in caveats(config, None if fresh else run.read_config())]
     rows += [("goes on with", str(difference)) for difference in logged]
     if finished is not None:
         rows.append(("finished", finished))

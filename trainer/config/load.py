@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from model.config import text_towers, untrained_towers
 from model.parts import PARTS
 from shards.errors import ConfigError
 from shards.tasks import TASKS
@@ -49,10 +50,11 @@ def _checked(recipe: Path, tree: dict[str, Any], overrides: Sequence[str]) -> Ru
     tree = apply_overrides(tree, parsed)
     _name_after(recipe, tree)
     _weigh_as_task(tree)
+    _see_from_scratch(tree)
     source_of = _source_of(str(recipe), parsed)
     try:
         # JSON is what pydantic's strict mode was made for: lists are tuples there, and true is not 1.
-        config = RunConfig.model_validate_json(json.dumps(tree), strict=True)
+        config = _without_untrained_rest(RunConfig.model_validate_json(json.dumps(tree), strict=True), tree)
         faults = cross_faults(config)
     except ValidationError as error:
         faults = value_faults(error, RunConfig)
@@ -73,9 +75,10 @@ def _read_recipe(recipe: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{recipe}: not UTF-8 text at byte {error.start}; expected a recipe in YAML") from None
     tree = parse_yaml(text, str(recipe))
+    if tree is None:  # comments alone: every key has its default, or is named by what needs it
+        return {}
     if not isinstance(tree, dict):
-        found = "nothing" if tree is None else format_value(tree)
-        raise ConfigError(f"{recipe}: expected sections with keys (batch: ...), got {found}")
+        raise ConfigError(f"{recipe}: expected sections with keys (batch: ...), got {format_value(tree)}")
     return tree
 
 
@@ -105,6 +108,31 @@ def _weigh_as_task(tree: dict[str, Any]) -> None:
     if isinstance(losses, dict):
         for part in PARTS:
             losses.setdefault(part, TASKS[name].losses.get(part, 0.0) if part == "answer" or not writes else 0.0)
+
+
+_SEES = frozenset(
+    ("vision", "second_stream", "second_vision", "efficient_sam", "guidance", "vlm", "reader", "retrieval")
+)
+"""Keys of the model that say how it sees; a recipe without any of them leaves that to us."""
+
+
+def _see_from_scratch(tree: dict[str, Any]) -> None:
+    """Leave a second stream out of a recipe that says nothing of how it sees: EfficientSAM without weights would be
+    1024 pixels of random ones."""
+    model = tree.setdefault("model", {})
+    if isinstance(model, dict) and not _SEES & model.keys():
+        model["second_stream"] = "none"
+
+
+def _without_untrained_rest(config: RunConfig, tree: dict[str, Any]) -> RunConfig:
+    """The configuration, with what starts from random weights trained where the recipe does not say what is frozen."""
+    model = config.model
+    whole = model.vlm or model.reader or model.retrieval
+    if "freeze" in tree["model"] or whole is not None or config.task not in TASKS:
+        return config
+    untrained = untrained_towers(model, text_towers(TASKS[config.task], config.losses))
+    freeze = tuple(part for part in model.freeze if part not in untrained)
+    return config.model_copy(update={"model": model.model_copy(update={"freeze": freeze})})
 
 
 def _source_of(recipe: str, overrides: Sequence[Override]) -> Callable[[str], str]:

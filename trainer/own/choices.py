@@ -121,8 +121,8 @@ def doubts(facts: Facts) -> list[str]:
         )
     if facts.val_questions < 100:
         lines.append(
-            f"only {_count(facts.val_questions, 'validation question')}: one is {100 / facts.val_questions:.1f} % of the "
-            "accuracy, so small differences mean nothing"
+            f"only {_count(facts.val_questions, 'validation question')}: one is {100 / facts.val_questions:.1f} % of "
+            "the accuracy, so small differences mean nothing"
         )
     if facts.unseen > 0:
         lines.append(
