@@ -136,6 +136,7 @@ def build_parser(asked: str | None = None) -> Parser:
         epilog="duoflow init my_run --images photos --questions rows.csv\nduoflow train my_run.yaml\nduoflow runs",
     )
     parser.add_argument("--version", action=_ShowVersion, nargs=0, help="which DuoFlow this is and where, and leave")
+    parser.set_defaults(all_verbs=build_parser)
     subparsers = parser.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
     verbs = _Verbs(subparsers)
     for name, verb in VERBS.items():

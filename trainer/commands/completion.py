@@ -39,10 +39,8 @@ def add_completion_parser(verbs: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from trainer.cli import build_parser  # it knows this verb, among all others
-
     scripts = {"bash": bash_script, "zsh": zsh_script, "fish": fish_script}
-    say(scripts[arguments.shell](list(screens(build_parser()))).rstrip("\n"))
+    say(scripts[arguments.shell](list(screens(arguments.all_verbs()))).rstrip("\n"))
     return 0
 
 

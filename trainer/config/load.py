@@ -15,6 +15,7 @@ from shards.tasks import TASKS
 from trainer.config.checks import cross_faults
 from trainer.config.faults import fault_line, value_faults
 from trainer.config.overrides import Override, apply_overrides, parse_override
+from trainer.config.run_paths import find_from_anywhere
 from trainer.config.schema import REPOSITORY, RunConfig
 from trainer.config.yaml_text import format_value, format_yaml, parse_yaml
 
@@ -29,7 +30,8 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration that a run was started with, from its `config.yaml`, with overrides.
+    """The configuration that a run was started with, from its `config.yaml`, with overrides. Relative paths in it are
+    found from any working directory.
 
     Raises:
         ConfigError: as `load_config`.
@@ -37,6 +39,7 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     tree = _read_recipe(path)
     if isinstance(tree.get("model"), dict):
         tree["model"].setdefault("text_start", "cls")  # what every run did before there was the key
+    find_from_anywhere(path, tree)
     return _checked(path, tree, overrides)
 
 
