@@ -16,7 +16,7 @@ SEES = {
 }
 FLOORS = {
     "trainer": (
-        ("cli", "train"),
+        ("cli", "train", "command_reference"),
         ("commands",),
         ("inference", "doctor", "own"),
         ("training",),

@@ -51,7 +51,7 @@ class Verb(NamedTuple):
     help: str
     """What the list of verbs says."""
     add: Callable[[Any], None]
-    """Adds its parser, and maybe those of its kin, to the verbs of the command."""
+    """Adds its parser to the verbs of the command."""
 
 
 def _lazily(module: str, name: str) -> Callable[[Any], None]:
@@ -62,8 +62,6 @@ def _lazily(module: str, name: str) -> Callable[[Any], None]:
 
     return add
 
-
-_WATCH = _lazily("trainer.commands.watch", "add_watch_parsers")
 
 VERBS: dict[str, Verb] = {
     "init": Verb(
@@ -81,9 +79,14 @@ VERBS: dict[str, Verb] = {
     "runs": Verb(
         "the runs that there are, and two of them compared", _lazily("trainer.commands.runs_parser", "add_runs_parser")
     ),
-    "status": Verb("how runs stand: step, best, speed, time left, what is alive", _WATCH),
-    "attach": Verb("follow a run that goes on elsewhere, to its end", _WATCH),
-    "stop": Verb("make a run save and leave, on whatever hosts", _WATCH),
+    "status": Verb(
+        "how runs stand: step, best, speed, time left, what is alive",
+        _lazily("trainer.commands.watch", "add_status_parser"),
+    ),
+    "attach": Verb(
+        "follow a run that goes on elsewhere, to its end", _lazily("trainer.commands.watch", "add_attach_parser")
+    ),
+    "stop": Verb("make a run save and leave, on whatever hosts", _lazily("trainer.commands.watch", "add_stop_parser")),
     "launch": Verb(
         "train on many nodes, or print what would be run",
         _lazily("trainer.commands.launch_parser", "add_launch_parser"),
@@ -140,8 +143,6 @@ def build_parser(asked: str | None = None) -> Parser:
     subparsers = parser.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
     verbs = _Verbs(subparsers)
     for name, verb in VERBS.items():
-        if name in subparsers.choices:
-            continue
         if asked in (None, name):
             verb.add(verbs)
         else:

@@ -17,6 +17,15 @@ def nearest(word: str, known: Collection[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def with_default(action: argparse.Action) -> str:
+    """The help of an argument as argparse expands it, with its default where the text does not name it."""
+    text, default = action.help or "", action.default
+    if default in _NO_DEFAULT or default in ([], ()) or "default" in text or not action.option_strings:
+        return text
+    shown = ",".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
+    return f"{text} (default: {shown.replace('%', '%%')})"
+
+
 class Parser(argparse.ArgumentParser):
     """Mistakes are `UserError`s of one line, options are never guessed from their beginning, and the lines of an epilog
     are commands to type, which help shows as they are."""
@@ -56,18 +65,8 @@ class Parser(argparse.ArgumentParser):
 class _Formatter(argparse.HelpFormatter):
     """Names the default of every option that has one, and leaves the lines of examples alone."""
 
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        text, default = action.help, action.default
-        if (
-            text is None
-            or default in _NO_DEFAULT
-            or default in ([], ())
-            or "default" in text
-            or not action.option_strings
-        ):
-            return text
-        shown = ",".join(map(str, default)) if isinstance(default, (list, tuple)) else str(default)
-        return f"{text} (default: {shown.replace('%', '%%')})"
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return with_default(action)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         if text.startswith(_EXAMPLES):

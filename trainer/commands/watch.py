@@ -24,8 +24,8 @@ def add_watch_options(train: argparse.ArgumentParser) -> None:
     )
 
 
-def add_watch_parsers(verbs: Any) -> None:
-    """Add `attach`, `stop` and `status`; their namespaces carry `handler`: namespace -> exit code."""
+def add_attach_parser(verbs: Any) -> None:
+    """Add `attach`; its namespace carries `handler`: namespace -> exit code."""
     attach = verbs.add_parser(
         "attach",
         description="Show what a run says until it ends, and return its exit code. Ctrl-C lets go of it and does not "
@@ -35,6 +35,9 @@ def add_watch_parsers(verbs: Any) -> None:
     attach.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/NAME")
     attach.set_defaults(handler=_attach)
 
+
+def add_stop_parser(verbs: Any) -> None:
+    """Add `stop`; its namespace carries `handler`: namespace -> exit code."""
     stop = verbs.add_parser(
         "stop",
         description="Ask a run to save and leave, and wait until it has. The same `duoflow train` goes on with it.",
@@ -50,6 +53,9 @@ def add_watch_parsers(verbs: Any) -> None:
     )
     stop.set_defaults(handler=_stop)
 
+
+def add_status_parser(verbs: Any) -> None:
+    """Add `status`; its namespace carries `handler`: namespace -> exit code."""
     status = verbs.add_parser(
         "status",
         description="A table of the runs below a directory, or everything about one run. Hosts that do not answer "

@@ -26,7 +26,7 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: one line per fault, each with its file or override, the dotted key and the way out.
     """
-    return _checked(Path(recipe), _read_recipe(Path(recipe)), overrides)
+    return _checked(Path(recipe), _read_recipe(Path(recipe), may_be_empty=bool(overrides)), overrides)
 
 
 def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -66,7 +66,7 @@ def _checked(recipe: Path, tree: dict[str, Any], overrides: Sequence[str]) -> Ru
     return config
 
 
-def _read_recipe(recipe: Path) -> dict[str, Any]:
+def _read_recipe(recipe: Path, *, may_be_empty: bool = False) -> dict[str, Any]:
     try:
         text = recipe.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -78,11 +78,13 @@ def _read_recipe(recipe: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{recipe}: not UTF-8 text at byte {error.start}; expected a recipe in YAML") from None
     tree = parse_yaml(text, str(recipe))
-    if tree is None:  # comments alone: every key has its default, or is named by what needs it
-        return {}
-    if not isinstance(tree, dict):
+    if tree is None and not may_be_empty:
+        raise ConfigError(
+            f"{recipe}: expected sections with keys (batch: ...), got nothing; a line is enough: data: {{train: DIR}}"
+        )
+    if tree is not None and not isinstance(tree, dict):
         raise ConfigError(f"{recipe}: expected sections with keys (batch: ...), got {format_value(tree)}")
-    return tree
+    return tree or {}
 
 
 def _near(recipe: Path) -> str:
@@ -114,9 +116,9 @@ def _weigh_as_task(tree: dict[str, Any]) -> None:
 
 
 _SEES = frozenset(
-    ("vision", "second_stream", "second_vision", "efficient_sam", "guidance", "vlm", "reader", "retrieval")
+    ("freeze", "vision", "second_stream", "second_vision", "efficient_sam", "guidance", "vlm", "reader", "retrieval")
 )
-"""Keys of the model that say how it sees; a recipe without any of them leaves that to us."""
+"""Keys of the model that say how it sees, and what of that is trained; a recipe without any leaves it to us."""
 
 
 def _see_from_scratch(tree: dict[str, Any]) -> None:

@@ -89,7 +89,10 @@ def prepare(request: Request, say: Callable[[str], object]) -> Prepared:
     files = sorted({file for file, _ in found.rows})
     sizes = measure(request.images, files)
     usable = [file for file in files if file not in sizes.faults]
-    left_out = [*found.left_out, *_named("images cannot be used", [f"{f} {why}" for f, why in sizes.faults.items()])]
+    left_out = [
+        *found.left_out,
+        *_named("images that cannot be read", [f"{f} {why}" for f, why in sizes.faults.items()]),
+    ]
     if not usable:
         raise DataError(f"--images {request.images}: none of {len(files):,} images can be used; {left_out[-1]}")
     share = request.val_share if request.val_share is not None else SHARES[len(usable) >= FEW_IMAGES]
@@ -100,7 +103,7 @@ def prepare(request: Request, say: Callable[[str], object]) -> Prepared:
         own = [(file, row) for file, row in rows if (file in val) == (split == "val")]
         indexes[split] = _pack(request, split, own, keep_ids=_ids_are_unique(table.rows))
         broken = [f"{image.image_ref} ({image.reason})" for image in indexes[split].skipped]
-        left_out += _named(f"images of {split} were damaged behind their header", broken)
+        left_out += _named(f"images of {split} that are damaged", broken)
     texts = [row.question for file, row in rows if file not in val]
     facts = gather(indexes["train"], indexes["val"], texts, [sizes.short_sides[file] for file in usable])
     chosen = choose(facts)
@@ -168,8 +171,11 @@ def _match(request: Request, table: Table, photos: Photos) -> _Found:
             missing[row.image] += 1
         else:
             rows.append((file, row))
-    lost = [f"{image or 'a row without an image'} ({count} rows)" for image, count in missing.items()]
-    left_out = [*_named("rows cannot be used", silent), *_named(f"images are not in {request.images}", lost)]
+    lost = [
+        f"{image or 'a row without an image'} in {count} row{'s' if count > 1 else ''}"
+        for image, count in missing.items()
+    ]
+    left_out = [*_named("rows without question or answer", silent), *_named(f"images not in {request.images}", lost)]
     if photos.others and missing:
         left_out.append(
             f"{len(photos.others):,} files such as {photos.others[0]} are no JPEG, PNG or WebP: convert them"
@@ -218,8 +224,8 @@ def _record(file: str, row: Asked, keep_id: bool) -> dict[str, Any]:
 
 
 def _named(what: str, places: Sequence[str]) -> list[str]:
-    """`3 images are not in photos: a.jpg, b.jpg, c.jpg`, or nothing."""
+    """`images not in photos: 3 (a.jpg, b.jpg, c.jpg)`, or nothing."""
     if not places:
         return []
-    more = f" and {len(places) - _SHOWN:,} more" if len(places) > _SHOWN else ""
-    return [f"{len(places):,} {what}: {', '.join(places[:_SHOWN])}{more}"]
+    more = f", and {len(places) - _SHOWN:,} more" if len(places) > _SHOWN else ""
+    return [f"{what}: {len(places):,} ({', '.join(places[:_SHOWN])}{more})"]

@@ -62,7 +62,10 @@ def test_answers_that_are_no_texts_become_some(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("image,text1,text2\na.jpg,red,cup\n", "r.csv: no column can be told to hold the question; it has image, text1"),
+        (
+            "image,text1,text2\na.jpg,red,cup\n",
+            "r.csv: no column can be told to hold the question; it has image, text1",
+        ),
         ("image,question,answer\na.jpg,Is it?\n", "r.csv: line 2: 2 cells; expected 3, as in the first line"),
         ("image,image,answer\n", "r.csv: line 1: two columns of one name"),
         ('image,question,answer\na.jpg,"Is it?,yes\n', "r.csv: line 2: not a row of cells"),
