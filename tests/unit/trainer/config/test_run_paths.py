@@ -28,12 +28,12 @@ def run(tmp_path: Path, monkeypatch) -> RunDirectory:
 
 
 def test_from_where_it_was_started_everything_stays_as_it_is(run: RunDirectory):
-    assert load_run_config(run.config) == load_config("tiny.yaml")
+    assert run.read_config() == load_run_config(run.config) == load_config("tiny.yaml")
 
 
 def test_from_elsewhere_what_exists_there_is_found_and_the_rest_stays(run: RunDirectory, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = load_run_config(Path("project/runs/tiny/config.yaml"))
+    config = load_run_config(run.config.relative_to(tmp_path))
     project = tmp_path / "project"
     assert config.data.train == str(project / "data/train")
     assert config.model.vision == str(project / "weights/blip")
