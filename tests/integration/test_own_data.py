@@ -27,7 +27,7 @@ def desk(tmp_path_factory) -> Path:
         color, shape = ("red", "blue")[number % 2], ("circle", "square")[number % 3 == 0]
         drawn = Image.new("RGB", (320, 240), (230, 225, 215))
         draw = ImageDraw.Draw(drawn)
-        (draw.ellipse if shape == "circle" else draw.rectangle)((90, 60, 200, 170), fill=color)
+        (draw.ellipse if shape == "circle" else draw.rectangle)((60 + 9 * number, 60, 170 + 9 * number, 170), fill=color)
         drawn.save(directory / "photos" / f"{number:02}.jpg")
         rows.append(f"{number:02}.jpg,What colour is the thing?,{color.capitalize()}")
         rows.append(f"{number:02}.jpg,Is there a circle?,{'yes' if shape == 'circle' else 'no'}")
