@@ -22,7 +22,7 @@ def add_launch_parser(verbs: Any) -> None:
     launch = verbs.add_parser(
         "launch",
         description="Render the start of a recipe for a kind of cluster, and start it.",
-        epilog="duoflow launch slurm recipes/easyvqa.yaml --nodes 4 --dry-run",
+        epilog="duoflow launch slurm recipes/gqa_blip_base.yaml --nodes 2 --dry-run",
     )
     kinds = launch.add_subparsers(metavar="KIND", required=True)
     _add_hostfile(kinds)
@@ -31,7 +31,7 @@ def add_launch_parser(verbs: Any) -> None:
 
 
 def _add_hostfile(kinds: Any) -> None:
-    example = "duoflow launch hostfile recipes/easyvqa.yaml --hostfile hosts --dry-run"
+    example = "duoflow launch hostfile recipes/gqa_blip_base.yaml --hostfile hosts --dry-run"
     parser = _kind(kinds, "hostfile", "hosts reached by ssh", "As duoflow train RECIPE --hostfile F.", example)
     add_hostfile_option(parser, required=True)
     parser.add_argument(
@@ -43,7 +43,7 @@ def _add_hostfile(kinds: Any) -> None:
 
 
 def _add_slurm(kinds: Any) -> None:
-    example = "duoflow launch slurm recipes/easyvqa.yaml --nodes 4 --gpus-per-node 8 --dry-run"
+    example = "duoflow launch slurm recipes/gqa_blip_base.yaml --nodes 2 --gpus-per-node 4 --dry-run"
     description = "Fill launch/slurm.sbatch in for a recipe, and submit it."
     parser = _kind(kinds, "slurm", "submit to Slurm", description, example)
     _add_size(parser)
@@ -57,7 +57,7 @@ def _add_slurm(kinds: Any) -> None:
 
 
 def _add_kubernetes(kinds: Any) -> None:
-    example = "duoflow launch k8s recipes/easyvqa.yaml --nodes 4 --gpus-per-node 1"
+    example = "duoflow launch k8s recipes/gqa_blip_base.yaml --nodes 2 --gpus-per-node 4"
     parser = _kind(kinds, "k8s", "print manifests", "Print a job's manifests, for `kubectl apply -f -`.", example)
     _add_size(parser)
     parser.add_argument("--image", metavar="I", default="duoflow:latest", help="container image that has DuoFlow")
