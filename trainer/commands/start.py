@@ -105,7 +105,10 @@ def prepare_training(recipe: Path, overrides: Sequence[str], *, ranks: int, fres
     notes = caveats(config, None if fresh else run.read_config())
     with contextlib.ExitStack() as locks:
         write_start(config, run, locks, fresh=fresh)
-    for line in (*(f"{difference}; the run goes on with the new value" for difference in logged), *notes):
+    for line in (
+        *(f"{difference}; the run goes on with the new value" for difference in logged),
+        *(f"note: {note}" for note in notes),
+    ):
         say(f"{run.path}: {line}", error=True)
     say(str(run.config.resolve()))
     return DONE

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from model.config import text_towers
 from model.references import SCRATCH
+from shards.errors import UserError
 from shards.format.index import SplitIndex, index_digest, read_index
 from shards.plan import Visits, limit_images, steps_per_epoch
 from shards.tasks import TASKS
@@ -21,16 +22,21 @@ SPECIAL_TOKENS = 7
 
 
 def caveats(config: RunConfig, previous: RunConfig | None) -> list[str]:
-    """Everything of the kind about a run whose data and recipe have passed their checks.
+    """Everything of the kind about a run whose recipe has passed its checks; nothing where its shards are not at hand,
+    as on a machine that only starts ranks elsewhere.
 
     Args:
         previous: what the run of this name was last started with, where it goes on.
     """
     if config.data.train is None:
         return []  # the checks of a start say so
-    index = read_index(config.data.train)
+    try:
+        index = read_index(config.data.train)
+        lines = [*_same_data(config), *_vocabulary(config, index)]
+    except UserError:
+        return []
     total = total_steps(config, index)
-    lines = [*_warm_up(config, total), *_same_data(config), *_vocabulary(config, index)]
+    lines += _warm_up(config, total)
     if previous is not None and (past := past_of(RunDirectory.of(config))) is not None:
         lines += rate_jump(previous, config, step=past.step, before=total_steps(previous, index), after=total)
     return lines
