@@ -81,6 +81,8 @@ def table(metrics: Mapping[str, float], prefix: str) -> list[str]:
         verdict = f"looking at the images is worth {100 * (model - blind):.1f} points"
     else:
         verdict = "the questions alone give as much: the images are not used yet (docs/from_scratch.md says what helps)"
+        if model < blind:
+            verdict = "the questions alone give more: nothing is learnt from the images yet (docs/from_scratch.md)"
     return [*aligned(rows), verdict]
 
 

@@ -65,15 +65,22 @@ def rate_jump(previous: RunConfig, config: RunConfig, *, step: int, before: int,
     new = schedule_of(config.optim, after)(step)
     if old <= 0 or new <= 0 or max(old / new, new / old) <= JUMP:
         return
-    key = "limits.epochs" if before != after else "optim.lr"
     yield (
-        f"{key}: the learning rate jumps from {old:.1e} to {new:.1e} at step {step:,}, because "
-        f"{optim_change(before, after)}; optim.lr={config.optim.lr * old / new:.1e} goes on at the old rate, and "
+        f"{_changed(previous, config)}: the learning rate jumps from {old:.1e} to {new:.1e} at step {step:,}, because "
+        f"{_why(before, after)}; optim.lr={config.optim.lr * old / new:.1e} goes on at the old rate, and "
         "initialize_from with another run.name begins a course of its own"
     )
 
 
-def optim_change(before: int, after: int) -> str:
+def _changed(previous: RunConfig, config: RunConfig) -> str:
+    """The key that has changed the course."""
+    for name in ("epochs", "max_steps"):
+        if getattr(previous.limits, name) != getattr(config.limits, name):
+            return f"limits.{name}"
+    return "optim"
+
+
+def _why(before: int, after: int) -> str:
     """Why a schedule is another one."""
     if before == after:
         return "the recipe's optim section has changed"
