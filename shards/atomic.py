@@ -54,6 +54,6 @@ def check_writable(option: str, path: Path) -> None:
     if not path.parent.is_dir():
         found = "is no directory" if path.parent.exists() else "is not there"
         remedy = "name a file elsewhere" if path.parent.exists() else f"make it with `mkdir -p {path.parent}`"
-        raise UserError(f"{option} {path}: the directory {path.parent} {found}; {remedy}")
+        raise UserError(f"{option} {path}: cannot be made: the directory {path.parent} {found}; {remedy}")
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"{option} {path}: {path.parent} cannot be written to")

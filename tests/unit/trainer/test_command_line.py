@@ -130,7 +130,8 @@ def test_a_file_in_a_directory_that_is_not_there_is_refused_and_makes_none(tmp_p
     from shards.errors import UserError
 
     with pytest.raises(
-        UserError, match=rf"^{option} .*/deep/f: the directory .*/deep is not there; make it with `mkdir"
+        UserError,
+        match=rf"^{option} .*/deep/f: cannot be made: the directory .*/deep is not there; make it with `mkdir",
     ):
         check_writable(option, tmp_path / "deep" / "f")
     assert not (tmp_path / "deep").exists()
