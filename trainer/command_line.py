@@ -59,7 +59,8 @@ class Parser(argparse.ArgumentParser):
             return
         names = [str(choice) for choice in action.choices]
         hint = nearest(str(value), names)
-        raise argparse.ArgumentError(action, f"invalid choice: {value!r}{hint} (choose from {', '.join(names)})")
+        known = ", ".join(map(repr, names))
+        raise argparse.ArgumentError(action, f"invalid choice: {value!r}{hint} (choose from {known})")
 
 
 class _Formatter(argparse.HelpFormatter):

@@ -102,6 +102,7 @@ def test_a_run_answers_from_anywhere(desk: Path, tmp_path: Path):
     assert "val/accuracy" in duoflow(["evaluate", str(desk / "runs/my_run"), "--split", "val"], tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("followed")
 @pytest.mark.parametrize("line", dict.fromkeys(EXAMPLES))
 def test_what_a_help_screen_shows_runs(desk: Path, line: str):
