@@ -12,9 +12,9 @@ def add_export_parser(verbs: Any) -> None:
     """Add `export`; its namespace carries `handler`: namespace -> exit code."""
     parser = verbs.add_parser(
         "export",
-        help="copy an export: adapters merged, frozen weights inside, graphs, a repository of the hub",
         description="Copy the export of a run, or an export. A copy works wherever a run's model does: duoflow answer, "
         "duoflow evaluate, initialize_from, duoflow.load.",
+        epilog="duoflow export runs/my_run --out exported",
     )
     parser.add_argument(
         "run", metavar="RUN", type=Path, help="a run's directory, such as runs/NAME, or that of an export"

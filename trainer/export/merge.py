@@ -20,7 +20,6 @@ from model.source import TowerSource, text_start_of
 from model.towers.checkpoint_files import BLIP_ARCHITECTURES, T5_ARCHITECTURES, short_reason
 from model.towers.hub import Checkpoint, load_pretrained
 from model.vlm.objective import NAME
-from shards.atomic import check_writable
 from shards.errors import ConfigError, DataError, UserError
 from trainer.build import image_size
 from trainer.config import RunConfig
@@ -83,7 +82,7 @@ def copy_export(run: Path, out: Path, *, merge: bool = False, request: CopyReque
     try:
         if out.exists():
             raise UserError(f"--out {out}: exists already; name a directory that is not there yet")
-        check_writable("--out", out)
+        out.parent.mkdir(parents=True, exist_ok=True)
         content, said = _copy(run, config, export, content, out, asked)
     except (OSError, SafetensorError) as error:  # of writing: what cannot be read is a DataError by now
         reason = error.strerror if isinstance(error, OSError) and error.strerror else short_reason(error)

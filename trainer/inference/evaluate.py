@@ -16,7 +16,8 @@ from trainer.engine.distributed import World
 from trainer.export.read import Pipeline, Weights, load_exported, open_keys, read_run
 from trainer.export.run_arguments import other_than_fusion
 from trainer.run_directory import RunDirectory
-from trainer.tasks import task_named
+from trainer.tasks import Task, task_named
+from trainer.training.baselines import baselines
 from trainer.training.preflight import check_format
 from trainer.training.validate import evaluate, evaluate_pnp, gather_predictions
 
@@ -76,7 +77,7 @@ def evaluate_export(
         raise ConfigError(f"--pipeline pnp: needs a trained fusion, and {path} is {other}; leave it out")
     config = read_run(path, overrides, open_keys=open_keys(looks=pnp, pnp=pnp, chooses=not pnp))
     if images == "own" and weights == "trained":
-        check_writable("predictions", RunDirectory(path).predictions(split))
+        _check_predictions(RunDirectory(path).predictions(split))
     task, opened = task_named(config.task), open_split(config, split)
     check_format(config.task, opened.index, f"data.{split}", opened.directory)
     exported = load_exported(path, config, weights=weights)
@@ -97,8 +98,30 @@ def evaluate_export(
         ending, content = gather_predictions(evaluation.predictions, task, World())
         written = RunDirectory(path).predictions(name, ending)
         write_atomically(written, content)
-    metrics = {**evaluation.metrics, **_answer_ceiling(config, opened, split)}
+    ceiling = _answer_ceiling(config, opened, split)
+    metrics = {**evaluation.metrics, **ceiling, **_baselines(config, opened, task, split)}
     return Evaluated(metrics, evaluation.counts, written)
+
+
+def _baselines(config: RunConfig, opened: Split, task: Task, split: str) -> dict[str, float]:
+    """What the most frequent answer and the questions alone give, where the training questions are at hand."""
+    if config.data.train is None or config.data.limit is not None:
+        return {}
+    try:
+        return baselines(open_split(config, "train"), opened, opened.visits.num_questions, task, split)
+    except UserError:
+        return {}  # the shards of training need not be where a model is evaluated
+
+
+def _check_predictions(file: Path) -> None:
+    """An export may lie where nobody may write: that is said before anything is computed."""
+    try:
+        file.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{file}: cannot be made: {error.strerror}; copy the export to a place that you can write to"
+        ) from None
+    check_writable("predictions", file)
 
 
 def _answers_by(config: RunConfig) -> str:
