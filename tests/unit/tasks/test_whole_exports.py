@@ -118,7 +118,7 @@ def test_a_retrieval_starts_another_run_with_what_it_has_learnt(
     expected, _ = evaluate_run(run, "val")
     assert evaluate_run(alone, "val")[0] == expected
     _, objective, said = started(pages, alone, *overrides)
-    assert objective.temperature is None or float(objective.temperature()) > 0
+    assert objective.temperature is None or float(objective.temperature().detach()) > 0
     found = load_exported(alone, read_run(alone)).built.objective
     for name in ("text", "vision"):
         for (path, value), (_, other) in zip(_plain(objective.tower(name)), _plain(found.tower(name)), strict=True):
