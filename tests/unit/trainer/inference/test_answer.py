@@ -14,7 +14,7 @@ from transformers import BlipForImageTextRetrieval, T5ForConditionalGeneration
 from model.build import FusedStreams
 from model.config import LoraParts, ModelConfig
 from model.looking.guidance import Look
-from model.pnp.overlay import POINT_FILL, display_size
+from model.pnp.overlay import GAP, POINT_FILL, STRONG, display_size, muted, point_radius
 from shards.errors import ConfigError, UserError
 from shards.read.eyes import square_image
 from shards.read.photo import read_photo
@@ -134,17 +134,22 @@ def looked_at(run: Path, photo: Path) -> Look:
 
 
 def assert_shows(picture: Image.Image, upright: Image.Image, found: Look) -> None:
-    """A dot at every point, and the more color over a cell of the photo the hotter it is."""
+    """A dot at every point on strong heat, and the more color over a cell of the photo the hotter it is."""
     size = display_size(*upright.size)
-    left = (picture.width - size[0]) // 2
+    left = (picture.width - 2 * size[0] - GAP) // 2
     drawn = np.asarray(picture.crop((left, 0, left + size[0], size[1]))).astype(int)
     heat, (points,) = found.refined[0].numpy(), found.points
     grid = len(heat)
-    changed = np.abs(drawn - np.asarray(upright.resize(size, Image.Resampling.BICUBIC))).sum(axis=-1).astype(float)
+    plain = upright.resize(size, Image.Resampling.BICUBIC)
+    changed = np.abs(drawn - (muted(plain) if heat.max() > 0 else np.asarray(plain))).sum(axis=-1).astype(float)
+    near = point_radius(size) + 1
     for point in points:
         row, column = (int((cell + 0.5) / grid * side) for cell, side in zip(point[:2], reversed(size), strict=True))
-        assert tuple(drawn[row, column]) == POINT_FILL
-        changed[max(0, row - 7) : row + 8, max(0, column - 7) : column + 8] = np.nan
+        if heat[point.row, point.column] < 1.01 * STRONG * heat.max():
+            continue
+        around = np.s_[max(0, row - near) : row + near + 1, max(0, column - near) : column + near + 1]
+        assert (drawn[around] == POINT_FILL).all(axis=-1).mean() > 0.2
+        changed[around] = np.nan
     rows, columns = (np.array_split(np.arange(side), grid) for side in reversed(size))
     cells = np.array([[np.nanmean(changed[np.ix_(row, column)]) for column in columns] for row in rows])
     if heat.max() == 0:
