@@ -298,11 +298,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         check_writable("--json", arguments.json)
 
-    from trainer.inference.evaluate import evaluate_run  # after the run was found: it imports torch
+    from trainer.inference.evaluate import evaluate_export  # after the run was found: it imports torch
     from trainer.run_directory import write_json
     from trainer.scoring.baselines import table
 
-    metrics, counts = evaluate_run(
+    metrics, counts, predictions, readable = evaluate_export(
         arguments.run,
         arguments.split,
         images=arguments.images,
@@ -315,6 +315,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         write_json(arguments.json, {"split": arguments.split, "metrics": finite, "counts": counts})
+    for said, file in (("to hand in", predictions), ("to read", readable), ("scores", arguments.json)):
+        if file is not None:
+            say(f"written, {said}: {file}")
     return 0
 
 

@@ -116,6 +116,10 @@ class RunDirectory:
         """What a model said to the items of a split, in the file that the task's server takes."""
         return self.path / "predictions" / f"{split}.{ending}"
 
+    def predictions_table(self, split: str) -> Path:
+        """The same for a person: a row for each item."""
+        return self.path / "predictions" / f"{split}.table.csv"
+
     def create(self) -> None:
         """Make the directories that every run has; what is there stays.
 

@@ -6,12 +6,14 @@ the world size.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from model.config import LossConfig
+from model.fusion_objective import FusionObjective
 from model.objective import Built, Objective
 from model.pnp.pipeline import PnpPipeline
 from shards.read.loader import EvaluationBatches, Loader
@@ -19,7 +21,7 @@ from trainer.engine.distributed import World
 from trainer.scoring.metrics import Scores, Share, merge_over_ranks
 from trainer.tasks import Outputs, Submission, Task
 from trainer.tasks.parts import loss_sums, part_scores, total_loss
-from trainer.tasks.seam import Json
+from trainer.tasks.seam import Json, paired
 
 
 class Evaluation(NamedTuple):
@@ -31,6 +33,8 @@ class Evaluation(NamedTuple):
     """Items behind each accuracy."""
     predictions: dict[str, Json]
     """By item id, of this rank's items."""
+    probabilities: Mapping[str, float] = MappingProxyType({})
+    """Of the predictions of this rank's items, where the model gives one and they were asked for."""
 
 
 def evaluate(
@@ -44,6 +48,7 @@ def evaluate(
     losses: LossConfig,
     prefix: str = "val",
     detailed: bool = False,
+    probabilities: bool = False,
     stop_requested: Callable[[], bool] = lambda: False,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Evaluation | None:
@@ -52,6 +57,7 @@ def evaluate(
     Args:
         objective: in evaluation mode, with whole weights.
         detailed: also give the accuracies by reasoning steps and by words, which few look at during training.
+        probabilities: also give those of the predictions, which costs another pass through a decoder.
         stop_requested: asked after every micro-batch, and agreed on by all ranks.
         progress: told the number of visits of each micro-batch.
 
@@ -63,31 +69,43 @@ def evaluate(
     """
     sums = torch.zeros(len(objective.sum_names), dtype=torch.float64)
     scores, predictions, vocabulary = task.scores(), {}, frozenset(built.classes)
+    likely: dict[str, float] = {}
+    told = {"probabilities": True} if probabilities and isinstance(objective, FusionObjective) else {}
     for item in loader.batches(batches.all_keys()):
-        output = objective.evaluate(item.batch.to(world.device))
+        output = objective.evaluate(item.batch.to(world.device), **told)
         sums += output.sums.double().cpu()
-        predictions |= task.observe(scores, item.items, said(built, output.predictions, vocabulary), detailed)
+        outputs = said(built, output.predictions, vocabulary)
+        predictions |= task.observe(scores, item.items, outputs, detailed)
+        if outputs.probabilities is not None:
+            likely |= {one.item_id: value for one, value in paired(item.items, outputs.probabilities)}
         progress(item.num_visits)
         if world.any_rank(stop_requested()):
             return None
     named = dict(zip(objective.sum_names, sums.tolist(), strict=True))
     merged = _merged([loss_sums(named), *scores, *part_scores(named)], task, world, prefix, predictions)
-    return merged._replace(metrics={**total_loss(merged.metrics, losses, prefix), **merged.metrics})
+    metrics = {**total_loss(merged.metrics, losses, prefix), **merged.metrics}
+    return merged._replace(metrics=metrics, probabilities=likely)
 
 
 def said(built: Built, predictions: Mapping[str, Tensor], vocabulary: frozenset[str]) -> Outputs:
     """What the parts predict, in words: of the two that may answer, the one that the recipe asks for."""
-    answers = classes = None
+    answers = classes = probabilities = None
     if "answer" in predictions:
         found = predictions["answer"].tolist()
         answers = [built.classes[n] for n in found] if built.answers_by == "rank" else built.answer_codec.decode(found)
     if "classify" in predictions:
-        classes = [built.classes[number] for number in predictions["classify"].argmax(dim=-1).tolist()]
+        logits = predictions["classify"]
+        classes = [built.classes[number] for number in logits.argmax(dim=-1).tolist()]
+        if answers is None:
+            soft = any(layout.soft_classes is not None for layout in built.layouts.values())
+            probabilities = (logits.float().sigmoid() if soft else logits.float().softmax(-1)).amax(-1).tolist()
+    if answers is not None and "answer_probability" in predictions:
+        probabilities = predictions["answer_probability"].tolist()
     pages = None
     for part in ("retrieve", "page"):
         if part in predictions:
             pages = [[place for place in places if place >= 0] for places in predictions[part].tolist()]
-    return Outputs(answers, classes, vocabulary, pages)
+    return Outputs(answers, classes, vocabulary, pages, probabilities)
 
 
 def _merged(
@@ -118,15 +136,16 @@ def evaluate_pnp(
     progress: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
     """Answer this rank's part of a split by PNP-VQA; every rank must call this. There is no loss, only accuracies."""
-    scores, predictions = task.scores(), {}
+    scores, predictions, likely = task.scores(), {}, {}
     for item in loader.batches(batches.all_keys()):
         if item.items:
             texts, keys = zip(*((question.question, question.item_id) for question in item.items), strict=True)
             images = torch.tensor(item.item_images)
             found = pipeline.answer(item.batch.shown.to(world.device), texts, images, keys)
             predictions |= task.observe(scores, item.items, Outputs([answer.text for answer in found]), detailed)
+            likely |= {one.item_id: answer.confidence for one, answer in zip(item.items, found, strict=True)}
         progress(item.num_visits)
-    return _merged(scores, task, world, prefix, predictions)
+    return _merged(scores, task, world, prefix, predictions)._replace(probabilities=likely)
 
 
 def gather_predictions(predictions: dict[str, Json], task: Task, world: World) -> Submission | None:
