@@ -93,6 +93,11 @@ VERBS: dict[str, Verb] = {
     ),
     "evaluate": Verb("score a run's best weights on a split", lambda verbs: _add_evaluate(verbs)),
     "answer": Verb("ask a run's model about a photo", _lazily("trainer.commands.answer", "add_answer_parser")),
+    "report": Verb(
+        "a run as one HTML file: curves, scores, answers with what was looked at, worst errors",
+        _lazily("trainer.commands.report", "add_report_parser"),
+    ),
+    "serve": Verb("a local page that asks a run's model", _lazily("trainer.commands.serve", "add_serve_parser")),
     "export": Verb(
         "copy an export: adapters merged, frozen weights inside, graphs, a repository of the hub",
         _lazily("trainer.commands.export", "add_export_parser"),

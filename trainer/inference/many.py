@@ -91,7 +91,7 @@ def answer_table(
         found = answer_many(asking, (((home / row.image,), row.question) for row in rows))
         for row, one in zip(rows, found, strict=True):
             answered = one.answered
-            writer.writerow([row.image, row.question, answered.text, f"{answered.confidence:.4f}"])
+            writer.writerow([row.image, row.question, answered.text, f"{answered.confidence:.4g}"])
             progress.advance(1)
     if out is None:
         return text.getvalue()

@@ -54,7 +54,7 @@ def as_csv(rows: Iterable[Predicted]) -> bytes:
     table.writerow(COLUMNS)
     for row in rows:
         likely, score = row.probability, row.correct
-        shown = ("" if likely is None else f"{likely:.4f}", "" if score is None else f"{score:.4g}")
+        shown = ("" if likely is None else f"{likely:.4g}", "" if score is None else f"{score:.4g}")
         table.writerow([*row[:3], row.answer or "", row.prediction, *shown])
     return out.getvalue().encode("utf-8", "replace")
 
