@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -180,7 +181,7 @@ def shared_tokenizer(
 
 
 def _texts(train: Split) -> Iterator[str]:
-    for image in train.visits.image[train.visits.part == 0].tolist():
+    for image in np.flatnonzero(train.visits.num_questions).tolist():
         for item in train.reader.sample(image).items:
             yield from item.texts
 

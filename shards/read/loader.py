@@ -176,7 +176,7 @@ class _MicroBatches(Dataset):
         self,
         visits: Ints,
         positions_of: Callable[[int], Ints],
-        image_of: Ints,
+        image_of: Callable[[int], int],
         draws_from: EpochOrder,
         *,
         loss_scale: float,
@@ -185,10 +185,10 @@ class _MicroBatches(Dataset):
     ) -> MicroBatch:
         numbers = [int(visit) for visit in visits if visit != PADDING]
         if keep_items:
-            joined = groupby(numbers, key=lambda number: int(image_of[number]))
+            joined = groupby(numbers, key=image_of)
             parts = [(image, list(group)) for image, group in joined]
         else:
-            parts = [(int(image_of[number]), [number]) for number in numbers]
+            parts = [(image_of(number), [number]) for number in numbers]
         task = TASKS[self.texts.task]
         read = [
             self._visit(image, np.concatenate([positions_of(number) for number in group])) for image, group in parts
@@ -287,7 +287,7 @@ class TrainingBatches(_MicroBatches):
         return self._assemble(
             visits,
             order.questions,
-            order.visits.image,
+            order.visits.image_of,
             order,
             loss_scale=scale,
             keep_items=False,
@@ -336,7 +336,7 @@ class EvaluationBatches(_MicroBatches):
 
     def shards_at(self, position: int) -> Ints:
         visits = self.order.micro_batch(position % self.length)
-        images = self.order.visits.image[visits[visits != PADDING]]
+        images = self.order.visits.images_of(visits[visits != PADDING])
         shown = images if self._shown is None else self._shown[images]
         epoch = self.split.epoch(0)
         if "match" in self.texts.wanted.blocks and "question" in self.texts.wanted.negatives:
@@ -347,7 +347,7 @@ class EvaluationBatches(_MicroBatches):
         self._expect(number)
         visits, order = self.order.micro_batch(number), self.order
         return self._assemble(
-            visits, order.questions, order.visits.image, self.split.epoch(0), loss_scale=1.0, keep_items=True
+            visits, order.questions, order.visits.image_of, self.split.epoch(0), loss_scale=1.0, keep_items=True
         )
 
 

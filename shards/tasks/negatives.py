@@ -89,7 +89,7 @@ def question_negative(
     tries = np.arange(question_number * QUESTION_TRIES, (question_number + 1) * QUESTION_TRIES)
     for draw in _draws(epoch, "question_negative", tries):
         visit = int(block[draw % len(block)])
-        other = int(epoch.visits.image[visit])
+        other = epoch.visits.image_of(visit)
         if other == image:
             continue
         positions = epoch.questions(visit)
