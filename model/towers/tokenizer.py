@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from tokenizers.normalizers import BertNormalizer
@@ -12,6 +13,9 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, 
 from model.towers.checkpoint_files import short_reason
 from model.towers.spelling import join_punctuation
 from shards.errors import DataError
+
+_KNOWN_TEXTS = 1 << 14
+"""Kept of each tokenizer, in each process: about 8 MB."""
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]")
 """BLIP's special tokens; [DEC] starts an answer and [SEP] ends it, [ENC] starts what is read with an image."""
@@ -95,7 +99,21 @@ class _Codec:
         return text
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        known = _known_ids(self.tokenizer)
+        if len(known) > _KNOWN_TEXTS:
+            known.clear()
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        if new:
+            ids = self.tokenizer(new, add_special_tokens=False, verbose=False)["input_ids"]
+            known.update(zip(new, ids, strict=True))
+        return [known[text] for text in texts]
+
+
+@lru_cache(maxsize=4)
+def _known_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:  # noqa: ARG001 - the cache's key
+    """Texts to their ids: a question stands in a micro-batch once to be answered, and once for each answer that it is
+    matched with, and answers come again and again."""
+    return {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -193,7 +193,7 @@ class _MicroBatches(Dataset):
         read = [
             self._visit(image, np.concatenate([positions_of(number) for number in group])) for image, group in parts
         ]
-        draw = Draw(draws_from, self.split.index, self.split.reader.sample, is_training=not keep_items)
+        draw = Draw(draws_from, self.split.index, self.split.reader, is_training=not keep_items)
         made = [task.rows(visit, draw, self.texts.wanted) for visit in read]
         if task.images is None and task.by_window:
             windows = [window for visit, rows in zip(read, made, strict=True) for window in by_window(visit, rows)]
@@ -223,16 +223,16 @@ class _MicroBatches(Dataset):
         """The images of a visit: all of its sample, or of a task without a fixed number those that its rows name,
         which by window are the same ones for all of them."""
         shown = self._shown_image(visit.sample)
-        blocks, places = rows.blocks, None
+        blocks, places, pictures = rows.blocks, None, ()
         if TASKS[self.texts.task].images is None:
             blocks, places = only_named(rows.blocks)
+            pictures = _at(places, self.split.reader.sample(shown).pictures)
         images = self._images(shown, augment, places)
-        pictures = _at(places, self.split.reader.sample(shown).pictures)
         return SeenVisit(images, blocks, len(visit.items), self.split.reader.describe(visit.sample), pictures)
 
     def _visit(self, sample: int, positions: Ints) -> Visit:
-        items, first = self.split.reader.sample(sample).items, int(self.split.visits.first_question[sample])
-        return Visit(sample, [items[position] for position in positions.tolist()], (first + positions).tolist())
+        first = int(self.split.visits.first_question[sample])
+        return Visit(sample, self.split.reader.items(sample, positions.tolist()), (first + positions).tolist())
 
     def _shown_image(self, image: int) -> int:
         return image

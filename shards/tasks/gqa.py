@@ -43,7 +43,7 @@ def _negatives(
         if wrong is not None:
             chosen.append((question.question, wrong))
     if "question" in kinds and question.answer is not None:
-        other = question_negative(image, number, draw.epoch, draw.sample_of)
+        other = question_negative(image, number, draw.epoch, draw.samples)
         if other is not None:
             chosen.append((other.question, other.answer))
     return chosen

@@ -84,7 +84,7 @@ def test_a_question_negative_comes_from_the_block_and_is_not_asked_of_the_image(
         }
         first = int(epoch.visits.first_question[image])
         for number in range(first, first + int(epoch.visits.num_questions[image])):
-            other = question_negative(image, number, epoch, split.reader.sample)
+            other = question_negative(image, number, epoch, split.reader)
             if other is not None:
                 found += 1
                 assert normalise(other.question) not in asked
@@ -95,7 +95,7 @@ def test_a_question_negative_comes_from_the_block_and_is_not_asked_of_the_image(
 def test_a_block_of_one_image_offers_no_question_negative(tmp_path: Path) -> None:
     shards, _ = build_corpus(tmp_path, num_images=1, questions_per_image=4)
     split = Split(str(shards), ORDER)
-    assert question_negative(0, 0, split.epoch(0), split.reader.sample) is None
+    assert question_negative(0, 0, split.epoch(0), split.reader) is None
 
 
 def test_draws_differ_by_question_and_epoch(split: Split) -> None:
