@@ -1,4 +1,4 @@
-"""`duoflow shards build | verify | info`: arguments in, lines and an exit code out."""
+"""`duoflow shards build | verify | info | upgrade`: arguments in, lines and an exit code out."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from shards.annotations import READERS
 from shards.build.build_request import SHARD_BYTES, BuildRequest, EngineName
+from shards.build.columns import upgrade
 from shards.build.verify import verify_shards
 from shards.build.writer import build
 from shards.format.index import SplitIndex, read_index
@@ -27,10 +28,13 @@ def add_shards_parser(subparsers: Any) -> None:
     for the caller to print, and lets KeyboardInterrupt through.
     """
     shards = subparsers.add_parser("shards", help="build, verify and describe shards of images with their questions")
-    verbs = shards.add_subparsers(dest="shards_verb", required=True, metavar="build | verify | info")
+    verbs = shards.add_subparsers(dest="shards_verb", required=True, metavar="build | verify | info | upgrade")
     _add_build(verbs.add_parser("build", help="pack images and questions into WebDataset tars with an index"))
     verify = verbs.add_parser("verify", help="re-read a directory of shards and list every fault")
     info = verbs.add_parser("info", help="what a directory of shards holds")
+    add_columns = verbs.add_parser("upgrade", help="give shards of an older build the columns that loaders map")
+    add_columns.add_argument("directory", metavar="DIR", type=Path, help="a directory")
+    add_columns.set_defaults(handler=run_upgrade)
     for parser, handler in ((verify, run_verify), (info, run_info)):
         parser.add_argument("directory", metavar="DIR", type=_place, help="a directory, or a URL")
         parser.add_argument("--json", action="store_true", help="print JSON")
@@ -89,6 +93,13 @@ def run_verify(arguments: argparse.Namespace) -> int:
         verdict = _amounts({"faults": len(report.faults)}) if report.faults else "no fault"
         say(f"{arguments.directory}: {verdict} in {_amounts(looked_at)}", error=bool(report.faults))
     return USERS_MISTAKE if report.faults else 0
+
+
+def run_upgrade(arguments: argparse.Namespace) -> int:
+    """Make the columns of a directory, or say that they are there; shards and index stay as they are."""
+    made = upgrade(arguments.directory, workers=_cores(), show_progress=True)
+    say(f"{arguments.directory}: {'columns made' if made else 'has its columns, nothing changed'}")
+    return 0
 
 
 def run_info(arguments: argparse.Namespace) -> int:

@@ -21,6 +21,8 @@ KEPT_BYTES = 32 << 20
 
 _HASHED_SAMPLES = 4
 """A visit asks for the hashes of its own sample once for each of its questions."""
+_TOGETHER_BYTES = 1 << 18
+"""Of annotations in one read: less than the image beside them, and one round trip of a network file system, not 16."""
 _CUT_BYTES = 100
 """Of a `msgspec.Raw` and its place in a tuple."""
 _Decoded = TypeVar("_Decoded")
@@ -78,11 +80,10 @@ class ShardReader:
 
     def images(self, sample: int) -> list[bytes]:
         """The encoded images (JPEG, PNG or WebP) of the sample with this number."""
-        number, position = self.index.locate(sample)
-        shard = self.index.shards[number]
+        shard, columns = self._shard_of(sample), self.index.columns
         return [
-            self._read(shard, shard.image_offsets[image], shard.image_bytes[image])
-            for image in shard.images_of(position)
+            self._read(shard, int(columns.image_offset[image]), int(columns.image_bytes[image]))
+            for image in columns.images_of(sample)
         ]
 
     def sample(self, sample: int) -> Sample:
@@ -90,25 +91,45 @@ class ShardReader:
         return self._decoded(sample, lambda: decode_sample(self._json(sample), self._kind))
 
     def items(self, sample: int, positions: Sequence[int]) -> list[Item]:
-        """The items of a sample at these positions: no other one is decoded."""
-        found = self._annotations(sample).items
-        return self._decoded(sample, lambda: [decode_item(found[position], self._kind) for position in positions])
+        """The items of a sample at these positions: no other one is decoded, nor read where there are columns."""
+        if self.index.columns.item_offset is None:
+            kept = self._annotations(sample).items
+            found = [kept[position] for position in positions]
+        else:
+            found = self._read_items(sample, positions)
+        return self._decoded(sample, lambda: [decode_item(item, self._kind) for item in found])
 
     def text_hash(self, sample: int, position: int) -> int:
         """`shards.format.records.text_hash` of an item's own text."""
+        columns = self.index.columns
+        if columns.text_hash is not None:
+            return int(columns.text_hash[int(columns.first_item[sample]) + position])
         (item,) = self.items(sample, [position])
         return text_hash(item.texts[0])
 
     def describe(self, sample: int) -> str:
         """Shard file and image id, for messages."""
-        number, position = self.index.locate(sample)
-        shard = self.index.shards[number]
-        return f"{self.files.place(shard)}: image {shard.image_ids[position]!r}"
+        return f"{self.files.place(self._shard_of(sample))}: image {self.index.columns.id_of(sample)!r}"
 
     def _hash_texts(self, sample: int) -> frozenset[int]:
         """Those of all items of a sample."""
+        columns = self.index.columns
+        if columns.text_hash is not None:
+            first, end = columns.first_item[sample : sample + 2].tolist()
+            return frozenset(columns.text_hash[first:end].tolist())
         every = range(len(self._annotations(sample).items))
         return frozenset(text_hash(item.texts[0]) for item in self.items(sample, every))
+
+    def _read_items(self, sample: int, positions: Sequence[int]) -> list[memoryview]:
+        """Those at these positions as JSON: what lies between them is read along where it is little."""
+        shard, columns = self._shard_of(sample), self.index.columns
+        spans = [columns.item_span(sample, position) for position in positions]
+        begin = int(columns.json_offset[sample])
+        first, end = min(start for start, _ in spans), max(stop for _, stop in spans)
+        if end - first <= _TOGETHER_BYTES:
+            data = memoryview(self._read(shard, begin + first, end - first))
+            return [data[start - first : stop - first] for start, stop in spans]
+        return [memoryview(self._read(shard, begin + start, stop - start)) for start, stop in spans]
 
     def _annotations(self, sample: int) -> _Annotations:
         found = self._kept.pop(sample, None)
@@ -125,9 +146,11 @@ class ShardReader:
     def _json(self, sample: int) -> bytes:
         if sample in self._kept:
             return self._kept[sample].data
-        number, position = self.index.locate(sample)
-        shard = self.index.shards[number]
-        return self._read(shard, shard.json_offsets[position], shard.json_bytes[position])
+        columns = self.index.columns
+        return self._read(self._shard_of(sample), int(columns.json_offset[sample]), int(columns.json_bytes[sample]))
+
+    def _shard_of(self, sample: int) -> Shard:
+        return self.index.shards[self.index.locate(sample)[0]]
 
     def _decoded(self, sample: int, decode: Callable[[], _Decoded]) -> _Decoded:
         try:

@@ -17,7 +17,7 @@ from shards.annotations import reader_of
 from shards.config import CacheConfig
 from shards.errors import DataError, UserError
 from shards.format.images import UnreadableImage
-from shards.format.index import SplitIndex, read_index
+from shards.format.index import SplitIndex, open_index
 from shards.format.records import Item
 from shards.format.tar_reader import ShardReader
 from shards.plan import (
@@ -98,21 +98,29 @@ class Split:
         self, directory: str, order: Order, *, limit: int | None = None, cache: CacheConfig | None = None
     ) -> None:
         self.directory, self.order, self.cache = directory, order, cache or CacheConfig()
-        self.index: SplitIndex = read_index(directory)
+        self.index: SplitIndex = open_index(directory)
         kind = reader_of(self.index, directory).sample
         files = open_files(directory, self.index.shards, self.cache)
         self.reader = ShardReader(directory, self.index, kind, files)
-        self.visits = Visits(limit_images(self.index.num_questions, limit), order.questions_per_visit)
+        self._limit = limit
+        self.visits = self._visits()
         if not len(self.visits):
             raise DataError(f"{directory}: no questions in these shards; expected at least one")
         self.epoch = lru_cache(maxsize=2)(self._epoch)
 
     def __getstate__(self) -> dict:
-        return {key: value for key, value in self.__dict__.items() if key != "epoch"}
+        """Without what is counted faster than it is sent."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("epoch", "visits")}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
+        self.visits = self._visits()
         self.epoch = lru_cache(maxsize=2)(self._epoch)
+
+    def _visits(self) -> Visits:
+        # An image that is left out is none of those that are asked about, so that numbers of questions stay.
+        counts = limit_images(self.index.num_questions, self._limit)
+        return Visits(counts, self.order.questions_per_visit, self.index.columns.first_item[:-1])
 
     def _epoch(self, epoch: int) -> EpochOrder:
         return EpochOrder(self.visits, self.index.first_image, self.order, epoch)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from shards.atomic import write_atomically
 from shards.errors import ConfigError, UserError
-from shards.format.index import read_index
+from shards.format.index import open_index
 from shards.progress import Progress
 from shards.read.loader import Split
 from shards.tasks import TASKS
@@ -91,7 +91,7 @@ def _answer_ceiling(config: RunConfig, opened: Split, split: str) -> dict[str, f
     ):
         return {}
     try:
-        known = read_index(config.data.train).answers
+        known = open_index(config.data.train).answers
     except UserError:
         return {}  # the shards of training need not be where a model is evaluated
     return {f"{split}/answer_ceiling": sum(n for answer, n in opened.index.answers.items() if answer in known) / total}
