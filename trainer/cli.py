@@ -14,7 +14,9 @@ from shards.errors import UserError
 from shards.progress import say, silence
 from shards.scenes import add_scenes_parser
 from trainer.bench import answer as bench_answer
+from trainer.bench import loader as bench_loader
 from trainer.bench import scaling as bench_scaling
+from trainer.bench import shards as bench_shards
 from trainer.bench import step as bench_step
 from trainer.bench import vlm as bench_vlm
 from trainer.commands.answer import add_answer_parser
@@ -90,6 +92,8 @@ def build_parser() -> argparse.ArgumentParser:
     bench = verbs.add_parser("bench", help="measure this machine", description="Measure; one table, one JSON.")
     benchmarks = bench.add_subparsers(metavar="WHAT", required=True)
     bench_step.add_parser(benchmarks)
+    bench_loader.add_parser(benchmarks)
+    bench_shards.add_parser(benchmarks)
     bench_answer.add_parser(benchmarks)
     bench_scaling.add_parser(benchmarks)
     bench_vlm.add_parser(benchmarks)

@@ -199,7 +199,10 @@ def ask(pixels: list[Tensor], questions: Sequence[Sequence[str]], layout: Layout
 def _stacked(images: Sequence[Shown]) -> Shown:
     if isinstance(images[0], SeenRegions):
         return SeenRegions(*(torch.stack(parts) for parts in zip(*images, strict=True)))
-    return torch.stack(images)
+    stacked = torch.empty(len(images), *images[0].shape, dtype=images[0].dtype)
+    for place, image in enumerate(images):
+        stacked[place] = image
+    return stacked
 
 
 def _numbered(
