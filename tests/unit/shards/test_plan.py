@@ -251,3 +251,21 @@ def test_limits_and_samples_keep_whole_images() -> None:
     assert set(sampled.tolist()) <= set(counts.tolist())
     assert sample_images(counts, 4, seed=3) is counts
     np.testing.assert_array_equal(sampled, sample_images(counts, 2, seed=3))
+
+
+@pytest.mark.parametrize("world_size", [1, 64, 96, 192, 384])
+def test_lanes_that_were_set_let_a_run_grow_beyond_64_ranks(world_size: int) -> None:
+    """The lanes of a run stay what they are, and with them what a step is made of."""
+    order = Order(seed=1, questions_per_visit=4, visits_per_step=768, lanes=384, shuffle_shards=2)
+    epoch = EpochOrder(Visits(np.full(9_000, 7), 4), np.arange(0, 9_001, 100), order, 0)
+    ranks = [Share(rank=rank, world_size=world_size, micro_visits=2) for rank in range(world_size)]
+    micro_steps = accumulation_steps(order, ranks[0])
+    computed = [epoch.micro_batch(3, micro, rank) for rank in ranks for micro in range(micro_steps)]
+    assert sorted(np.concatenate(computed)) == sorted(epoch.step(3).ravel())
+
+
+def test_a_world_that_the_default_lanes_do_not_allow_is_told_how_to() -> None:
+    lanes = default_lanes(768)
+    order = Order(seed=1, questions_per_visit=4, visits_per_step=768, lanes=lanes, shuffle_shards=2)
+    with pytest.raises(ConfigError, match=r"set batch\.lanes to a multiple of 128 that divides batch\.visits=768"):
+        accumulation_steps(order, Share(rank=0, world_size=128, micro_visits=2))
