@@ -213,6 +213,12 @@ def _first_visits(num_questions: Ints, questions_per_visit: int) -> Ints:
     return first
 
 
+def steps_per_epoch(num_visits: int, order: Order) -> int:
+    """S = ceil(ceil(V/L) / v)."""
+    longest_lane = -(-num_visits // order.lanes)
+    return -(-longest_lane // (order.visits_per_step // order.lanes))
+
+
 class EpochOrder:
     """The order of one epoch of one split: made block by block, when a step comes to it.
 
@@ -236,10 +242,8 @@ class EpochOrder:
 
     @property
     def num_steps(self) -> int:
-        """S = ceil(ceil(V/L) / v)."""
-        lanes = self.order.lanes
-        longest_lane = -(-len(self.visits) // lanes)
-        return -(-longest_lane // (self.order.visits_per_step // lanes))
+        """S, of `steps_per_epoch`."""
+        return steps_per_epoch(len(self.visits), self.order)
 
     @property
     def sequence(self) -> Ints:

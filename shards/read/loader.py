@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from shards.annotations import reader_of
 from shards.config import CacheConfig
@@ -38,6 +38,7 @@ from shards.read.collate import Shown
 from shards.read.collation import AnyBatch, Collation, SeenVisit, first_images
 from shards.read.eyes import Augment
 from shards.read.fetcher import Errand, Fetcher
+from shards.read.parcel import Parcel
 from shards.read.windows import by_window, only_named
 from shards.read.workers import leave_with_parent, worker_context
 from shards.remote.files import CachedFiles, open_files
@@ -146,11 +147,12 @@ class _MicroBatches(Dataset):
         """What a process that prepares these micro-batches imports."""
         return {__name__, *self.texts.collation.modules}
 
-    def __getitem__(self, key: tuple) -> MicroBatch | Fault:
+    def __getitem__(self, key: tuple) -> MicroBatch | Parcel | Fault:
         try:
-            return self.prepare(*key)
+            made = self.prepare(*key)
         except UserError as error:
             return Fault(str(error))
+        return made if get_worker_info() is None else Parcel(made)
 
     def prepare(self, *key: int) -> MicroBatch:
         raise NotImplementedError
@@ -391,6 +393,7 @@ class Loader:
             dataset,
             batch_size=None,
             sampler=self._keys,
+            collate_fn=_unchanged,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
@@ -413,13 +416,17 @@ class Loader:
                 raise DataError(item.message)
             if self._fetcher is not None:
                 self._fetcher.move_to(self._dataset.position(*key))
-            yield item
+            yield item.open() if isinstance(item, Parcel) else item
 
 
 def _end_workers(loader: "weakref.ref[DataLoader]") -> None:
     iterator = getattr(loader(), "_iterator", None)
     if iterator is not None:
         iterator._shutdown_workers()  # as when it is deleted, which a traceback that still refers to it would prevent
+
+
+def _unchanged(made: MicroBatch | Parcel | Fault) -> MicroBatch | Parcel | Fault:
+    return made  # the default would make lists of its tuples
 
 
 def _start_worker(_: int) -> None:

@@ -25,11 +25,16 @@ def add_parser(subparsers: Any) -> None:
         description="Time micro-batches of synthesised photographs with questions of GQA's length and number, prepared "
         "by one core, against a bare loop that decodes and resizes the same JPEGs from memory. Every way has its turn "
         "in every round.",
+        epilog="duoflow bench loader --images 64 --rounds 1 --questions 13",
     )
-    parser.add_argument("--questions", metavar="N", type=int, nargs="+", default=QUESTIONS, help="of an image")
-    parser.add_argument("--images", metavar="N", type=int, default=IMAGES, help="default: %(default)s")
-    parser.add_argument("--resize", metavar="N", type=int, help="of the shards, as `shards build --resize`")
-    parser.add_argument("--rounds", metavar="N", type=int, default=ROUNDS, help="default: %(default)s")
+    parser.add_argument(
+        "--questions", metavar="N", type=int, nargs="+", default=QUESTIONS, help="of an image (default: 13 193)"
+    )
+    parser.add_argument("--images", metavar="N", type=int, default=IMAGES, help="how many (default: %(default)s)")
+    parser.add_argument("--resize", metavar="N", type=int, help="of the shards, as of `shards build` (default: none)")
+    parser.add_argument(
+        "--rounds", metavar="N", type=int, default=ROUNDS, help="medians are taken over so many (default: %(default)s)"
+    )
     parser.add_argument("--json", metavar="F", type=Path, help="write the figures to this file as well")
     parser.set_defaults(handler=_run)
 

@@ -23,6 +23,7 @@ def add_parser(subparsers: Any) -> None:
         help="time and memory of reading annotations, and of opening an index",
         description="Read and group synthesised chunks of GQA's annotations as `shards build` does, in a process of "
         "its own whose memory is watched; then open an index of many images and go to steps of its epoch.",
+        epilog="duoflow bench shards --bytes 2000000 --index-images 10000",
     )
     parser.add_argument("--chunks", metavar="N", type=int, default=1, help="question files (default: %(default)s)")
     parser.add_argument(
