@@ -70,8 +70,8 @@ def evaluate_run(
     if images == "own" and weights == "trained":
         by, usual = (pipeline, "direct") if pnp else (_answers_by(config), _answers_by(read_run(path)))
         name = split if by == usual else f"{split}.{by}"
-        ending, content = gather_predictions(evaluation.predictions, task, World())
-        write_atomically(RunDirectory(path).predictions(name, ending), content)
+        submission = gather_predictions(evaluation.predictions, task, World())
+        write_atomically(RunDirectory(path).predictions(name, submission.ending), submission.pieces)
     ceiling = _answer_ceiling(config, opened, split)
     return {**evaluation.metrics, **ceiling, **_baselines(config, opened, task, split)}, evaluation.counts
 
