@@ -2,14 +2,14 @@
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 
 from shards.format.records import Question
-from shards.plan import EpochOrder, Ints, hash64
+from shards.plan import EpochOrder, hash64
 from shards.tasks.seam import Samples
 
 QUESTION_TRIES = 8
@@ -107,12 +107,12 @@ def _in_order(counts: Mapping[str, int]) -> _Ordered:
     return found
 
 
-def question_negative(image: int, question_number: int, epoch: EpochOrder, samples: Samples) -> Question | None:
+def question_negative(image: int, draws: Sequence[int], epoch: EpochOrder, samples: Samples) -> Question | None:
     """A question, with its answer, that belongs to another image of the same block and is not asked of this one.
 
     Args:
         image: number of the image that the positive belongs to.
-        question_number: number of the positive over the whole split.
+        draws: of `question_draws` for the positive: one for each try.
         epoch: the order that defines the blocks, and in evaluation that of epoch 0.
         samples: those of the split.
 
@@ -121,8 +121,7 @@ def question_negative(image: int, question_number: int, epoch: EpochOrder, sampl
     """
     asked = samples.text_hashes(image)
     block = epoch.block(image)
-    tries = np.arange(question_number * QUESTION_TRIES, (question_number + 1) * QUESTION_TRIES)
-    for draw in _draws(epoch, "question_negative", tries):
+    for draw in draws:
         visit = int(block[draw % len(block)])
         other = epoch.visits.image_of(visit)
         if other == image:
@@ -137,10 +136,12 @@ def question_negative(image: int, question_number: int, epoch: EpochOrder, sampl
     return None
 
 
-def answer_draw(epoch: EpochOrder, question_number: int) -> int:
-    """The hash that chooses the answer negative of a question."""
-    return _draws(epoch, "answer_negative", np.asarray([question_number]))[0]
+def question_draws(epoch: EpochOrder, numbers: Sequence[int]) -> list[list[int]]:
+    """The hashes that choose the question negative of each of these questions, one for each try."""
+    tries = np.asarray(numbers, np.int64)[:, None] * QUESTION_TRIES + np.arange(QUESTION_TRIES)
+    return hash64(epoch.order.seed, epoch.epoch, "question_negative", tries).tolist()
 
 
-def _draws(epoch: EpochOrder, purpose: str, ids: Ints) -> list[int]:
-    return hash64(epoch.order.seed, epoch.epoch, purpose, ids).tolist()
+def answer_draws(epoch: EpochOrder, numbers: Sequence[int]) -> list[int]:
+    """The hash that chooses the answer negative of each of these questions."""
+    return hash64(epoch.order.seed, epoch.epoch, "answer_negative", np.asarray(numbers, np.int64)).tolist()
