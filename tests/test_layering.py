@@ -21,7 +21,7 @@ FLOORS = {
         ("inference", "doctor"),
         ("training",),
         ("export",),
-        ("build", "bench"),
+        ("build", "bench", "features"),
         ("reporting", "run_directory"),
         ("config",),
         ("tasks",),
@@ -30,6 +30,7 @@ FLOORS = {
     "model": (
         ("build", "vlm", "retrieval", "reader"),
         ("pnp",),
+        ("frozen_streams",),
         ("fusion_objective", "source", "parts", "layers"),
         ("looking",),
         ("towers",),

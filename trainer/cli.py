@@ -19,6 +19,7 @@ from trainer.bench import step as bench_step
 from trainer.bench import vlm as bench_vlm
 from trainer.commands.answer import add_answer_parser
 from trainer.commands.export import add_export_parser
+from trainer.commands.features import SPLITS, add_features_parser
 from trainer.commands.launch_parser import add_hostfile_option, add_launch_parser
 from trainer.commands.score import add_score_parser
 from trainer.commands.tasks import add_tasks_parser
@@ -35,8 +36,6 @@ _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE
 
 _TAKE_LAUNCHER_FLAGS = ("train", "launch")
 """Verbs after whose `--` the deepspeed launcher's own flags follow."""
-
-SPLITS = ("train", "val", "testdev", "test", "challenge")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     add_scenes_parser(verbs)
     add_shards_parser(verbs)
+    add_features_parser(verbs)
     _add_train(verbs)
     add_watch_parsers(verbs)
     add_launch_parser(verbs)

@@ -1,7 +1,6 @@
 """`index.json`: the only description of a split of shards, written last, read before anything else."""
 
 import hashlib
-import re
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import DataError
+from shards.format.sealed import NO_DIGEST, is_intact, seal
 from shards.remote.address import is_url, joined
 from shards.remote.source import MissingError, read_remote_index
 
@@ -20,7 +20,6 @@ Medium = Literal["pixels", "regions"]
 FORMAT = "duoflow-shards"
 VERSION = 1
 INDEX_NAME = "index.json"
-NO_DIGEST = "0" * 64
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,18 +153,7 @@ class SplitIndex(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
 def encode_index(index: SplitIndex) -> bytes:
     """The index as JSON text with keys in a fixed order, sealed with its own digest."""
-    blank = msgspec.structs.replace(index, digest=NO_DIGEST)
-    data = msgspec.json.format(msgspec.json.encode(blank, order="deterministic"), indent=1)
-    return data.replace(NO_DIGEST.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
-
-
-def is_intact(data: bytes) -> bool:
-    """Whether the text of an index is, to the byte, what `encode_index` wrote."""
-    found = re.search(rb'"digest": "([0-9a-f]{64})"', data)
-    if found is None:
-        return False
-    blank = data[: found.start(1)] + NO_DIGEST.encode() + data[found.end(1) :]
-    return hashlib.sha256(blank).hexdigest().encode() == found.group(1)
+    return seal(index)
 
 
 def read_index_bytes(directory: str | Path) -> bytes:
