@@ -7,6 +7,7 @@ neither shards, casts, broadcasts nor saves them; gradients still flow through t
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -245,4 +246,4 @@ def _apart(shown: Shown, stream: str) -> tuple[CachedTokens | None, Shown | None
 
 
 def _dtype(tower: nn.Module) -> torch.dtype:
-    return next(tower.parameters()).dtype
+    return next(chain(tower.parameters(), tower.buffers())).dtype
