@@ -1,4 +1,4 @@
-"""Cached tokens in training and evaluation: the same batches, the same losses but for rounding, and no image looked at."""
+"""Cached tokens in training and evaluation: the same batches, losses that differ by rounding, no image looked at."""
 
 import errno
 import json
