@@ -1,10 +1,10 @@
 """What cached tokens change: the losses and accuracies of runs over images, over fp16 tokens and over int8 ones.
 
-    python -m benchmarks.features [--json F]                                         200 steps between untrained encoders
-    python -m benchmarks.features --recipe recipes/demo_fusion.yaml --seeds 1,2,3    the whole recipe, after `make demo`
+    python -m benchmarks.features [--json F]                                        200 steps, generated encoders
+    python -m benchmarks.features --recipe recipes/demo_fusion.yaml --seeds 1,2,3   a whole recipe, after `make demo`
 
-Without a recipe it renders scenes and generates weights for recipes/gqa_blip_tiny.yaml. Order, dropout and negatives are
-those of the seed in all three runs, so that what differs is the rounding of the tokens.
+Without a recipe it renders scenes and generates weights for recipes/gqa_blip_tiny.yaml. Order, dropout and negatives
+are those of the seed in all three runs, so that what differs is the rounding of the tokens.
 """
 
 import argparse

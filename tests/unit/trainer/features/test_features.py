@@ -168,7 +168,7 @@ class TestSight:
         empty = [item for item in trial.training(trial.sight()) if not item.samples]
         assert empty, "33 visits leave lanes without one"
         assert isinstance(empty[0].batch.shown, SeenFeatures)
-        assert float(trial.built.objective(empty[0].batch).loss) == 0.0
+        assert trial.built.objective(empty[0].batch).loss.item() == 0.0
 
     def test_a_stream_that_is_trained_is_looked_at_and_the_other_one_is_not(self, project: Path, caplog):
         caplog.set_level(logging.INFO)
