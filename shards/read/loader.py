@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from shards.annotations import reader_of
 from shards.config import CacheConfig
@@ -40,6 +40,7 @@ from shards.read.eyes import Augment
 from shards.read.features import CachedSight, DamagedFeaturesError
 from shards.read.fetcher import Errand, Fetcher
 from shards.read.micro_batch import Fault, MicroBatch
+from shards.read.parcel import Parcel
 from shards.read.windows import by_window, only_named
 from shards.read.workers import leave_with_parent, worker_context
 from shards.remote.files import CachedFiles, open_files
@@ -117,11 +118,12 @@ class MicroBatches(Dataset):
         """What a process that prepares these micro-batches imports."""
         return {__name__, *self.texts.collation.modules}
 
-    def __getitem__(self, key: tuple) -> MicroBatch | Fault:
+    def __getitem__(self, key: tuple) -> MicroBatch | Parcel | Fault:
         try:
-            return self.prepare(*key)
+            made = self.prepare(*key)
         except UserError as error:
             return Fault(str(error))
+        return made if get_worker_info() is None else Parcel(made)
 
     def prepare(self, *key: int) -> MicroBatch:
         raise NotImplementedError
@@ -388,6 +390,7 @@ class Loader:
             dataset,
             batch_size=None,
             sampler=self._keys,
+            collate_fn=_unchanged,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
@@ -410,21 +413,25 @@ class Loader:
                 raise DataError(item.message)
             if self._fetcher is not None:
                 self._fetcher.move_to(self._dataset.position(*key))
-            self._note(getattr(item, "notes", ()))
-            yield item
+            made = item.open() if isinstance(item, Parcel) else item
+            self._note(getattr(made, "notes", ()))
+            yield made
 
     def _note(self, notes: Sequence[str]) -> None:
         """Say each thing once: the same damage is met in every epoch."""
-        for note in notes:
-            if note not in self._noted:
-                self._noted.add(note)
-                logger.warning("%s", note)
+        for note in sorted(set(notes) - self._noted):
+            self._noted.add(note)
+            logger.warning("%s", note)
 
 
 def _end_workers(loader: "weakref.ref[DataLoader]") -> None:
     iterator = getattr(loader(), "_iterator", None)
     if iterator is not None:
         iterator._shutdown_workers()  # as when it is deleted, which a traceback that still refers to it would prevent
+
+
+def _unchanged(made: MicroBatch | Parcel | Fault) -> MicroBatch | Parcel | Fault:
+    return made  # the default would make lists of its tuples
 
 
 def _start_worker(_: int) -> None:

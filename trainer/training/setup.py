@@ -83,7 +83,7 @@ def set_up(
     engine = _engine(config, built.objective, world, trained)
     built.objective.place_frozen(engine.device, engine.dtype)
     with engine.evaluation_module():
-        built = world.agree_on(lambda: built.settled(engine.device))
+        built = built.settled(engine.device, world.any_rank)
     sights = {"train": cached_sight(config, "train", train, streams, built, world)}
     batches, loader = training_loader(config, train, built, world, features=sights["train"])
     validation = None
