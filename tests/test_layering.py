@@ -16,16 +16,16 @@ SEES = {
 }
 FLOORS = {
     "trainer": (
-        ("cli", "train"),
+        ("cli", "train", "command_reference"),
         ("commands",),
-        ("inference", "doctor"),
+        ("inference", "doctor", "own"),
         ("training",),
         ("export",),
         ("build", "bench", "features"),
         ("reporting", "run_directory"),
         ("config",),
         ("tasks",),
-        ("engine", "scoring"),
+        ("engine", "scoring", "columns", "command_line", "exit_codes", "version"),
     ),
     "model": (
         ("build", "vlm", "retrieval", "reader"),
@@ -39,6 +39,7 @@ FLOORS = {
     ),
     "shards": (
         ("read", "build"),
+        ("own",),
         ("tasks", "annotations", "scenes"),
         ("format", "plan", "remote"),
         ("config", "config_base", "errors", "progress", "atomic", "lower_case", "vqa_text"),

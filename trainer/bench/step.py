@@ -25,6 +25,7 @@ def add_parser(subparsers: Any) -> None:
         description="Time training steps of BLIP-base's sizes with random weights: a DIFNet fusion between frozen "
         f"towers, matching and answer loss, {QUESTIONS_PER_VISIT} questions per image; fp32 on a CPU, fp16 on CUDA. "
         "Each path has a process of its own, started in alternation.",
+        epilog="duoflow bench step --cached --images 1",
     )
     parser.add_argument(
         "--reference",
@@ -37,7 +38,7 @@ def add_parser(subparsers: Any) -> None:
         choices=tuple(DENSITIES),
         help=f"as many questions per image as visits of GQA have at K = {QUESTIONS_PER_VISIT}, grouped, cached, plain",
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="what computes (default: cuda where there is one)")
     parser.add_argument("--images", metavar="N", type=int, default=IMAGES, help="of a step (default: %(default)s)")
     parser.add_argument("--rounds", metavar="N", type=int, default=ROUNDS, help="of all paths (default: %(default)s)")
     parser.add_argument("--json", metavar="F", type=Path, help="write the figures to this file as well")

@@ -12,11 +12,11 @@ from typing import Any, get_args
 from shards.errors import ConfigError, UserError
 from shards.format.features import TokenType
 from shards.progress import say
+from trainer.command_line import SPLITS
 from trainer.config import RunConfig, dump_config, load_config
-from trainer.run_directory import DONE, FAILED, STOPPED, USER_MISTAKE
+from trainer.exit_codes import DONE, FAILED, STOPPED, USER_MISTAKE
 
 _RANK_MODULE = "trainer.features.rank"
-SPLITS = ("train", "val", "testdev", "test", "challenge")
 _STOPPED = "features: stopped; finished tars stay, and the same command goes on from there"
 
 
@@ -24,7 +24,6 @@ def add_features_parser(verbs: Any) -> None:
     """Add `features cache`; its namespace carries `handler`: namespace -> exit code."""
     features = verbs.add_parser(
         "features",
-        help="keep the tokens of frozen encoders beside the shards",
         description="Keep what frozen encoders make of images, so that no epoch computes it again.",
     )
     parser = features.add_subparsers(metavar="WHAT", required=True).add_parser(
@@ -32,6 +31,8 @@ def add_features_parser(verbs: Any) -> None:
         help="write the tokens of a recipe's frozen encoders for a split",
         description="Write the tokens of every frozen encoder of a recipe for all images of a split. The same command "
         "goes on after a stop, and writes anew what is damaged. Training and evaluation use what fits (data.features).",
+        epilog="duoflow features cache recipe.yaml --split train --dry-run\n"
+        "duoflow features cache recipe.yaml --split train",
     )
     parser.add_argument("recipe", metavar="RECIPE", type=Path, help="YAML file, or the config.yaml of a run")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="values to change, as for duoflow train")

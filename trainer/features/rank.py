@@ -16,8 +16,8 @@ from trainer.engine.distributed import initialize, is_known_to_all
 from trainer.engine.process import leave
 from trainer.engine.signals import StopRequest
 from trainer.engine.waiting import LostRankError, StoppedError
+from trainer.exit_codes import DONE, FAILED, STOPPED, USER_MISTAKE
 from trainer.features.write import Stopped, prepare, write_features
-from trainer.run_directory import DONE, FAILED, STOPPED, USER_MISTAKE
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -186,8 +186,8 @@ def describe(work: Work, expected: Estimate, ranks: int) -> str:
     )
     free = shutil.disk_usage(_existing(work.targets[0].directory)).free
     return (
-        f"features: {images:,} images, {shapes}: {expected.bytes / 1e9:,.2f} of {work.bytes / 1e9:,.2f} GB to write "
-        f"({free / 1e9:,.1f} GB free), about {render_duration(expected.seconds)} on {ranks} rank(s), "
+        f"features: {images:,} images, {shapes}: {_size(expected.bytes)} of {_size(work.bytes)} to write "
+        f"({_size(free)} free), about {render_duration(expected.seconds)} on {ranks} rank(s), "
         f"{1000 * expected.seconds_per_image:.1f} ms an image; to {places}"
     )
 
@@ -203,7 +203,7 @@ def check_room(work: Work, expected: Estimate) -> None:
     if free < needed:
         smaller = "" if work.targets[0].layout.dtype == "int8" else ", take --dtype int8 (half of it)"
         raise UserError(
-            f"{work.targets[0].directory.parent}: {free / 1e9:,.2f} GB free, and {needed / 1e9:,.2f} GB to write; free "
+            f"{work.targets[0].directory.parent}: {_size(free)} free, and {_size(needed)} to write; free "
             f"some space{smaller}, or name another disk with --out"
         )
 
@@ -363,6 +363,10 @@ def _first_images(work: Work, device: torch.device, number: int) -> Shown:
     images = EveryImage(work.split, work.built.collation, image_size(work.config, work.built), [key])
     (shown,) = Loader(images, workers=0, pin_memory=False).batches([key])
     return to_device(shown, device)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 def _existing(directory: Path) -> Path:

@@ -10,6 +10,7 @@ import torch
 
 from shards.errors import UserError
 from shards.read.loader import MicroBatch, training_keys
+from trainer.training.baselines import report_baselines
 from trainer.training.loss_watch import LossWatch
 from trainer.training.report import report_data, report_step
 from trainer.training.run_identity import keep_id
@@ -131,6 +132,8 @@ def _finished(run: Run, state: TrainState) -> Outcome:
         export_last(run, state)
     else:
         repair_export(run, state)
+    if run.is_main:
+        report_baselines(run, state)
     if run.validation is None:
         report_data(run, state.take_window("since_validation"))
         return Outcome(True, f"trained {state.global_step} steps")

@@ -287,7 +287,7 @@ class TestWriting:
         assert not out.exists()
         said = capsys.readouterr().out
         assert "24 images, vision 17 x 24 fp16, second_stream 16 x 8 fp16" in said
-        assert "GB to write" in said
+        assert "MB to write" in said
         assert "ms an image" in said
 
     def test_a_second_call_writes_nothing(self, project: Path, own: Path):
