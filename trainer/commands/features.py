@@ -25,6 +25,7 @@ def add_features_parser(verbs: Any) -> None:
     features = verbs.add_parser(
         "features",
         description="Keep what frozen encoders make of images, so that no epoch computes it again.",
+        epilog="duoflow features cache recipe.yaml --split train",
     )
     parser = features.add_subparsers(metavar="WHAT", required=True).add_parser(
         "cache",
