@@ -1,5 +1,6 @@
 """Cached tokens over ranks and starts: the same bytes from any number of ranks, and runs that go on to the bit."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from tests.distributed.training_runs import DROPOUT, IN_SECOND_EPOCH, Runs, laun
 from tests.distributed.training_worker import Case
 from tests.runs import NO_COMPILER
 from tests.unit.trainer.features.projects import cache, write_project
+from trainer import cli
 
 KILLED_AT_THIRD_TAR = """
 import os, signal, sys
@@ -114,6 +116,17 @@ class TestRuns:
         assert "train reads cached tokens" in said[0]
         assert "val reads cached tokens" in said[1]
         assert not [line for line in runs.said("images").splitlines() if "features: " in line]
+
+    def test_an_evaluation_reads_them_too_and_scores_the_same(self, runs: Runs, tmp_path: Path, capsys):
+        scores = {}
+        for read in ("require", "off"):
+            file = tmp_path / f"{read}.json"
+            command = ["evaluate", str(runs["cached"].path), "--split", "val", "--json", str(file)]
+            assert cli.main([*command, f"data.features={read}"]) == 0
+            assert ("features: val reads cached tokens" in capsys.readouterr().err) == (read == "require")
+            scores[read] = json.loads(file.read_text())["metrics"]
+        assert scores["require"]["val/loss"] == pytest.approx(scores["off"]["val/loss"], rel=1e-3)
+        assert scores["require"] != scores["off"], "the tokens were rounded"
 
     def test_checkpoints_name_the_caches(self, runs: Runs):
         assert "vision.fp16." in runs["cached"].progress("last")["identity"]["cached_tokens"]

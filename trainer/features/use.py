@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from model.frozen_streams import FrozenStream
@@ -48,7 +48,14 @@ def cacheable_streams(config: RunConfig, built: AnyBuilt, splits: Sequence[str],
 
 
 def cached_sight(
-    config: RunConfig, name: str, split: Split, streams: Streams | None, built: AnyBuilt, world: World
+    config: RunConfig,
+    name: str,
+    split: Split,
+    streams: Streams | None,
+    built: AnyBuilt,
+    world: World,
+    *,
+    tell: Callable[[str], None] = logger.info,
 ) -> CachedSight | None:
     """The cached tokens that the loader of a split reads; None where it reads images. Collective; says what it does.
 
@@ -56,6 +63,7 @@ def cached_sight(
 
     Args:
         name: of the split.
+        tell: shows the line that says what is read.
 
     Raises:
         ConfigError: on all ranks, where `data.features: require` and the caches do not hold every frozen stream.
@@ -81,7 +89,7 @@ def cached_sight(
     total = sum(index.bytes for _, index in kept.values())
     encoded = f"; {'; '.join(why)}: encoded from images" if why else ""
     said = ", ".join(f"{stream} from {path}" for stream, (path, _) in kept.items())
-    logger.info("features: %s reads cached tokens (%.1f GB): %s%s", name, total / 1e9, said, encoded)
+    tell(f"features: {name} reads cached tokens ({total / 1e9:.1f} GB): {said}{encoded}")
     caches: dict[Stream, FeatureCache] = {stream: FeatureCache(path, index) for stream, (path, index) in kept.items()}
     towers = [stream for stream in ("vision", "second_stream") if built.objective.tower(stream) is not None]
     return CachedSight(caches, is_whole=len(caches) == len(towers))
