@@ -22,7 +22,7 @@ FLOORS = {
         ("inference", "doctor", "own"),
         ("training",),
         ("export",),
-        ("build", "bench"),
+        ("build", "bench", "features"),
         ("reporting", "run_directory"),
         ("config",),
         ("tasks",),
@@ -31,6 +31,7 @@ FLOORS = {
     "model": (
         ("build", "vlm", "retrieval", "reader"),
         ("pnp",),
+        ("frozen_streams",),
         ("fusion_objective", "source", "parts", "layers"),
         ("looking",),
         ("towers",),

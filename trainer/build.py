@@ -34,6 +34,7 @@ from shards.errors import ConfigError, DataError, UserError
 from shards.format.index import SplitIndex
 from shards.plan import Share
 from shards.read.augment import RandAugment
+from shards.read.features import CachedSight
 from shards.read.loader import EvaluationBatches, Loader, Split, Texts, TrainingBatches
 from shards.read.retrieved import read_retrieved
 from shards.tasks import TASKS
@@ -259,12 +260,20 @@ def check_medium(config: RunConfig, built: AnyBuilt, split: Split) -> None:
         )
 
 
-def training_loader(config: RunConfig, split: Split, built: AnyBuilt, world: World) -> tuple[TrainingBatches, Loader]:
-    """The micro-batches of this rank, and the workers that prepare them."""
+def training_loader(
+    config: RunConfig, split: Split, built: AnyBuilt, world: World, *, features: CachedSight | None = None
+) -> tuple[TrainingBatches, Loader]:
+    """The micro-batches of this rank, and the workers that prepare them.
+
+    Args:
+        features: cached tokens in the place of the images.
+    """
     check_medium(config, built, split)
     share = Share(rank=world.rank, world_size=world.world_size, micro_visits=config.batch.micro_visits)
     augment = None if config.data.augment is None else RandAugment(config.data.augment, config.run.seed)
-    batches = TrainingBatches(split, make_texts(config, built), image_size(config, built), share, augment=augment)
+    batches = TrainingBatches(
+        split, make_texts(config, built), image_size(config, built), share, augment=augment, features=features
+    )
     return batches, _loader(config, batches, world.device)
 
 
@@ -276,8 +285,13 @@ def evaluation_loader(
     *,
     max_images: int | None = None,
     shuffle_images: bool = False,
+    features: CachedSight | None = None,
 ) -> tuple[EvaluationBatches, Loader]:
-    """The micro-batches of this rank's part of a split, in index order."""
+    """The micro-batches of this rank's part of a split, in index order.
+
+    Args:
+        features: cached tokens in the place of the images.
+    """
     check_medium(config, built, split)
     share = Share(rank=world.rank, world_size=world.world_size, micro_visits=config.batch.micro_visits)
     batches = EvaluationBatches(
@@ -287,6 +301,7 @@ def evaluation_loader(
         share,
         max_images=max_images,
         shuffle_images=shuffle_images,
+        features=features,
     )
     return batches, _loader(config, batches, world.device)
 

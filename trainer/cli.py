@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from shards.errors import UserError
 from shards.progress import say, silence
-from trainer.command_line import Parser
+from trainer.command_line import SPLITS, Parser
 from trainer.exit_codes import EXIT_CODES, INTERRUPTED, USER_MISTAKE
 
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
@@ -19,8 +19,6 @@ _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE
 
 _TAKE_LAUNCHER_FLAGS = ("train", "launch")
 """Verbs after whose `--` the deepspeed launcher's own flags follow."""
-
-SPLITS = ("train", "val", "testdev", "test", "challenge")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,6 +72,10 @@ VERBS: dict[str, Verb] = {
     "shards": Verb(
         "build, verify and describe shards of images with their questions",
         _lazily("shards.build.commands", "add_shards_parser"),
+    ),
+    "features": Verb(
+        "keep the tokens of frozen encoders beside the shards",
+        _lazily("trainer.commands.features", "add_features_parser"),
     ),
     "train": Verb("train a recipe; the same command goes on after a stop", lambda verbs: _add_train(verbs)),
     "runs": Verb(

@@ -67,6 +67,10 @@ class TimmVisionTower(VisionTower):
         self.image_size = self.reads.size
         self.starts_gated = backbone.reference.is_untrained  # Swin V2's norms, NFNet's gains
 
+    @property
+    def reads(self) -> str:
+        return f"{super().reads}, {self._reads}"
+
     def encode(self, shown: Tensor) -> Tensor:
         features = self.module(self.reads.pixels(shown, next(self.module.parameters()).dtype))
         if self._axes == "tokens":

@@ -26,6 +26,7 @@ from trainer.engine.engine import Engine
 from trainer.engine.parameter_groups import parameter_groups
 from trainer.engine.signals import StopRequest
 from trainer.export.initial_weights import initialize_from, start_answers
+from trainer.features.use import cacheable_streams, cached_sight, described
 from trainer.reporting.environment import collect_environment
 from trainer.reporting.progress import Console, Progress
 from trainer.reporting.recorders import JsonlRecorder, Recorders, TensorBoardRecorder
@@ -43,6 +44,9 @@ from trainer.training.sight import SightWatch
 from trainer.training.state import HOST_SUMS, Run, TrainState
 
 logger = logging.getLogger(__name__)
+
+CACHED = "cached_tokens"
+"""In the identity of a run: the caches that it reads."""
 
 
 def set_up(
@@ -74,15 +78,21 @@ def set_up(
         logger.info("initialize_from: %s", world.agree_on(lambda: initialize_from(built.objective, source)))
     trained = sum(parameter.numel() for parameter in built.objective.parameters())  # under ZeRO-3 empty from now on
     check_medium(config, built, train)
+    splits = ("train", "val") if config.data.val is not None else ("train",)
+    streams = cacheable_streams(config, built, splits, world)  # before the weights are cast
     engine = _engine(config, built.objective, world, trained)
     built.objective.place_frozen(engine.device, engine.dtype)
     with engine.evaluation_module():
         built = built.settled(engine.device, world.any_rank)
-    batches, loader = training_loader(config, train, built, world)
+    sights = {"train": cached_sight(config, "train", train, streams, built, world)}
+    batches, loader = training_loader(config, train, built, world, features=sights["train"])
     validation = None
     if config.data.val is not None:
         split = open_split(config, "val")
-        validation = evaluation_loader(config, split, built, world, max_images=config.validate_every.max_images)
+        sights["val"] = cached_sight(config, "val", split, streams, built, world)
+        validation = evaluation_loader(
+            config, split, built, world, max_images=config.validate_every.max_images, features=sights["val"]
+        )
     milestones = Milestones.of(config, train.steps_per_epoch)
     early = config.early_stopping
     state = TrainState(
@@ -92,6 +102,8 @@ def set_up(
     identity = {name: index_digest(path) for name in ("train", "val") if (path := getattr(config.data, name))}
     if config.answers.list is not None:
         identity["answers"] = hashlib.sha256("\n".join(built.classes).encode()).hexdigest()
+    if cached := described(sights):
+        identity[CACHED] = cached
     if newest is not None:
         _resume(checkpoints, newest, engine, state, identity)
     questions = int(validation[0].order.visits.num_questions.sum()) if validation is not None else 0
@@ -161,6 +173,10 @@ def _resume(
         raise DataError(
             "answers.list: the answers are not those that this run was trained on; put the file back, or start over "
             "with --fresh"
+        )
+    if progress["identity"].get(CACHED, "") != identity.get(CACHED, ""):
+        logger.info(
+            "features: other cached tokens than up to this checkpoint, or none: losses differ by rounding from here on"
         )
     engine.import_state(saved)
     state.load({key: value for key, value in progress.items() if key not in ("identity", "world_size")})
