@@ -28,7 +28,7 @@ FLOORS = {
         ("engine", "scoring"),
     ),
     "model": (
-        ("build", "vlm", "retrieval", "reader"),
+        ("build", "vlm", "retrieval", "reader", "cost"),
         ("pnp",),
         ("fusion_objective", "source", "parts", "layers"),
         ("looking",),
@@ -39,7 +39,7 @@ FLOORS = {
     "shards": (
         ("read", "build"),
         ("tasks", "annotations", "scenes"),
-        ("format", "plan", "remote"),
+        ("format", "plan", "remote", "micro_batches"),
         ("config", "config_base", "errors", "progress", "atomic", "lower_case", "vqa_text"),
     ),
     "launch": (

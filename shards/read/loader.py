@@ -257,15 +257,46 @@ class TrainingBatches(_MicroBatches):
 
     Args:
         augment: changes the pictures of visits whose texts tell no sides; for tasks that it may, and for pixels.
+        longest: (images,) tokens of the longest question of each image; needed where micro-batches are cut by tokens.
     """
 
     def __init__(
-        self, split: Split, texts: Texts, image_size: int | None, share: Share, *, augment: RandAugment | None = None
+        self,
+        split: Split,
+        texts: Texts,
+        image_size: int | None,
+        share: Share,
+        *,
+        augment: RandAugment | None = None,
+        longest: Ints | None = None,
     ) -> None:
         super().__init__(split, texts, image_size)
         assert augment is None or TASKS[texts.task].augments, f"{texts.task}: checked with the recipe"
-        self.share, self._augment = share, augment
+        assert (longest is None) == (share.micro_tokens is None), "lengths are for micro-batches that are cut by them"
+        self.share, self._augment, self._longest = share, augment, longest
         self.accumulation = accumulation_steps(split.order, share)
+        """What losses are divided by: micro-batches of a step, or by tokens the most that it may have."""
+        self._packed = lru_cache(maxsize=4)(self._pack)
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if key != "_packed"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._packed = lru_cache(maxsize=4)(self._pack)
+
+    def micro_batches_in(self, epoch: int, step: int) -> int:
+        """Micro-batches of a step: as many on every rank."""
+        return self.accumulation if self._longest is None else len(self._packed(epoch, step))
+
+    def visits_of(self, epoch: int, step: int, micro_step: int) -> Ints:
+        """The visits of a micro-batch."""
+        if self._longest is None:
+            return self.split.epoch(epoch).micro_batch(step, micro_step, self.share)
+        return self._packed(epoch, step)[micro_step]
+
+    def _pack(self, epoch: int, step: int) -> list[Ints]:
+        return self.split.epoch(epoch).packed_micro_batches(step, self.share, self._longest)
 
     def position(self, epoch: int, step: int, _: int) -> int:
         return epoch * self.length + step
@@ -283,9 +314,8 @@ class TrainingBatches(_MicroBatches):
         self._expect(epoch, step, micro_step)
         # DeepSpeed averages over ranks and accumulation steps; the loss is a sum over the whole step divided by N.
         scale = self.share.world_size * self.accumulation / order.questions_in_step(step)
-        visits = order.micro_batch(step, micro_step, self.share)
         return self._assemble(
-            visits,
+            self.visits_of(epoch, step, micro_step),
             order.questions,
             order.visits.image,
             order,
@@ -419,9 +449,16 @@ def _start_worker(_: int) -> None:
     leave_with_parent()
 
 
-def training_keys(epoch: int, first_step: int, last_step: int, accumulation: int) -> list[tuple[int, int, int]]:
-    """Keys of the micro-batches of steps first_step .. last_step - 1 of an epoch."""
-    return [(epoch, step, micro) for step in range(first_step, last_step) for micro in range(accumulation)]
+def training_keys(
+    epoch: int, first_step: int, last_step: int, accumulation: int | Callable[[int, int], int]
+) -> list[tuple[int, int, int]]:
+    """Keys of the micro-batches of steps first_step .. last_step - 1 of an epoch.
+
+    Args:
+        accumulation: micro-batches of every step, or of (epoch, step).
+    """
+    counts = accumulation if callable(accumulation) else lambda _epoch, _step: accumulation
+    return [(epoch, step, micro) for step in range(first_step, last_step) for micro in range(counts(epoch, step))]
 
 
 def alone(micro_visits: int) -> Share:
