@@ -18,10 +18,10 @@ FLOORS = {
     "trainer": (
         ("cli", "train"),
         ("commands",),
-        ("inference", "doctor"),
+        ("inference", "doctor", "bench"),
         ("training",),
         ("export",),
-        ("build", "bench"),
+        ("build",),
         ("reporting", "run_directory"),
         ("config",),
         ("tasks",),

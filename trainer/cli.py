@@ -14,6 +14,9 @@ from shards.errors import UserError
 from shards.progress import say, silence
 from shards.scenes import add_scenes_parser
 from trainer.bench import answer as bench_answer
+from trainer.bench import every as bench_every
+from trainer.bench import memory as bench_memory
+from trainer.bench import overhead as bench_overhead
 from trainer.bench import scaling as bench_scaling
 from trainer.bench import step as bench_step
 from trainer.bench import vlm as bench_vlm
@@ -93,6 +96,9 @@ def build_parser() -> argparse.ArgumentParser:
     bench_answer.add_parser(benchmarks)
     bench_scaling.add_parser(benchmarks)
     bench_vlm.add_parser(benchmarks)
+    bench_overhead.add_parser(benchmarks)
+    bench_memory.add_parser(benchmarks)
+    bench_every.add_parser(benchmarks)
     add_doctor_parser(verbs)
     return parser
 

@@ -38,8 +38,9 @@ from shards.read.collate import Shown
 from shards.read.collation import AnyBatch, Collation, SeenVisit, first_images
 from shards.read.eyes import Augment
 from shards.read.fetcher import Errand, Fetcher
+from shards.read.packed import PackedSteps
 from shards.read.windows import by_window, only_named
-from shards.read.workers import leave_with_parent, worker_context
+from shards.read.workers import end_workers, leave_with_parent, worker_context
 from shards.remote.files import CachedFiles, open_files
 from shards.tasks import TASKS
 from shards.tasks.seam import Draw, Rows, Visit, Wanted
@@ -273,30 +274,13 @@ class TrainingBatches(_MicroBatches):
         super().__init__(split, texts, image_size)
         assert augment is None or TASKS[texts.task].augments, f"{texts.task}: checked with the recipe"
         assert (longest is None) == (share.micro_tokens is None), "lengths are for micro-batches that are cut by them"
-        self.share, self._augment, self._longest = share, augment, longest
+        self.share, self._augment = share, augment
+        self.packed = None if longest is None else PackedSteps(split, share, longest)
         self.accumulation = accumulation_steps(split.order, share)
-        """What losses are divided by: micro-batches of a step, or by tokens the most that it may have."""
-        self._packed = lru_cache(maxsize=4)(self._pack)
-
-    def __getstate__(self) -> dict:
-        return {key: value for key, value in self.__dict__.items() if key != "_packed"}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._packed = lru_cache(maxsize=4)(self._pack)
 
     def micro_batches_in(self, epoch: int, step: int) -> int:
         """Micro-batches of a step: as many on every rank."""
-        return self.accumulation if self._longest is None else len(self._packed(epoch, step))
-
-    def visits_of(self, epoch: int, step: int, micro_step: int) -> Ints:
-        """The visits of a micro-batch."""
-        if self._longest is None:
-            return self.split.epoch(epoch).micro_batch(step, micro_step, self.share)
-        return self._packed(epoch, step)[micro_step]
-
-    def _pack(self, epoch: int, step: int) -> list[Ints]:
-        return self.split.epoch(epoch).packed_micro_batches(step, self.share, self._longest)
+        return self.accumulation if self.packed is None else len(self.packed.micro_batches(epoch, step))
 
     def position(self, epoch: int, step: int, _: int) -> int:
         return epoch * self.length + step
@@ -312,10 +296,15 @@ class TrainingBatches(_MicroBatches):
     def prepare(self, epoch: int, step: int, micro_step: int) -> MicroBatch:
         order = self.split.epoch(epoch)
         self._expect(epoch, step, micro_step)
-        # DeepSpeed averages over ranks and accumulation steps; the loss is a sum over the whole step divided by N.
+        # DeepSpeed averages over ranks and accumulation steps; the loss is a sum over the whole step divided by N. By
+        # tokens a step may have fewer micro-batches than it divides by, which is the number here all the same.
         scale = self.share.world_size * self.accumulation / order.questions_in_step(step)
+        if self.packed is None:
+            visits = order.micro_batch(step, micro_step, self.share)
+        else:
+            visits = self.packed.micro_batches(epoch, step)[micro_step]
         return self._assemble(
-            self.visits_of(epoch, step, micro_step),
+            visits,
             order.questions,
             order.visits.image,
             order,
@@ -421,7 +410,7 @@ class Loader:
         )
         if workers:
             # At exit Python would send its children a SIGTERM, which these never get, and wait for them for ever.
-            atexit.register(_end_workers, weakref.ref(self._loader))
+            atexit.register(end_workers, weakref.ref(self._loader))
 
     def batches(self, keys: list[tuple[int, ...]]) -> Iterator[MicroBatch]:
         """The micro-batches of these keys.
@@ -436,12 +425,6 @@ class Loader:
             if self._fetcher is not None:
                 self._fetcher.move_to(self._dataset.position(*key))
             yield item
-
-
-def _end_workers(loader: "weakref.ref[DataLoader]") -> None:
-    iterator = getattr(loader(), "_iterator", None)
-    if iterator is not None:
-        iterator._shutdown_workers()  # as when it is deleted, which a traceback that still refers to it would prevent
 
 
 def _start_worker(_: int) -> None:

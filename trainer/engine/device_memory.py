@@ -21,9 +21,9 @@ def capacity(device: torch.device, *, ranks_here: int) -> int:
     return resident_bytes() + int(HOST_SHARE * min(_available_bytes() // ranks_here, _left_of_limit()))
 
 
-def resident_bytes() -> int:
-    """What this process holds of a host's memory now."""
-    return _kibibytes("/proc/self/status", "VmRSS")
+def resident_bytes(*, peak: bool = False) -> int:
+    """What this process holds of a host's memory now, or has held at most."""
+    return _kibibytes("/proc/self/status", "VmHWM" if peak else "VmRSS")
 
 
 def _available_bytes() -> int:

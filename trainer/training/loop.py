@@ -42,7 +42,7 @@ def fit(run: Run, state: TrainState) -> Outcome:
         return _stopped(run, state)
     watch = LossWatch()
     while not _is_over(run, state):
-        for step in _train_epoch(run, state, watch):
+        for step in train_epoch(run, state, watch):
             at_milestone = run.milestones.saves_at(state.global_step)
             if at_milestone and not validate_if_due(run, state):
                 return _stopped(run, state)
@@ -59,7 +59,7 @@ def _is_over(run: Run, state: TrainState) -> bool:
     return state.global_step >= run.milestones.total_steps or state.early_stopping.stopped
 
 
-def _train_epoch(run: Run, state: TrainState, watch: LossWatch) -> Iterator[Step]:
+def train_epoch(run: Run, state: TrainState, watch: LossWatch) -> Iterator[Step]:
     """The steps that are left of this epoch; `state` counts each one before it is handed out."""
     per_epoch = run.milestones.steps_per_epoch
     epoch, first = divmod(state.global_step, per_epoch)

@@ -45,8 +45,8 @@ def explained(run: Run) -> Iterator[None]:
         key = "micro_visits" if batch.micro_tokens is None else "micro_tokens"
         planned = "" if plan is None else f"; planned at most {plan.describe(batch.least_visits)}"
         raise OutOfMemoryError(
-            f"out of memory with batch.{key}={getattr(batch, key)} ({first_line(error)}){planned}; {remedy(run.config, plan)} and run the "
-            "same command again"
+            f"out of memory with batch.{key}={getattr(batch, key)} ({first_line(error)}){planned}; "
+            f"{remedy(run.config, plan)} and run the same command again"
         ) from error
 
 

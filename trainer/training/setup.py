@@ -50,6 +50,9 @@ from trainer.training.state import HOST_SUMS, Run, TrainState
 
 logger = logging.getLogger(__name__)
 
+PACKED_STEPS = 20
+"""Steps over which the start says what packing by tokens saves."""
+
 
 def set_up(
     config: RunConfig, directory: RunDirectory, world: World, stop: StopRequest, *, run_id: str
@@ -223,6 +226,18 @@ def _cost_of_guidance(run: Run) -> str:
     )
 
 
+def _packing(run: Run) -> str:
+    """What packing by tokens comes to, over the first steps of the first epoch and this rank."""
+    batches, steps = run.train_batches.packed, range(min(PACKED_STEPS, run.milestones.steps_per_epoch))
+    counts = [len(batches.micro_batches(0, step)) for step in steps]
+    packed, plain = (sum(tokens) for tokens in zip(*(batches.padded_tokens(0, step) for step in steps), strict=True))
+    return (
+        f"batch.micro_tokens {run.config.batch.micro_tokens}: {min(counts)} to {max(counts)} micro-batches a step; "
+        f"questions are padded to {packed:,} tokens in {len(steps)} steps, and as they come to {plain:,} "
+        f"({1 - packed / plain:.1%} fewer)"
+    )
+
+
 def _introduce(run: Run, state: TrainState, *, num_questions: int, num_trained: int) -> None:
     """Say what is about to be trained, and on what."""
     hosts = run.world.gather_text(os.uname().nodename)
@@ -240,6 +255,8 @@ def _introduce(run: Run, state: TrainState, *, num_questions: int, num_trained: 
     )
     if run.config.model.second_stream == "efficient_sam_masks":
         logger.info("%s", _cost_of_guidance(run))
+    if run.config.batch.micro_tokens is not None:
+        logger.info("%s", _packing(run))
     codec = run.built.answer_codec
     if codec is not None and (lost := lost_answers(codec, run.train_batches.split.index.answers)):
         logger.warning("%s: %s", run.config.data.train, lost)
