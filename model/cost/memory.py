@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from model.objective import Objective
 from model.precision import t5_dtype
 from model.towers.answer_towers import T5AnswerTower
+from shards.read.collation import AnyBatch
 
 REST = "loss"
 """What stands in no part of the model."""
@@ -39,23 +40,29 @@ class Activations(NamedTuple):
         return sum(self.kept.values())
 
 
-def simulate(objective: Objective, batch: Any, *, dtype: torch.dtype | None = None) -> Activations:
+def simulate(
+    objective: Objective, batch: AnyBatch, *, dtype: torch.dtype | None = None, device: torch.device | None = None
+) -> Activations:
     """What forward and backward of a micro-batch take; the objective and the batch are in the end as they were.
 
     Args:
         dtype: that the model will compute in; None is the one that it has.
+        device: that it will compute on, which chooses its own kernels; None is where it is.
 
     Raises:
         NotImplementedError, RuntimeError: the objective asks its tensors for values, which these do not have.
     """
     fake = FakeTensorMode(allow_non_fake_inputs=True)
+    device = device or next(iter(objective.parameters())).device
     with ExitStack() as stack:
         ledger = _Ledger(_parts_of(objective))
         moved = tree_map_only(Tensor, fake.from_tensor, batch)
+        with fake:
+            moved = moved.to(device)
         for value in tree_leaves(moved):
             if isinstance(value, Tensor):
                 ledger.know(value)
-        for value in stack.enter_context(_without_values(objective, fake, dtype)):
+        for value in stack.enter_context(_without_values(objective, fake, dtype, device)):
             ledger.know(value)
         parameters = list(objective.parameters())
         for parameter in parameters:
@@ -139,17 +146,19 @@ class _Ledger(TorchDispatchMode):
 
 
 @contextmanager
-def _without_values(objective: Objective, fake: FakeTensorMode, dtype: torch.dtype | None) -> Iterator[list[Tensor]]:
+def _without_values(
+    objective: Objective, fake: FakeTensorMode, dtype: torch.dtype | None, device: torch.device
+) -> Iterator[list[Tensor]]:
     """Parameters and buffers without values in the places of the objective's own, which come back at the end."""
     made: dict[int, Tensor] = {}
     places: list[tuple[dict[str, Any], str, Tensor]] = []
     try:
-        for held, wanted in _holders(objective, dtype):
+        for held, wanted in _holders(objective, dtype, device):
             for name, value in held.items():
                 if value is not None:
                     places.append((held, name, value))
                     if id(value) not in made:
-                        made[id(value)] = _fake(value, fake, wanted)
+                        made[id(value)] = _fake(value, fake, wanted, device)
                     held[name] = made[id(value)]
         yield list(made.values())
     finally:
@@ -157,12 +166,14 @@ def _without_values(objective: Objective, fake: FakeTensorMode, dtype: torch.dty
             held[name] = value
 
 
-def _holders(objective: Objective, dtype: torch.dtype | None) -> Iterator[tuple[dict[str, Any], torch.dtype | None]]:
+def _holders(
+    objective: Objective, dtype: torch.dtype | None, device: torch.device
+) -> Iterator[tuple[dict[str, Any], torch.dtype | None]]:
     """What holds parameters or buffers, each once, and the precision that they will be in."""
     seen: set[int] = set()
     for root in (objective, *(tower for _, tower in objective.frozen_towers())):
         wide = isinstance(root, T5AnswerTower) and dtype == torch.float16
-        wanted = t5_dtype(next(root.parameters()).device) if wide else dtype
+        wanted = t5_dtype(device) if wide else dtype
         for module in root.modules():
             if id(module) not in seen:
                 seen.add(id(module))
@@ -170,10 +181,10 @@ def _holders(objective: Objective, dtype: torch.dtype | None) -> Iterator[tuple[
                 yield module._buffers, wanted
 
 
-def _fake(value: Tensor, fake: FakeTensorMode, dtype: torch.dtype | None) -> Tensor:
+def _fake(value: Tensor, fake: FakeTensorMode, dtype: torch.dtype | None, device: torch.device) -> Tensor:
     kept = value.dtype if dtype is None or not value.is_floating_point() else dtype
     with fake:
-        empty = torch.empty(value.shape, dtype=kept, device=value.device)
+        empty = torch.empty(value.shape, dtype=kept, device=device)
     return nn.Parameter(empty, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else empty
 
 

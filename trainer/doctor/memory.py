@@ -13,7 +13,6 @@ from trainer.config import RunConfig
 from trainer.config.schema import policy_path
 from trainer.doctor.table import Row
 from trainer.engine.deepspeed_config import Precision, read_policy, resolve_precision, zero_stage
-from trainer.engine.device_memory import capacity
 from trainer.engine.policy_choice import AUTO
 from trainer.engine.state_memory import state_bytes
 from trainer.training.memory_plan import DTYPES, GIB, MemoryPlan, make_plan, no_plan, remedy
@@ -95,7 +94,8 @@ def _activation_rows(
         policy=policy,
         precision=precision,
         world_size=ranks,
-        capacity_bytes=capacity(torch.device(device), ranks_here=ranks),
+        device=torch.device(device),
+        ranks_here=ranks,
     )
     parts = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in plan.kept_per_visit.items())
     yield Row("activations", f"{plan.per_visit / 2**20:,.1f} MiB a visit at the peak; kept for the gradient: {parts}")

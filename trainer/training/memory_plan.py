@@ -91,16 +91,19 @@ def make_plan(
     policy: dict[str, Any],
     precision: Precision,
     world_size: int,
-    capacity_bytes: int,
+    device: torch.device,
+    ranks_here: int,
 ) -> MemoryPlan:
     """The plan of a rank; `no_plan` has nothing against it.
 
     Args:
         index: of the training shards, which say of what shape regions are.
+        device: that it computes on.
+        ranks_here: ranks that share this machine.
     """
     dtype = DTYPES[precision]
     batches = [_largest(config, built, index, visits) for visits in (1, 2)]
-    one, two = (simulate(built.objective, batch, dtype=dtype) for batch in batches)
+    one, two = (simulate(built.objective, batch, dtype=dtype, device=device) for batch in batches)
     per_visit = max(two.peak - one.peak, 0)
     trained = sum(parameter.numel() for parameter in built.objective.parameters())
     frozen = sum(built.objective.frozen_counts().values()) * dtype.itemsize
@@ -110,7 +113,7 @@ def make_plan(
         kept_per_visit={name: size - one.kept.get(name, 0) for name, size in two.kept.items()},
         fixed=max(one.peak - per_visit, 0),
         per_visit=per_visit,
-        capacity=capacity_bytes,
+        capacity=capacity(device, ranks_here=ranks_here),
         sizes=tuple(_sizes(config.batch.visits // world_size)),
     )
 
@@ -151,7 +154,8 @@ def _fitting(
         policy=policy,
         precision=precision,
         world_size=world.world_size,
-        capacity_bytes=capacity(world.device, ranks_here=len(world.ranks_here)),
+        device=world.device,
+        ranks_here=len(world.ranks_here),
     )
     if plan.largest is None:
         raise ConfigError(

@@ -8,7 +8,6 @@ import torch
 
 from model.build import BuiltModel
 from shards.errors import UserError
-from trainer.engine.device_memory import capacity
 from trainer.engine.waiting import first_line
 from trainer.training.memory_plan import MemoryPlan, make_plan, no_plan, remedy
 from trainer.training.state import Run
@@ -63,5 +62,6 @@ def _plan(run: Run) -> MemoryPlan | None:
         policy={"zero_optimization": {"stage": run.engine.zero_stage}},
         precision={torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[run.engine.dtype],
         world_size=world.world_size,
-        capacity_bytes=capacity(world.device, ranks_here=len(world.ranks_here)),
+        device=world.device,
+        ranks_here=len(world.ranks_here),
     )

@@ -27,11 +27,11 @@ def plan(project: Project) -> MemoryPlan:
     return plan_of(project)
 
 
-def plan_of(project: Project, *overrides: str, capacity: int = 1 << 40) -> MemoryPlan:
+def plan_of(project: Project, *overrides: str) -> MemoryPlan:
     config, built = project.config(*overrides), project.model(*overrides)
     index = open_split(config, "train").index
-    given = {"policy": POLICY, "precision": "fp32", "world_size": 1}
-    return make_plan(config, built, index, capacity_bytes=capacity, **given)
+    given = {"policy": POLICY, "precision": "fp32", "world_size": 1, "device": torch.device("cpu"), "ranks_here": 1}
+    return make_plan(config, built, index, **given)
 
 
 def test_it_grows_with_visits_and_knows_every_part_of_the_model(plan: MemoryPlan) -> None:
