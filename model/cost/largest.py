@@ -44,7 +44,7 @@ def largest_batch(
                 image=number % images,
                 pair=answer if block.paired else None,
                 label=0 if layout.soft_classes is None else ((0, 1.0),),
-                targets=(Target(answer, 1.0),) if layout.targets else (),
+                targets=(Target(answer, 1.0),) * (block.most_targets if layout.targets else 0),
             )
             for item in range(questions_per_visit)
             for number in range(count)

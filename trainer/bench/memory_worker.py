@@ -68,7 +68,9 @@ class Shape(NamedTuple):
 SHAPES = {
     "gqa_blip_base": Shape({"freeze": FROZEN}, {}),
     "gqa_blip_lora": Shape({"freeze": FROZEN, "lora": {"match": LORA, "answer": LORA}}, {}),
-    "vqa_blip_base": Shape({"freeze": FROZEN, "lora": {"answer": LORA}}, {"itm": 0.0, "answer": 1.0}, questions=8),
+    "vqa_blip_base": Shape(
+        {"freeze": FROZEN, "lora": {"answer": LORA}}, {"answer": 1.0, "classify": 0.0}, task="vqa", questions=8
+    ),
     "snli_ve_blip_base": Shape(
         {"freeze": FROZEN[:2], "gradient_checkpointing": True}, {"classify": 1.0}, task="snli_ve"
     ),

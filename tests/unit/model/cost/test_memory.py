@@ -1,5 +1,6 @@
 """Bytes of a micro-batch without values, against those that torch really keeps."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from model.build import BuiltModel
+from model.config import LossConfig
 from model.cost.largest import largest_batch
 from model.cost.memory import simulate
 from model.fusion_objective import FusionObjective
@@ -90,6 +92,14 @@ def test_the_largest_micro_batch_is_as_full_as_the_limits_allow() -> None:
     assert len(match.ids) == 18
     assert match.rows_per_image == 9
     assert len(batch.shown) == 2
+
+
+def test_a_question_that_several_people_answered_has_all_their_answers() -> None:
+    sizes = {"questions_per_visit": 2, "rows_per_question": 1, "max_question_tokens": 16, "max_answer_tokens": 6}
+    built = tiny_model(losses=LossConfig(itm=0.0))
+    answered = replace(built.layouts["ask"], block=TASKS["vqa"].blocks["ask"])
+    batch = largest_batch(built._replace(layouts={"ask": answered}), TASKS["vqa"], visits=1, image_size=32, **sizes)
+    assert len(batch.blocks["ask"].targets.ids) == 2 * 10
 
 
 def test_each_visit_adds_as_much_as_the_one_before() -> None:
