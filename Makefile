@@ -25,7 +25,7 @@ lint: $(STAMP)
 test: $(STAMP) lint    ## every property that needs neither a GPU nor a network: at most 15 minutes on two CPU cores
 	$(PYTEST) -m "not slow"
 
-test-slow: $(STAMP)    ## the variants of what `test` has one of: every optimizer, every family of backbones
+test-slow: $(STAMP)    ## the variants of what `test` has one of: every optimizer, every family of backbones, every stage
 	$(PYTEST) -m slow
 
 test-multinode: $(STAMP)    ## training over hosts, which are namespaces of this machine: root on Linux, else it is skipped

@@ -74,7 +74,7 @@ class BuiltModel(NamedTuple):
         """How the loader makes its micro-batches."""
         return BlockCollation(self.layouts)
 
-    def settled(self, device: torch.device) -> Self:  # noqa: ARG002 - nothing is open
+    def settled(self, device: torch.device, any_rank: Callable[[bool], bool]) -> Self:  # noqa: ARG002 - nothing is open
         """See `model.objective.Built.settled`."""
         return self
 

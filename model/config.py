@@ -232,7 +232,8 @@ class ModelConfig(Section):
     fusion: FusionConfig = FusionConfig()
     scratch: ScratchConfig = ScratchConfig()
     freeze: tuple[Tower, ...] = ("vision", "second_stream", "match", "answer")
-    """Parts that are not trained, but for their LoRA adapters."""
+    """Parts that are not trained, but for their LoRA adapters. A recipe that leaves this out freezes what has trained
+    weights, and trains what starts from random ones."""
     lora: LoraParts = LoraParts()
     vlm: str | None = None
     """Reference of a vision-language model, which is then the whole model: any that transformers loads as

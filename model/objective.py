@@ -3,7 +3,7 @@
 Its registered parameters are exactly those that are trained; what is frozen hangs on it unregistered.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
@@ -137,6 +137,10 @@ class Built(Protocol):
         """How the loader makes its micro-batches."""
         ...
 
-    def settled(self, device: torch.device) -> Self:
-        """What can only be known of a model that is placed: called once, before its loaders are made."""
+    def settled(self, device: torch.device, any_rank: Callable[[bool], bool]) -> Self:
+        """What can only be known of a model that is placed: called once on every rank, before its loaders are made.
+
+        Args:
+            any_rank: collective; whether something is true on at least one rank.
+        """
         ...

@@ -40,20 +40,20 @@ def sync_directory(directory: Path) -> None:
 
 
 def check_writable(option: str, path: Path) -> None:
-    """Refuse a file that cannot be written before anything is computed for it.
+    """Refuse a file that cannot be written before anything is computed for it. Makes no directory: a mistyped path
+    should not leave one.
 
     Args:
         option: what a message calls it, such as `--json`.
 
     Raises:
-        UserError: it is a directory, or its own directory cannot be made or written to.
+        UserError: it is a directory, or its own directory is not there or cannot be written to.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        is_directory = path.is_dir()
-    except OSError as error:
-        raise UserError(f"{option} {path}: cannot be made: {error.strerror}") from None
-    if is_directory:
+    if path.is_dir():
         raise UserError(f"{option} {path}: is a directory; name a file")
+    if not path.parent.is_dir():
+        found = "is no directory" if path.parent.exists() else "is not there"
+        remedy = "name a file elsewhere" if path.parent.exists() else f"make it with `mkdir -p {path.parent}`"
+        raise UserError(f"{option} {path}: cannot be made: the directory {path.parent} {found}; {remedy}")
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"{option} {path}: {path.parent} cannot be written to")

@@ -165,6 +165,12 @@ class Visits:
         return slice(start, start + base + (part < longer))
 
 
+def steps_per_epoch(num_visits: int, order: Order) -> int:
+    """S = ceil(ceil(V/L) / v)."""
+    longest_lane = -(-num_visits // order.lanes)
+    return -(-longest_lane // (order.visits_per_step // order.lanes))
+
+
 class EpochOrder:
     """The order of one epoch of one split."""
 
@@ -185,10 +191,8 @@ class EpochOrder:
 
     @property
     def num_steps(self) -> int:
-        """S = ceil(ceil(V/L) / v)."""
-        lanes = self.order.lanes
-        longest_lane = -(-len(self.visits) // lanes)
-        return -(-longest_lane // (self.order.visits_per_step // lanes))
+        """S, of `steps_per_epoch`."""
+        return steps_per_epoch(len(self.visits), self.order)
 
     def step(self, step: int) -> Ints:
         """The visits of a step, one row per lane: (L, B/L), PADDING where a lane has ended."""

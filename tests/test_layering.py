@@ -16,16 +16,16 @@ SEES = {
 }
 FLOORS = {
     "trainer": (
-        ("cli", "train"),
+        ("cli", "train", "command_reference"),
         ("commands",),
-        ("inference", "doctor", "bench"),
+        ("inference", "doctor", "bench", "own"),
         ("training",),
         ("export",),
         ("build",),
         ("reporting", "run_directory"),
         ("config",),
         ("tasks",),
-        ("engine", "scoring"),
+        ("engine", "scoring", "columns", "command_line", "exit_codes", "version"),
     ),
     "model": (
         ("build", "vlm", "retrieval", "reader", "cost"),
@@ -38,6 +38,7 @@ FLOORS = {
     ),
     "shards": (
         ("read", "build"),
+        ("own",),
         ("tasks", "annotations", "scenes"),
         ("format", "plan", "remote", "micro_batches"),
         ("config", "config_base", "errors", "progress", "atomic", "lower_case", "vqa_text"),

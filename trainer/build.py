@@ -30,7 +30,7 @@ from model.source import efficient_sam_sizes
 from model.towers.lxmert import RegionTower
 from model.towers.tokenizer import build_tokenizer, load_tokenizer
 from model.vlm.build import BuiltVlm, build_vlm
-from shards.errors import ConfigError, UserError
+from shards.errors import ConfigError, DataError, UserError
 from shards.format.index import SplitIndex
 from shards.micro_batches import Ints
 from shards.read.augment import RandAugment
@@ -62,7 +62,10 @@ def open_split(config: RunConfig, name: str) -> Split:
     directory = getattr(config.data, name)
     if directory is None:
         raise ConfigError(f"data.{name}: is not set; name a directory of shards built with `duoflow shards build`")
-    return Split(directory, plan_order(config), limit=config.data.limit, cache=config.data.cache)
+    try:
+        return Split(directory, plan_order(config), limit=config.data.limit, cache=config.data.cache)
+    except DataError as error:
+        raise DataError(f"data.{name}: {error}") from None
 
 
 def assemble_model(

@@ -2,36 +2,17 @@
 
 import argparse
 import errno
+import importlib
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple
 
-from shards.atomic import check_writable
-from shards.build.commands import add_shards_parser
 from shards.errors import UserError
 from shards.progress import say, silence
-from shards.scenes import add_scenes_parser
-from trainer.bench import answer as bench_answer
-from trainer.bench import every as bench_every
-from trainer.bench import memory as bench_memory
-from trainer.bench import overhead as bench_overhead
-from trainer.bench import scaling as bench_scaling
-from trainer.bench import step as bench_step
-from trainer.bench import vlm as bench_vlm
-from trainer.commands.answer import add_answer_parser
-from trainer.commands.export import add_export_parser
-from trainer.commands.launch_parser import add_hostfile_option, add_launch_parser
-from trainer.commands.score import add_score_parser
-from trainer.commands.tasks import add_tasks_parser
-from trainer.commands.watch import add_watch_options, add_watch_parsers
-from trainer.doctor.command import add_doctor_parser
-from trainer.export.run_arguments import add_pipeline_option, check_run
-
-EXIT_USER_MISTAKE = 2
-EXIT_INTERRUPTED = 130
-"""What a shell reports for a process that Ctrl-C ended."""
+from trainer.command_line import Parser
+from trainer.exit_codes import EXIT_CODES, INTERRUPTED, USER_MISTAKE
 
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 """What no command can do anything about, wherever it happens."""
@@ -43,70 +24,147 @@ SPLITS = ("train", "val", "testdev", "test", "challenge")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb: 0 done, 2 the user's mistake, 75 stopped by a signal after saving, 130 interrupted, 1 else."""
+    """Run one verb; returns one of `EXIT_CODES`."""
     try:
         arguments = _parse(sys.argv[1:] if argv is None else argv)
         return arguments.handler(arguments)
     except UserError as error:
         for line in str(error).splitlines():
             say(f"duoflow: {line}", error=True)
-        return EXIT_USER_MISTAKE
+        return USER_MISTAKE
     except OSError as error:
         if error.errno not in _DISK_FAULTS:
             raise
         place = error.filename or "a file"
         say(f"duoflow: {place}: {error.strerror}; see to this disk and run the same command again", error=True)
-        return EXIT_USER_MISTAKE
+        return USER_MISTAKE
     except KeyboardInterrupt:
         say("duoflow: interrupted", error=True)
-        return EXIT_INTERRUPTED
+        return INTERRUPTED
     finally:
         _flush_output()
 
 
-class _Parser(argparse.ArgumentParser):
-    """Mistakes are `UserError`s of one line, and options are never guessed from their beginning."""
+class Verb(NamedTuple):
+    """A word behind `duoflow`."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{**options, "allow_abbrev": False})
+    help: str
+    """What the list of verbs says."""
+    add: Callable[[Any], None]
+    """Adds its parser to the verbs of the command."""
 
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
+
+def _lazily(module: str, name: str) -> Callable[[Any], None]:
+    """A function of a module that is imported when the verb is asked for: `duoflow --help` waits for none of them."""
+
+    def add(verbs: Any) -> None:
+        getattr(importlib.import_module(module), name)(verbs)
+
+    return add
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all verbs; a namespace carries `handler`: namespace -> exit code."""
-    parser = _Parser(
-        prog="duoflow", description="Train a fusion encoder between two vision encoders for visual question answering."
+VERBS: dict[str, Verb] = {
+    "init": Verb(
+        "from your own images and questions to a recipe that runs", _lazily("trainer.commands.init", "add_init_parser")
+    ),
+    "scenes": Verb(
+        "render a small set in the format of GQA, VQA v2, NLVR2, SNLI-VE, LXMERT or MP-DocVQA",
+        _lazily("shards.scenes", "add_scenes_parser"),
+    ),
+    "shards": Verb(
+        "build, verify and describe shards of images with their questions",
+        _lazily("shards.build.commands", "add_shards_parser"),
+    ),
+    "train": Verb("train a recipe; the same command goes on after a stop", lambda verbs: _add_train(verbs)),
+    "runs": Verb(
+        "the runs that there are, and two of them compared", _lazily("trainer.commands.runs_parser", "add_runs_parser")
+    ),
+    "status": Verb(
+        "how runs stand: step, best, speed, time left, what is alive",
+        _lazily("trainer.commands.watch", "add_status_parser"),
+    ),
+    "attach": Verb(
+        "follow a run that goes on elsewhere, to its end", _lazily("trainer.commands.watch", "add_attach_parser")
+    ),
+    "stop": Verb("make a run save and leave, on whatever hosts", _lazily("trainer.commands.watch", "add_stop_parser")),
+    "launch": Verb(
+        "train on many nodes, or print what would be run",
+        _lazily("trainer.commands.launch_parser", "add_launch_parser"),
+    ),
+    "evaluate": Verb("score a run's best weights on a split", lambda verbs: _add_evaluate(verbs)),
+    "answer": Verb("ask a run's model about a photo", _lazily("trainer.commands.answer", "add_answer_parser")),
+    "export": Verb(
+        "copy a run's export, adapters merged if asked for", _lazily("trainer.commands.export", "add_export_parser")
+    ),
+    "score": Verb(
+        "a task's official scores of a file of predictions", _lazily("trainer.commands.score", "add_score_parser")
+    ),
+    "tasks": Verb(
+        "what can be learnt: formats, losses, metrics and a recipe of every task",
+        _lazily("trainer.commands.tasks", "add_tasks_parser"),
+    ),
+    "bench": Verb("measure this machine", _lazily("trainer.commands.bench", "add_bench_parser")),
+    "doctor": Verb(
+        "what this machine can run, and what a recipe misses", _lazily("trainer.doctor.command", "add_doctor_parser")
+    ),
+    "completion": Verb(
+        "completion of verbs, options and choices for a shell",
+        _lazily("trainer.commands.completion", "add_completion_parser"),
+    ),
+}
+"""The only list of them, in the order of `duoflow --help`."""
+
+
+class _Verbs:
+    """The verbs of the command as their modules see them: what the list says of a verb stands in VERBS."""
+
+    def __init__(self, subparsers: Any) -> None:
+        self._subparsers = subparsers
+
+    def add_parser(self, name: str, **options: Any) -> argparse.ArgumentParser:
+        return self._subparsers.add_parser(name, **{"help": VERBS[name].help, **options})
+
+
+def build_parser(asked: str | None = None) -> Parser:
+    """The parser of all verbs; a namespace carries `handler`: namespace -> exit code.
+
+    Args:
+        asked: the only verb that is needed; of the others there is the name alone.
+    """
+    codes = "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
+    parser = Parser(
+        prog="duoflow",
+        description="Train a fusion encoder between two vision encoders for visual question answering. Exit codes: "
+        f"{codes}.",
+        epilog="duoflow init my_run --images photos --questions rows.csv\nduoflow train my_run.yaml\nduoflow runs",
     )
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
-    add_scenes_parser(verbs)
-    add_shards_parser(verbs)
-    _add_train(verbs)
-    add_watch_parsers(verbs)
-    add_launch_parser(verbs)
-    _add_evaluate(verbs)
-    add_answer_parser(verbs)
-    add_export_parser(verbs)
-    add_score_parser(verbs)
-    add_tasks_parser(verbs)
-    bench = verbs.add_parser("bench", help="measure this machine", description="Measure; one table, one JSON.")
-    benchmarks = bench.add_subparsers(metavar="WHAT", required=True)
-    bench_step.add_parser(benchmarks)
-    bench_answer.add_parser(benchmarks)
-    bench_scaling.add_parser(benchmarks)
-    bench_vlm.add_parser(benchmarks)
-    bench_overhead.add_parser(benchmarks)
-    bench_memory.add_parser(benchmarks)
-    bench_every.add_parser(benchmarks)
-    add_doctor_parser(verbs)
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="which DuoFlow this is and where, and leave")
+    parser.set_defaults(all_verbs=build_parser)
+    subparsers = parser.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
+    verbs = _Verbs(subparsers)
+    for name, verb in VERBS.items():
+        if asked in (None, name):
+            verb.add(verbs)
+        else:
+            verbs.add_parser(name)
     return parser
 
 
+class _ShowVersion(argparse.Action):
+    """Looks the version up when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from trainer.version import ROOT, version
+
+        say(f"duoflow {version()} in {ROOT}, Python {sys.version.partition(' ')[0]}")
+        parser.exit()
+
+
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = build_parser()
+    asked = next(iter(argv), "")
+    parser = build_parser(asked)
     own, flags = list(argv), []
-    if argv[:1] and argv[0] in _TAKE_LAUNCHER_FLAGS and "--" in argv:
+    if asked in _TAKE_LAUNCHER_FLAGS and "--" in argv:
         own, flags = list(argv[: argv.index("--")]), list(argv[argv.index("--") + 1 :])
     arguments, rest = parser.parse_known_args(own)
     if flags and getattr(arguments, "hostfile", None) is None:
@@ -116,22 +174,27 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     takes_overrides = "overrides" in arguments
     unknown = [word for word in rest if word.startswith("-") or not takes_overrides]
     if unknown:
-        parser.error(f"unknown argument {unknown[0]}")
+        arguments.parser.refuse_unknown(unknown[0])
     if takes_overrides:
         arguments.overrides = [*arguments.overrides, *rest]
     return arguments
 
 
 def _add_train(verbs: Any) -> None:
+    from trainer.commands.launch_parser import add_hostfile_option
+    from trainer.commands.watch import add_watch_options
+
     parser = verbs.add_parser(
         "train",
-        help="train a recipe; the same command goes on after a stop",
         description="Train a recipe. The run lies in runs/NAME, where NAME is the recipe's file name or run.name. The "
         "same command goes on with a run that was stopped.",
+        epilog="duoflow train recipes/easyvqa.yaml --dry-run\n"
+        "duoflow train recipes/easyvqa.yaml optim.lr=3e-5 run.name=slower --detach",
     )
     parser.add_argument("recipe", metavar="RECIPE", type=Path, help="YAML file, or the config.yaml of a run")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="values to change, such as optim.lr=3e-5")
     parser.add_argument("--dry-run", action="store_true", help="check everything and say what would happen")
+    parser.add_argument("--json", action="store_true", help="with --dry-run: print JSON")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and leave")
     parser.add_argument("--fresh", action="store_true", help="set an existing run of this name aside and start over")
     parser.add_argument("--limit", metavar="N", type=int, help="use the first N images of each split (data.limit=N)")
@@ -176,7 +239,9 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.dry_run and arguments.hostfile is not None:
         raise UserError("--dry-run: over hosts it is `duoflow launch hostfile RECIPE --hostfile F --dry-run`")
     if arguments.dry_run:
-        return _dry_run(arguments.recipe, overrides, fresh=arguments.fresh)
+        return _dry_run(arguments.recipe, overrides, fresh=arguments.fresh, as_json=arguments.json)
+    if arguments.json:
+        raise UserError("--json: is about the table of --dry-run; add that, or leave it out (a run has metrics.jsonl)")
 
     from trainer.commands.start import prepare_training, start_training
 
@@ -197,22 +262,24 @@ def _train(arguments: argparse.Namespace) -> int:
     )
 
 
-def _dry_run(recipe: Path, overrides: Sequence[str], *, fresh: bool) -> int:
+def _dry_run(recipe: Path, overrides: Sequence[str], *, fresh: bool, as_json: bool) -> int:
     from trainer.config import load_config
 
     config = load_config(recipe, overrides)
 
     from trainer.commands.dry_run import dry_run  # after the recipe was read: it imports torch
 
-    say(dry_run(config, fresh=fresh))
+    say(dry_run(config, fresh=fresh, as_json=as_json))
     return 0
 
 
 def _add_evaluate(verbs: Any) -> None:
+    from trainer.export.run_arguments import add_pipeline_option
+
     parser = verbs.add_parser(
         "evaluate",
-        help="score a run's best weights on a split",
         description="Answer every question of a split with the exported weights of a run, and score the answers.",
+        epilog="duoflow evaluate runs/my_run --split val --json scores.json",
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/NAME")
     parser.add_argument(
@@ -231,12 +298,16 @@ def _add_evaluate(verbs: Any) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    from shards.atomic import check_writable
+    from trainer.export.run_arguments import check_run
+
     check_run(arguments.run)
     if arguments.json is not None:
         check_writable("--json", arguments.json)
 
     from trainer.inference.evaluate import evaluate_run  # after the run was found: it imports torch
     from trainer.run_directory import write_json
+    from trainer.scoring.baselines import table
 
     metrics, counts = evaluate_run(
         arguments.run,
@@ -246,7 +317,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         pipeline=arguments.pipeline,
         overrides=arguments.overrides,
     )
-    for line in _score_lines(metrics, counts):
+    for line in (*_score_lines(metrics, counts), *table(metrics, arguments.split)):
         say(line)
     if arguments.json is not None:
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}

@@ -19,9 +19,6 @@ from trainer.config import RunConfig, dump_config, load_run_config
 
 State = Literal["running", "done", "stopped", "failed"]
 
-DONE, FAILED, USER_MISTAKE, STOPPED = 0, 1, 2, 75
-"""Exit codes. 75 is EX_TEMPFAIL: a signal stopped the run after saving, and the same command goes on."""
-
 
 OCCUPIED = "DUOFLOW_OCCUPIED"
 """Environment variable by which ranks know the run directory whose lock their starter holds."""

@@ -62,6 +62,14 @@ def limit_bytes(group: Path) -> int | None:
     return None
 
 
+def memory_bytes() -> int:
+    """What this process may hold at most: the memory of the machine, or the limit of its control group."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    group = memory_group()
+    limit = None if group is None else limit_bytes(group)
+    return machine if limit is None else min(machine, limit)
+
+
 def kernel_killed(log: Iterable[str], pid: int, started: str | None, ticks_per_second: int) -> bool:
     """Whether the kernel's log says that it ended a process for want of memory.
 

@@ -1,6 +1,6 @@
 """A recipe's T5 becomes Hi-VT5: page tokens in its vocabulary, and what stands beside it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Self
 
 import torch
@@ -50,7 +50,7 @@ class BuiltReader(NamedTuple):
         """That of T5, with page tokens."""
         return {TOWER: self.answer_codec.tokenizer}
 
-    def settled(self, device: torch.device) -> Self:  # noqa: ARG002 - nothing is open
+    def settled(self, device: torch.device, any_rank: Callable[[bool], bool]) -> Self:  # noqa: ARG002 - nothing is open
         """See `model.objective.Built.settled`."""
         return self
 

@@ -1,6 +1,6 @@
 """A recipe's retrieval checkpoint becomes an objective, with what the loader needs for it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Self
 
 import torch
@@ -51,7 +51,7 @@ class BuiltRetrieval(NamedTuple):
         """That of the text tower."""
         return {"retrieval": self.collation.form.tokenizer}
 
-    def settled(self, device: torch.device) -> Self:  # noqa: ARG002 - nothing is open
+    def settled(self, device: torch.device, any_rank: Callable[[bool], bool]) -> Self:  # noqa: ARG002 - nothing is open
         """See `model.objective.Built.settled`."""
         return self
 

@@ -1,7 +1,7 @@
 """A recipe's vision-language model becomes an objective, with what the loader needs for it."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple, Self
 
@@ -20,6 +20,8 @@ from shards.errors import ConfigError
 from shards.tasks import TaskData
 
 logger = logging.getLogger(__name__)
+
+ON_ANOTHER_RANK = "the trial failed on another rank"
 
 
 class BuiltVlm(NamedTuple):
@@ -52,25 +54,25 @@ class BuiltVlm(NamedTuple):
         """That of the processor."""
         return {"vlm": self.processor.tokenizer}
 
-    def settled(self, device: torch.device) -> Self:
+    def settled(self, device: torch.device, any_rank: Callable[[bool], bool]) -> Self:
         """Asks the placed model whether questions can share an image; if not, they are rows, and a line says so.
 
-        Every rank has the same model, and decides the same.
+        Every rank has the same model and rounds as its device does: what fails on one of them is done on none.
         """
         if self.config.questions != "shared":
             return self
         trial = try_sharing(self.objective, self.collation, device)
-        if not trial.passed and self.objective.attends_by_blocks:
-            logger.info("FlexAttention is not used here: %s", trial)
+        if any_rank(not trial.passed) and self.objective.attends_by_blocks:
+            logger.info("FlexAttention is not used here: %s", ON_ANOTHER_RANK if trial.passed else trial)
             self.objective.attend_densely()
             trial = try_sharing(self.objective, self.collation, device)
-        if trial.passed:
+        if not any_rank(not trial.passed):
             return self
         logger.warning(
             "vlm.questions: shared would change what %s computes (%s); every question is a row of its own now, as with "
             "vlm.questions=rows",
             self.reference,
-            trial,
+            ON_ANOTHER_RANK if trial.passed else trial,
         )
         self.objective.shared = False
         return self._replace(collation=replace(self.collation, questions="rows"))

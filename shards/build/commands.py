@@ -26,11 +26,35 @@ def add_shards_parser(subparsers: Any) -> None:
     Each verb sets `handler`: a function of the parsed arguments that returns the exit code. A handler raises UserError
     for the caller to print, and lets KeyboardInterrupt through.
     """
-    shards = subparsers.add_parser("shards", help="build, verify and describe shards of images with their questions")
+    shards = subparsers.add_parser(
+        "shards",
+        description="Shards are tars that hold each image once, with everything that is asked about it, and an index "
+        "(docs/data.md).",
+        epilog="duoflow shards info data/easyvqa/train",
+    )
     verbs = shards.add_subparsers(dest="shards_verb", required=True, metavar="build | verify | info")
-    _add_build(verbs.add_parser("build", help="pack images and questions into WebDataset tars with an index"))
-    verify = verbs.add_parser("verify", help="re-read a directory of shards and list every fault")
-    info = verbs.add_parser("info", help="what a directory of shards holds")
+    _add_build(
+        verbs.add_parser(
+            "build",
+            help="pack images and questions into WebDataset tars with an index",
+            description="Read questions, look at every image to its last pixel, and pack both. The same input gives "
+            "the same bytes, and the same command again changes nothing.",
+            epilog="duoflow shards build --format csv --questions rows.csv --images photos --out data/mine",
+        )
+    )
+    verify = verbs.add_parser(
+        "verify",
+        help="re-read a directory of shards and list every fault",
+        description="Read every byte of a directory of shards again and list every fault: exit code 2 where there is "
+        "one.",
+        epilog="duoflow shards verify data/easyvqa/train",
+    )
+    info = verbs.add_parser(
+        "info",
+        help="what a directory of shards holds",
+        description="Counts, types and the most frequent answers of a directory of shards, from its index.",
+        epilog="duoflow shards info data/easyvqa/train --json",
+    )
     for parser, handler in ((verify, run_verify), (info, run_info)):
         parser.add_argument("directory", metavar="DIR", type=_place, help="a directory, or a URL")
         parser.add_argument("--json", action="store_true", help="print JSON")

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from shards.annotations import reader_of
 from shards.config import CacheConfig
@@ -39,6 +39,7 @@ from shards.read.collation import AnyBatch, Collation, SeenVisit, first_images
 from shards.read.eyes import Augment
 from shards.read.fetcher import Errand, Fetcher
 from shards.read.packed import PackedSteps
+from shards.read.parcel import Parcel
 from shards.read.windows import by_window, only_named
 from shards.read.workers import end_workers, leave_with_parent, worker_context
 from shards.remote.files import CachedFiles, open_files
@@ -139,11 +140,12 @@ class _MicroBatches(Dataset):
         """What a process that prepares these micro-batches imports."""
         return {__name__, *self.texts.collation.modules}
 
-    def __getitem__(self, key: tuple) -> MicroBatch | Fault:
+    def __getitem__(self, key: tuple) -> MicroBatch | Parcel | Fault:
         try:
-            return self.prepare(*key)
+            made = self.prepare(*key)
         except UserError as error:
             return Fault(str(error))
+        return made if get_worker_info() is None else Parcel(made)
 
     def prepare(self, *key: int) -> MicroBatch:
         raise NotImplementedError
@@ -258,7 +260,7 @@ class TrainingBatches(_MicroBatches):
 
     Args:
         augment: changes the pictures of visits whose texts tell no sides; for tasks that it may, and for pixels.
-        longest: (images,) tokens of the longest question of each image; needed where micro-batches are cut by tokens.
+        longest: (images,) tokens of the longest question of each image, where micro-batches are packed by tokens.
     """
 
     def __init__(
@@ -273,9 +275,8 @@ class TrainingBatches(_MicroBatches):
     ) -> None:
         super().__init__(split, texts, image_size)
         assert augment is None or TASKS[texts.task].augments, f"{texts.task}: checked with the recipe"
-        assert (longest is None) == (share.micro_tokens is None), "lengths are for micro-batches that are cut by them"
         self.share, self._augment = share, augment
-        self.packed = None if longest is None else PackedSteps(split, share, longest)
+        self.packed = None if share.micro_tokens is None else PackedSteps(split, share, longest)
         self.accumulation = accumulation_steps(split.order, share)
 
     def micro_batches_in(self, epoch: int, step: int) -> int:
@@ -296,8 +297,8 @@ class TrainingBatches(_MicroBatches):
     def prepare(self, epoch: int, step: int, micro_step: int) -> MicroBatch:
         order = self.split.epoch(epoch)
         self._expect(epoch, step, micro_step)
-        # DeepSpeed averages over ranks and accumulation steps; the loss is a sum over the whole step divided by N. By
-        # tokens a step may have fewer micro-batches than it divides by, which is the number here all the same.
+        # DeepSpeed averages over ranks and accumulation steps; the loss is a sum over the whole step divided by N.
+        # Packed, a step may have fewer micro-batches than DeepSpeed divides by.
         scale = self.share.world_size * self.accumulation / order.questions_in_step(step)
         if self.packed is None:
             visits = order.micro_batch(step, micro_step, self.share)
@@ -402,6 +403,7 @@ class Loader:
             dataset,
             batch_size=None,
             sampler=self._keys,
+            collate_fn=_unchanged,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
@@ -424,7 +426,11 @@ class Loader:
                 raise DataError(item.message)
             if self._fetcher is not None:
                 self._fetcher.move_to(self._dataset.position(*key))
-            yield item
+            yield item.open() if isinstance(item, Parcel) else item
+
+
+def _unchanged(made: MicroBatch | Parcel | Fault) -> MicroBatch | Parcel | Fault:
+    return made  # the default would make lists of its tuples
 
 
 def _start_worker(_: int) -> None:
@@ -435,11 +441,7 @@ def _start_worker(_: int) -> None:
 def training_keys(
     epoch: int, first_step: int, last_step: int, accumulation: int | Callable[[int, int], int]
 ) -> list[tuple[int, int, int]]:
-    """Keys of the micro-batches of steps first_step .. last_step - 1 of an epoch.
-
-    Args:
-        accumulation: micro-batches of every step, or of (epoch, step).
-    """
+    """Keys of the micro-batches of steps first_step .. last_step - 1 of an epoch, so many of each (epoch, step)."""
     counts = accumulation if callable(accumulation) else lambda _epoch, _step: accumulation
     return [(epoch, step, micro) for step in range(first_step, last_step) for micro in range(counts(epoch, step))]
 

@@ -54,13 +54,13 @@ def add_scenes_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
     """Add the `scenes` verb; its namespace carries `handler`: namespace -> exit code."""
     parser = subparsers.add_parser(
         "scenes",
-        help="render a small set in the format of GQA, VQA v2, NLVR2, SNLI-VE, LXMERT or MP-DocVQA",
         description="Render coloured shapes with questions, scene graphs and choices as GQA writes them, or with what "
         "another task's files hold. The splits share no image; GQA's are "
         f"{', '.join(SPLITS)}, where `backbone` is there to train vision encoders on before `train`. `six_things` "
         "and `color_and_detail` are in GQA's format as well: several things in a picture, of which a question names "
         "one; and things whose color a coarse look tells and whose shape only a fine one. Of `mpdocvqa` the images are "
         "pages of documents with lines to be read.",
+        epilog="duoflow scenes scenes --images 60 --seed 1",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="directory to write; it appears when it is complete")
     parser.add_argument("--images", metavar="N", type=int, default=2000, help="how many images (default: %(default)s)")

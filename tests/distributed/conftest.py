@@ -22,6 +22,7 @@ CASES = (
     "agreements",
     "failed_save",
     "rounding",
+    "imports",
 )
 
 Results = dict[str, list[Any]]
@@ -45,7 +46,7 @@ def two_ranks(workplace: Path) -> Results:
 @pytest.fixture(scope="session")
 def alone(workplace: Path, two_ranks: Results) -> Results:  # noqa: ARG001 (its checkpoints are continued)
     """The cases on one process without a launcher; bf16 and fp16 resume the same alone."""
-    cases = ("losses", "elsewhere", "no_gradient", "agreements", "failed_save", "rounding")
+    cases = ("losses", "elsewhere", "no_gradient", "agreements", "failed_save", "rounding", "imports")
     done = launch_alone(WORKER, str(workplace), *cases, env=NO_COMPILER)
     assert done.returncode == 0, done.stdout[-3000:]
     return _read(workplace, cases, 1)

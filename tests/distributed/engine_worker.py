@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -286,11 +287,16 @@ def rounding(world: World, _: Path) -> Any:
     return {name: attention.train(choice, policy, world) for name, choice in attention.CHOICES.items()}
 
 
+def imports(_: World, __: Path) -> Any:
+    """The last case: what all of them together have imported of torch's compilers."""
+    return sorted(name for name in sys.modules if name.startswith("torch._inductor.compile"))
+
+
 CASES = {
     case.__name__: case
     for case in (
         *(losses, resume, elsewhere, poisoned, no_gradient, evaluation, mismatch),
-        *(agreements, failed_save, rounding),
+        *(agreements, failed_save, rounding, imports),
     )
 }
 

@@ -17,7 +17,7 @@ from tests.distributed.training_runs import IN_SECOND_EPOCH, Runs, launched
 from tests.distributed.training_worker import Case, Fault
 from tests.models import FUSION
 from tests.runs import write_recipe, write_shards
-from tests.selection import chosen, with_slow
+from tests.selection import STAGES, STAGES_EVERY_DAY, chosen, chosen_stages, with_slow
 from trainer.engine.state_file import MODEL
 from trainer.inference.answer import answer_photo
 from trainer.inference.evaluate import evaluate_run
@@ -25,7 +25,6 @@ from trainer.inference.evaluate import evaluate_run
 pytestmark = pytest.mark.distributed
 
 DONE, KILLED = 0, -9
-STAGES = (1, 2, 3)
 SPREAD = "registers"
 """The family that is trained on two ranks: class token, registers and positions lie on the backbone itself."""
 EVERY_DAY = ("vit", SPREAD, "swin", "efficientnet")
@@ -71,13 +70,13 @@ def alone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str]) -> Runs:
+def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, data: dict[str, str]) -> Runs:
     out = tmp_path_factory.mktemp("together")
     recipe = recipe_in(out, data)
     more = ("model.gradient_checkpointing=true",)
     stages = [
         case(recipe, out, SPREAD, f"zero{stage}", f"engine.policy=ds_configs/zero{stage}.json", *more)
-        for stage in STAGES
+        for stage in chosen_stages(request)
     ]
     return launched(out, stages, processes=2)
 
@@ -136,7 +135,7 @@ def test_lower_layers_of_a_backbone_move_less_by_layer_decay(alone: Runs):
         assert share == pytest.approx(DECAY ** (3 - layer), rel=0.3), parameter
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", with_slow(STAGES[1:], STAGES_EVERY_DAY))
 def test_two_ranks_learn_the_same_at_every_stage(alone: Runs, together: Runs, stage: int):
     assert together.codes[f"zero{stage}"] == [DONE, DONE], together.said(f"zero{stage}")
     expected, run = alone[SPREAD], together[f"zero{stage}"]

@@ -110,3 +110,7 @@ def test_a_checkpoint_that_cannot_be_written_is_reported_on_all_ranks(two_ranks,
     assert messages[0] == messages[1]
     assert "checkpoint not written" in messages[0]
     assert "checkpoint not written" in alone["failed_save"][0]
+
+
+def test_nothing_that_is_never_compiled_costs_the_import_of_a_compiler(two_ranks, alone):
+    assert [*two_ranks["imports"], *alone["imports"]] == [[], [], []]

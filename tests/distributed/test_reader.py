@@ -7,11 +7,11 @@ import pytest
 from tests.distributed.training_runs import IN_SECOND_EPOCH, Runs, launched
 from tests.distributed.training_worker import Case, Fault
 from tests.reader import reader_recipe, write_documents, write_t5
+from tests.selection import STAGES, STAGES_EVERY_DAY, chosen_stages, with_slow
 
 pytestmark = pytest.mark.distributed
 
 DONE, KILLED = 0, -9
-STAGES = (0, 1, 2, 3)
 IN_SECOND_STEP = Fault(function=IN_SECOND_EPOCH.function, call=2, signal="SIGKILL")
 
 
@@ -49,9 +49,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Runs:
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Runs:
+def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Runs:
     out = tmp_path_factory.mktemp("together")
-    cases = [case(recipe, out, f"zero{stage}", f"engine.policy=ds_configs/zero{stage}.json") for stage in STAGES]
+    cases = [
+        case(recipe, out, f"zero{stage}", f"engine.policy=ds_configs/zero{stage}.json")
+        for stage in chosen_stages(request)
+    ]
     return launched(out, cases, processes=2)
 
 
@@ -66,7 +69,7 @@ def test_a_run_that_was_killed_ends_with_the_bits_of_one_that_was_not(alone: Run
     assert alone["killed"].losses == alone["whole"].losses
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", with_slow(STAGES, STAGES_EVERY_DAY))
 def test_the_losses_do_not_depend_on_ranks_or_stage(alone: Runs, together: Runs, stage: int) -> None:
     for step, losses in together[f"zero{stage}"].losses.items():
         assert losses == pytest.approx(alone["dry"].losses[step], rel=1e-5)

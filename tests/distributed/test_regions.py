@@ -15,13 +15,13 @@ from model.towers.lxmert import dead_modules
 from tests.distributed.training_runs import IN_SECOND_EPOCH, Runs, launched
 from tests.distributed.training_worker import Case, Fault
 from tests.regions import tiny_lxmert
+from tests.selection import STAGES, STAGES_EVERY_DAY, chosen_stages, with_slow
 from tests.task_corpora import OVER_REGIONS, task_recipe, write_task
 from trainer.engine.state_file import MODEL
 
 pytestmark = pytest.mark.distributed
 
 DONE, KILLED = 0, -9
-STAGES = (0, 1, 2, 3)
 STEPS = 2
 IN_SECOND_STEP = Fault(function=IN_SECOND_EPOCH.function, call=2, signal="SIGKILL")
 DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
@@ -66,10 +66,15 @@ def alone(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe, checkpoints:
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe, checkpoints: dict[str, str]) -> Runs:
+def together(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    recipe: Recipe,
+    checkpoints: dict[str, str],
+) -> Runs:
     out, cases = tmp_path_factory.mktemp("together"), []
     for corpus in OVER_REGIONS:
-        for stage in STAGES:
+        for stage in chosen_stages(request):
             more = (f"engine.policy=ds_configs/zero{stage}.json", "model.gradient_checkpointing=true")
             cases.append(case(recipe(corpus), out, checkpoints["plain"], f"{corpus}_zero{stage}", *more))
     return launched(out, cases, processes=2)
@@ -101,7 +106,7 @@ def test_what_was_trained_comes_back_from_the_export_and_the_rest_as_it_was(
     assert any(not before.state_dict()[name].equal(value) for name, value in trained.items())
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", with_slow(STAGES, STAGES_EVERY_DAY))
 @pytest.mark.parametrize("corpus", OVER_REGIONS)
 def test_two_ranks_learn_the_same_at_every_stage(alone: Runs, together: Runs, corpus: str, stage: int):
     name = f"{corpus}_zero{stage}"

@@ -17,6 +17,7 @@ from tests.distributed.training_worker import Case, Fault
 from tests.documents import shared_vlm
 from tests.retrieval import write_checkpoint
 from tests.runs import write_recipe
+from tests.selection import STAGES, STAGES_EVERY_DAY, chosen_stages, with_slow
 from tests.task_corpora import write_task
 from trainer.cli import main
 from trainer.engine.state_file import MODEL
@@ -25,7 +26,6 @@ from trainer.inference.evaluate import evaluate_run
 pytestmark = pytest.mark.distributed
 
 DONE, KILLED = 0, -9
-STAGES = (0, 1, 2, 3)
 STEPS = 3
 IN_SECOND_STEP = Fault(function=IN_SECOND_EPOCH.function, call=2, signal="SIGKILL")
 LORA = (
@@ -97,9 +97,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory, home: Path, recipe: Path, re
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Runs:
+def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Runs:
     out = tmp_path_factory.mktemp("together")
-    cases = [case(recipe, out, f"zero{stage}", f"engine.policy=ds_configs/zero{stage}.json") for stage in STAGES]
+    cases = [
+        case(recipe, out, f"zero{stage}", f"engine.policy=ds_configs/zero{stage}.json")
+        for stage in chosen_stages(request)
+    ]
     return launched(out, cases, processes=2)
 
 
@@ -115,7 +118,7 @@ def test_a_run_that_was_killed_ends_with_the_bits_of_one_that_was_not(alone: Run
     assert alone["killed"].losses == alone["whole"].losses
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", with_slow(STAGES, STAGES_EVERY_DAY))
 def test_the_losses_do_not_depend_on_ranks_or_stage(alone: Runs, together: Runs, stage: int) -> None:
     assert alone["contrastive"].losses.keys() == set(range(1, STEPS + 1))
     for step, losses in together[f"zero{stage}"].losses.items():

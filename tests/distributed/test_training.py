@@ -16,8 +16,9 @@ from launch.processes.ranks import live_ranks
 from shards.plan import PADDING, Share
 from shards.read.loader import Split
 from tests.distributed.launch import launch_ranks
-from tests.distributed.training_runs import LORA, STAGES, Runs, train_alone, train_together
+from tests.distributed.training_runs import LORA, Runs, train_alone, train_together
 from tests.runs import NO_COMPILER, STEPS_PER_EPOCH, TOTAL_STEPS, LeftOver, write_recipe, write_shards
+from tests.selection import STAGES, STAGES_EVERY_DAY, chosen, with_slow
 from trainer.config import load_config
 from trainer.config.schema import plan_order
 from trainer.engine.state_file import MODEL, verify_checkpoint
@@ -41,8 +42,10 @@ def alone(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str]) -> Run
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str], alone: Runs) -> Runs:
-    return train_together(tmp_path_factory.mktemp("together"), data, alone)
+def together(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, data: dict[str, str], alone: Runs
+) -> Runs:
+    return train_together(tmp_path_factory.mktemp("together"), data, alone, sorted(chosen(request, "adapted_at")))
 
 
 def test_in_the_last_step_of_an_epoch_one_rank_has_only_padding(data: dict[str, str], tmp_path: Path):
@@ -82,12 +85,12 @@ def test_losses_between_frozen_towers_are_the_same_too(stage: int, alone: Runs, 
     assert {name.split(".")[0] for name in weights} == {"fusion"}
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("adapted_at", with_slow(STAGES, STAGES_EVERY_DAY))
 @pytest.mark.parametrize("tower", LORA)
 def test_adapters_learn_the_same_at_every_stage_and_lie_in_the_export(
-    tower: str, stage: int, alone: Runs, together: Runs
+    tower: str, adapted_at: int, alone: Runs, together: Runs
 ):
-    name = f"lora_{tower}{stage}"
+    name = f"lora_{tower}{adapted_at}"
     assert together.codes[name] == [DONE, DONE], together.said(name)
     run, parts = together[name], {"blip": ("match", "answer"), "t5": ("answer",)}[tower]
     _assert_same_losses(run, alone[f"lora_{tower}"])
@@ -192,10 +195,10 @@ def test_rank_0_draws_while_the_others_wait_under_zero_3(together: Runs):
 
 def test_early_stopping_stops_and_the_best_is_exported(alone: Runs):
     run = alone["early"]
-    judge, best = EarlyStopping(mode="min", patience=2), None
+    judge, best = EarlyStopping(mode="max", patience=2), None
     for step, metrics in run.validations.items():
         assert not judge.stopped, f"validated at step {step} after the verdict to stop"
-        best = step if judge.observe(metrics["val/loss"]).improved else best
+        best = step if judge.observe(metrics["val/accuracy"]).improved else best
     assert judge.stopped
     assert run.status["exit_code"] == DONE
     assert "stopped early after 2 validations" in run.status["message"]

@@ -17,6 +17,7 @@ from model.vlm.objective import NAME
 from tests.distributed.training_runs import IN_SECOND_EPOCH, Runs, launched
 from tests.distributed.training_worker import Case, Fault
 from tests.runs import write_recipe, write_shards
+from tests.selection import STAGES, STAGES_EVERY_DAY, chosen_stages, with_slow
 from tests.vlm import write_checkpoint
 from trainer.cli import main
 from trainer.engine.state_file import MODEL
@@ -25,7 +26,6 @@ from trainer.inference.evaluate import evaluate_run
 pytestmark = pytest.mark.distributed
 
 DONE, KILLED = 0, -9
-STAGES = (0, 1, 2, 3)
 STEPS = 2
 IN_SECOND_STEP = Fault(function=IN_SECOND_EPOCH.function, call=2, signal="SIGKILL")
 DROPOUT = ("vlm.language.dropout=0.1", "vlm.vision.dropout=0.1", "model.gradient_checkpointing=true")
@@ -68,11 +68,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Runs:
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Runs:
+def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Runs:
     out = tmp_path_factory.mktemp("together")
     cases = [
         case(recipe, out, f"zero{stage}", f"engine.policy=ds_configs/zero{stage}.json", "data.workers=1")
-        for stage in STAGES
+        for stage in chosen_stages(request)
     ]
     return launched(out, cases, processes=2)
 
@@ -97,7 +97,7 @@ def test_grouped_questions_train_as_rows_do_step_by_step(alone: Runs) -> None:
     assert alone["shared"].predictions == alone["rows"].predictions
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", with_slow(STAGES, STAGES_EVERY_DAY))
 def test_the_losses_do_not_depend_on_ranks_or_stage(alone: Runs, together: Runs, stage: int) -> None:
     for step, losses in together[f"zero{stage}"].losses.items():
         assert losses == pytest.approx(alone["shared"].losses[step], rel=1e-5)

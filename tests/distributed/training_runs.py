@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,10 +12,10 @@ from tests.distributed.launch import launch_alone, launch_ranks
 from tests.distributed.training_worker import Case, Fault, read_codes, write_cases
 from tests.models import FUSION, tiny_checkpoints, tiny_t5
 from tests.runs import NO_COMPILER, STEPS_PER_EPOCH, LeftOver, write_recipe
+from tests.selection import STAGES
 from trainer.run_directory import RunDirectory
 
 WORKER = "tests.distributed.training_worker"
-STAGES = (0, 1, 2, 3)
 DROPOUT = ("model.fusion.dropout=0.1", "model.scratch.dropout=0.1")
 LORA = {
     "blip": (
@@ -26,7 +26,7 @@ LORA = {
 }
 """Adapters on BLIP's matching tower and decoder, and on T5 in the place of BLIP's decoder."""
 PICTURES = ("logging.tensorboard=true", "logging.pictures=2", "model.scratch.text_layers=2")
-EARLY = ("early_stopping.metric=val/loss", "early_stopping.mode=min", "early_stopping.patience=2")
+EARLY = ("early_stopping.metric=val/accuracy", "early_stopping.patience=2")
 
 IN_SECOND_EPOCH = Fault(function="trainer.training.loop:train_step", call=8, signal="SIGKILL")
 AT_FIRST_EXPORT = Fault(function="trainer.training.saving:export_model", call=1, signal="SIGKILL")
@@ -86,7 +86,7 @@ def train_alone(out: Path, data: dict[str, str]) -> Runs:
         return launched(out, cases, processes=1)
 
 
-def train_together(out: Path, data: dict[str, str], alone: Runs) -> Runs:
+def train_together(out: Path, data: dict[str, str], alone: Runs, stages_with_adapters: Collection[int]) -> Runs:
     """Runs of two ranks; some go on from what the process alone has left."""
     recipe = write_recipe(out / "tiny.yaml", data)
     frozen, t5 = _frozen_recipe(out, alone["zero1"].path, data), tiny_t5(out / "t5", scale=1.0)
@@ -103,7 +103,7 @@ def train_together(out: Path, data: dict[str, str], alone: Runs) -> Runs:
         *(
             _case(frozen, f"lora_{tower}{stage}", *_adapted(tower, t5), f"engine.policy=ds_configs/zero{stage}.json")
             for tower in LORA
-            for stage in STAGES
+            for stage in stages_with_adapters
         ),
         _case(recipe, "dropout", *DROPOUT),
         *(stopped, _again(stopped)),

@@ -69,7 +69,9 @@ def read_codes(directory: Path, processes: int) -> dict[str, list[int]]:
 
 
 def main() -> None:
-    import trainer.training.rank  # noqa: F401 - once for all cases, and not for the loader's workers, which import this file
+    # Once for all cases, and not for the loader's workers, which import this file. The second is what DeepSpeed imports
+    # at its start: with it come torch's compilers, for longer than a case computes.
+    import trainer.training.rank  # noqa: F401
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--local_rank")

@@ -46,7 +46,7 @@ def test_adapters_of_weights_in_four_bits_get_gradients(tmp_path: Path) -> None:
     made = built(write_checkpoint("qwen2_5_vl", tmp_path))
     made.objective.to(CUDA, torch.bfloat16)
     made.objective.place_frozen(CUDA, torch.bfloat16)
-    settled = made.settled(CUDA)
+    settled = made.settled(CUDA, bool)
     given = {"loss_scale": 1.0, "eyes": settled.collation.eyes(None, None), "blanks": 1, "answering": True}
     batch = settled.collation.collate(VISITS, **given).batch.to(CUDA)
     for leaf in made.objective.parameters():

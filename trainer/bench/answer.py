@@ -26,8 +26,9 @@ def add_parser(subparsers: Any) -> None:
         "alone with the image encoded every time. Random weights of official sizes: BLIP-base at 384 pixels, a DIFNet "
         "fusion, EfficientSAM's tiny variant, 100 captions per question, T5-base; fp32 on a CPU, where it takes "
         "minutes, fp16 on CUDA.",
+        epilog="duoflow bench answer --rounds 1",
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="what computes (default: cuda where there is one)")
     parser.add_argument(
         "--questions", metavar="K", type=int, default=QUESTIONS, help="about the image (default: %(default)s)"
     )

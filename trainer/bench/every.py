@@ -20,6 +20,7 @@ def add_parser(subparsers: Any) -> None:
         "all",
         help=f"{', '.join(BENCHMARKS)}: one behind the other",
         description=f"Run {', '.join(f'`bench {name}`' for name in BENCHMARKS)}, each in a process of its own.",
+        epilog="duoflow bench all --json figures",
     )
     parser.add_argument("--json", metavar="DIR", type=Path, help="write the figures of each to DIR/NAME.json")
     parser.set_defaults(handler=_run)

@@ -23,6 +23,7 @@ def add_parser(subparsers: Any) -> None:
         help="planned against measured memory and step time",
         description="Train a step of models with the recipes' shapes, scaled down, and compare what it takes with what "
         "`duoflow doctor` plans. What gradient checkpointing saves and costs is measured beside it.",
+        epilog="duoflow bench memory --json memory.json",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     parser.add_argument("--json", metavar="F", type=Path, help="write the figures to this file as well")

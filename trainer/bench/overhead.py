@@ -22,6 +22,7 @@ def add_parser(subparsers: Any) -> None:
         help="what the loop, the loader and DeepSpeed add to a bare PyTorch step",
         description="Train small recipes over drawn images through the whole loop, and beside each step the same one "
         "by hand: forward, backward, clipped gradients, torch's AdamW, on the same tensors. Models of three sizes.",
+        epilog="duoflow bench overhead --json overhead.json",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     parser.add_argument("--rounds", metavar="N", type=int, default=ROUNDS, help="steps of each (default: %(default)s)")

@@ -32,8 +32,9 @@ def add_parser(subparsers: Any) -> None:
         description="Time optimizer steps over hosts with links of set rates, and compare them with what the formula "
         "of docs/scaling.md predicts from the same steps without a limit and from collectives by themselves. The hosts "
         "are network namespaces of this machine (root), and their ranks share its cores.",
+        epilog="duoflow bench scaling --table",
     )
-    parser.add_argument("--hosts", metavar="N,N", type=_numbers, default=HOSTS, help="(default: 1,2,4)")
+    parser.add_argument("--hosts", metavar="N,N", type=_numbers, default=HOSTS, help="how many hosts (default: 1,2,4)")
     parser.add_argument("--ranks", metavar="N", type=int, default=1, help="on each host (default: %(default)s)")
     parser.add_argument(
         "--rate", metavar="R,R", type=_rates, default=RATES, help="of each host's link (default: 10mbit,20mbit)"
@@ -43,7 +44,13 @@ def add_parser(subparsers: Any) -> None:
         "--accumulation", metavar="N,N", type=_numbers, default=(1,), help="micro-batches of a step (default: 1)"
     )
     parser.add_argument("--steps", metavar="N", type=int, default=STEPS, help="in a round (default: %(default)s)")
-    parser.add_argument("--rounds", metavar="N", type=int, default=ROUNDS, help="(default: %(default)s)")
+    parser.add_argument(
+        "--rounds",
+        metavar="N",
+        type=int,
+        default=ROUNDS,
+        help="rounds, of which medians are taken (default: %(default)s)",
+    )
     parser.add_argument("--table", action="store_true", help="measure nothing: print the table of docs/scaling.md")
     parser.add_argument(
         "--compute-seconds",

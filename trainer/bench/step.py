@@ -24,13 +24,14 @@ def add_parser(subparsers: Any) -> None:
         help="training questions per second of the grouped path",
         description="Time training steps of BLIP-base's sizes with random weights: a DIFNet fusion between frozen "
         f"towers, matching and answer loss, {QUESTIONS_PER_IMAGE} questions per image; fp32 on a CPU, fp16 on CUDA.",
+        epilog="duoflow bench step --images 1",
     )
     parser.add_argument(
         "--reference",
         action="store_true",
         help="compare with one question per row through the modules of transformers: gradients, then time",
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="what computes (default: cuda where there is one)")
     parser.add_argument("--images", metavar="N", type=int, default=IMAGES, help="of a step (default: %(default)s)")
     parser.add_argument("--json", metavar="F", type=Path, help="write the figures to this file as well")
     parser.set_defaults(handler=_run)

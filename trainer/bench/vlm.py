@@ -25,13 +25,14 @@ def add_parser(subparsers: Any) -> None:
         description="Time steps (forward and backward, fp32) and answers of a small Qwen2.5-VL with random weights, "
         "whose questions stand behind one image or each behind an image of its own. Every path has a process of its "
         "own; losses have to be equal.",
+        epilog="duoflow bench vlm --prefix 256 --rounds 1",
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    parser.add_argument("--questions", metavar="K", type=int, default=QUESTIONS, help="default: %(default)s")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="what computes (default: cuda where there is one)")
+    parser.add_argument("--questions", metavar="K", type=int, default=QUESTIONS, help="about the image")
     parser.add_argument(
         "--prefix", metavar="N", type=int, nargs="+", default=PREFIXES, help="tokens of the image, square numbers"
     )
-    parser.add_argument("--rounds", metavar="N", type=int, default=ROUNDS, help="default: %(default)s")
+    parser.add_argument("--rounds", metavar="N", type=int, default=ROUNDS, help="medians are taken over so many")
     parser.add_argument(
         "--reference", action="store_true", help="also one conversation, and TRL's SFTTrainer where it is installed"
     )

@@ -18,8 +18,8 @@ def add_answer_parser(verbs: Any) -> None:
     """Add `answer`; its namespace carries `handler`: namespace -> exit code."""
     parser = verbs.add_parser(
         "answer",
-        help="ask a run's model about a photo",
         description="Answer a question about a photo with the exported weights of a run, and show where it looked.",
+        epilog='duoflow answer runs/my_run --image photos/01.jpg --question "What colour is the shape?"',
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/NAME")
     parser.add_argument(

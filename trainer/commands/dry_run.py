@@ -1,5 +1,6 @@
 """`duoflow train --dry-run`: what a run would do and need, worked out without training a step."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 
@@ -11,10 +12,12 @@ from trainer.config.schema import check_world_size
 from trainer.engine.deepspeed_config import resolve_precision
 from trainer.engine.policy_choice import AUTO
 from trainer.run_directory import RunDirectory
+from trainer.training.caveats import caveats
 from trainer.training.lost_answers import lost_answers
 from trainer.training.milestones import Milestones
 from trainer.training.policy import choice_on_this_machine
 from trainer.training.preflight import Machine, preflight
+from trainer.training.room import check_disk
 
 _ADAM_TENSORS = 3
 """fp32 copies that a checkpoint holds of every trained parameter: itself and Adam's two moments."""
@@ -22,11 +25,12 @@ _KEPT_CHECKPOINTS = 3
 """`last`, `best`, and the one being written."""
 
 
-def dry_run(config: RunConfig, *, fresh: bool = False) -> str:
+def dry_run(config: RunConfig, *, fresh: bool = False, as_json: bool = False) -> str:
     """Steps, visits, parameters and disk of a run as a table, after every check that a real start makes.
 
     Args:
         fresh: a run of that name would be set aside.
+        as_json: give a list of {"name", "value"} in place of lines.
 
     Raises:
         UserError: what would keep the run from starting.
@@ -67,9 +71,13 @@ def dry_run(config: RunConfig, *, fresh: bool = False) -> str:
         rows.append(("engine.policy", _choice(config, machine, objective, total)))
     if built.answer_codec is not None and (lost := lost_answers(built.answer_codec, train.index.answers)):
         rows.append(("answers lost", lost))
+    check_disk(run, _KEPT_CHECKPOINTS * checkpoint)
+    rows += [("note", note) for note in caveats(config, None if fresh else run.read_config())]
     rows += [("goes on with", str(difference)) for difference in logged]
     if finished is not None:
         rows.append(("finished", finished))
+    if as_json:
+        return json.dumps([{"name": name, "value": value} for name, value in rows], indent=1, ensure_ascii=False)
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 

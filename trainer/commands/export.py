@@ -12,9 +12,9 @@ def add_export_parser(verbs: Any) -> None:
     """Add `export`; its namespace carries `handler`: namespace -> exit code."""
     parser = verbs.add_parser(
         "export",
-        help="copy a run's export, adapters merged if asked for",
         description="Copy the export of a run. With --merge, LoRA adapters become part of the checkpoints that they "
         "adapt, which then load with transformers alone.",
+        epilog="duoflow export runs/my_run --out exported",
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/NAME")
     parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="a directory that is not there yet")

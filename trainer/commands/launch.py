@@ -36,7 +36,8 @@ from trainer.commands.start import (
 )
 from trainer.config import RunConfig, dump_config, load_config
 from trainer.config.schema import check_world_size
-from trainer.run_directory import DONE, OCCUPIED, USER_MISTAKE, RunDirectory
+from trainer.exit_codes import DONE, USER_MISTAKE
+from trainer.run_directory import OCCUPIED, RunDirectory
 from trainer.training.preflight import check_inputs, past_of
 
 

@@ -21,8 +21,8 @@ def add_launch_parser(verbs: Any) -> None:
     """Add the `launch` verb; its namespace carries `handler`: namespace -> exit code."""
     launch = verbs.add_parser(
         "launch",
-        help="train on many nodes, or print what would be run",
         description="Render the start of a recipe for a kind of cluster, and start it.",
+        epilog="duoflow launch slurm recipes/gqa_blip_base.yaml --nodes 2 --dry-run",
     )
     kinds = launch.add_subparsers(metavar="KIND", required=True)
     _add_hostfile(kinds)
@@ -31,7 +31,8 @@ def add_launch_parser(verbs: Any) -> None:
 
 
 def _add_hostfile(kinds: Any) -> None:
-    parser = _kind(kinds, "hostfile", "hosts reached by ssh", "As duoflow train RECIPE --hostfile F.")
+    example = "duoflow launch hostfile recipes/gqa_blip_base.yaml --hostfile hosts --dry-run"
+    parser = _kind(kinds, "hostfile", "hosts reached by ssh", "As duoflow train RECIPE --hostfile F.", example)
     add_hostfile_option(parser, required=True)
     parser.add_argument(
         "--no-ssh", action="store_true", help="write the run's files and print a command to type on each node"
@@ -42,9 +43,11 @@ def _add_hostfile(kinds: Any) -> None:
 
 
 def _add_slurm(kinds: Any) -> None:
-    parser = _kind(kinds, "slurm", "submit to Slurm", "Fill launch/slurm.sbatch in for a recipe, and submit it.")
+    example = "duoflow launch slurm recipes/gqa_blip_base.yaml --nodes 2 --gpus-per-node 4 --dry-run"
+    description = "Fill launch/slurm.sbatch in for a recipe, and submit it."
+    parser = _kind(kinds, "slurm", "submit to Slurm", description, example)
     _add_size(parser)
-    parser.add_argument("--time", metavar="T", help="time limit, such as 12:00:00 or 2-00:00:00 (24:00:00)")
+    parser.add_argument("--time", metavar="T", help="time limit, such as 12:00:00 or 2-00:00:00 (default: 24:00:00)")
     parser.add_argument("--partition", metavar="P", help="where the job waits")
     parser.add_argument(
         "--variant", choices=("srun", "hostfile"), default="srun", help="what starts the nodes: srun, or pdsh and ssh"
@@ -54,7 +57,8 @@ def _add_slurm(kinds: Any) -> None:
 
 
 def _add_kubernetes(kinds: Any) -> None:
-    parser = _kind(kinds, "k8s", "print manifests", "Print a job's manifests, for `kubectl apply -f -`.")
+    example = "duoflow launch k8s recipes/gqa_blip_base.yaml --nodes 2 --gpus-per-node 4"
+    parser = _kind(kinds, "k8s", "print manifests", "Print a job's manifests, for `kubectl apply -f -`.", example)
     _add_size(parser)
     parser.add_argument("--image", metavar="I", default="duoflow:latest", help="container image that has DuoFlow")
     parser.add_argument("--namespace", metavar="NS", help="namespace; without it kubectl's own")
@@ -70,8 +74,8 @@ def _add_kubernetes(kinds: Any) -> None:
     parser.set_defaults(handler=_kubernetes)
 
 
-def _kind(kinds: Any, name: str, help_line: str, description: str) -> argparse.ArgumentParser:
-    parser = kinds.add_parser(name, help=help_line, description=description)
+def _kind(kinds: Any, name: str, help_line: str, description: str, example: str) -> argparse.ArgumentParser:
+    parser = kinds.add_parser(name, help=help_line, description=description, epilog=example)
     parser.add_argument("recipe", metavar="RECIPE", type=Path, help="YAML file, or the config.yaml of a run")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="values to change, such as optim.lr=3e-5")
     return parser
@@ -79,9 +83,9 @@ def _kind(kinds: Any, name: str, help_line: str, description: str) -> argparse.A
 
 def _add_size(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", metavar="NAME", help="name of the job; without it the run's")
-    parser.add_argument("--nodes", metavar="N", type=int, default=2, help="machines (2)")
+    parser.add_argument("--nodes", metavar="N", type=int, default=2, help="machines")
     parser.add_argument(
-        "--gpus-per-node", metavar="N", type=int, default=4, help="GPUs, a rank each (4); 0 is a rank on the CPU"
+        "--gpus-per-node", metavar="N", type=int, default=4, help="GPUs, a rank each; 0 is a rank on the CPU"
     )
 
 

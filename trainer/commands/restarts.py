@@ -13,7 +13,8 @@ from shards.errors import UserError
 from shards.progress import say
 from trainer.config import RunConfig
 from trainer.config.schema import check_world_size
-from trainer.run_directory import FAILED, STOPPED, RunDirectory, Status
+from trainer.exit_codes import FAILED, STOPPED
+from trainer.run_directory import RunDirectory, Status
 
 FIRST_WAIT_SECONDS = 2.0
 LONGEST_WAIT_SECONDS = 120.0

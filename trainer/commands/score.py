@@ -20,12 +20,12 @@ def add_score_parser(verbs: Any) -> None:
     UserError."""
     parser = verbs.add_parser(
         "score",
-        help="a task's official scores of a file of predictions",
         description="Score predictions as the official script of GQA, VQA, NLVR2 or SNLI-VE does, LXMERT's own "
         "code, or the framework of MP-DocVQA. See docs/scores.md.",
+        epilog="duoflow score --questions val_balanced_questions.json --predictions runs/my_run/predictions/val.json",
     )
     add = parser.add_argument
-    add("--task", choices=tuple(TASKS), default="gqa", help="whose files and scores (gqa)")
+    add("--task", choices=tuple(TASKS), default="gqa", help="whose files and scores")
     add(
         "--questions",
         metavar="F",

@@ -7,7 +7,8 @@ from launch.hosts.deaths import describe_deaths
 from launch.hosts.watch import Census, take_census
 from launch.processes.ranks import this_process
 from shards.errors import UserError
-from trainer.run_directory import FAILED, RunDirectory, Status
+from trainer.exit_codes import FAILED
+from trainer.run_directory import RunDirectory, Status
 
 Standing = Literal["running", "starting", "orphaned", "dead", "unknown", "done", "stopped", "failed", "new"]
 """`dead`: the status says running and no process is left. `orphaned`: ranks train, their starter was killed.

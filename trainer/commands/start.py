@@ -17,7 +17,9 @@ from trainer.commands.restarts import keep_training
 from trainer.config import RunConfig, load_config
 from trainer.config.resume_policy import Difference, check_resumable, config_diff
 from trainer.config.schema import REPOSITORY, check_world_size
-from trainer.run_directory import DONE, FAILED, OCCUPIED, STOPPED, RunDirectory, Status
+from trainer.exit_codes import DONE, FAILED, STOPPED
+from trainer.run_directory import OCCUPIED, RunDirectory, Status
+from trainer.training.caveats import caveats
 from trainer.training.preflight import Machine, check_start, preflight
 
 TRAINING_MODULE = "trainer.train"
@@ -55,10 +57,13 @@ def start_training(
         say(finished)
         return DONE
     launch = (prepare or prepare_here)(config, run, fresh)
+    notes = caveats(config, None if fresh else run.read_config())
     with contextlib.ExitStack() as locks:
         write_start(config, run, locks, fresh=fresh)
         for difference in logged:
             say(f"{run.path}: {difference}; the run goes on with the new value")
+        for note in notes:
+            say(f"{run.path}: note: {note}", error=True)
 
         def attend(log: str | None = None, ready: Callable[[], None] | None = None) -> int:
             with attending(run.ranks, log):
@@ -97,10 +102,14 @@ def prepare_training(recipe: Path, overrides: Sequence[str], *, ranks: int, fres
         return DONE
     check_world_size(config, ranks)
     check_start(config, device_type="cuda" if count_gpus(os.environ) else "cpu", fresh=fresh)
+    notes = caveats(config, None if fresh else run.read_config())
     with contextlib.ExitStack() as locks:
         write_start(config, run, locks, fresh=fresh)
-    for difference in logged:
-        say(f"{run.path}: {difference}; the run goes on with the new value", error=True)
+    for line in (
+        *(f"{difference}; the run goes on with the new value" for difference in logged),
+        *(f"note: {note}" for note in notes),
+    ):
+        say(f"{run.path}: {line}", error=True)
     say(str(run.config.resolve()))
     return DONE
 

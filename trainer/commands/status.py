@@ -12,6 +12,7 @@ from launch.hosts.remote_hosts import MAX_AT_ONCE
 from launch.hosts.watch import Census, take_census
 from shards.errors import UserError
 from shards.progress import say
+from trainer.columns import aligned
 from trainer.commands.attach import log_of
 from trainer.commands.standing import judge
 from trainer.config import RunConfig
@@ -102,7 +103,7 @@ def report(run: RunDirectory) -> Report:
         return Report(run, f"damaged: {error}")
     census = take_census(run.ranks)
     state = judge(status, census)
-    lines = list(_metrics(run))
+    lines = list(metrics_lines(run))
     speed = next((line for line in reversed(lines) if "progress/epoch" in line), {})
     runs_now = state in ("running", "orphaned", "unknown")
     return Report(
@@ -184,9 +185,7 @@ def document(found: Report) -> dict[str, Any]:
 
 def table(reports: Sequence[Report]) -> list[str]:
     """A line for each run, under a line of titles."""
-    rows = [COLUMNS, *(_row(found) for found in reports)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return aligned([COLUMNS, *(_row(found) for found in reports)])
 
 
 def details(found: Report) -> Iterator[str]:
@@ -254,7 +253,7 @@ def _age(found: Report) -> float | None:
     return None if found.last_line is None else round(max(0.0, time.time() - found.last_line), 1)
 
 
-def _metrics(run: RunDirectory) -> Iterator[dict[str, Any]]:
+def metrics_lines(run: RunDirectory) -> Iterator[dict[str, Any]]:
     """The lines of metrics.jsonl; half a line, which is being written or was cut off by a crash, is passed over."""
     if not run.metrics.is_file():
         return

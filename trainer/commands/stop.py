@@ -9,7 +9,8 @@ from launch.processes.ranks import ask_to_stop
 from shards.errors import UserError
 from shards.progress import say
 from trainer.commands.standing import find_run, judge, say_end, settle_dead
-from trainer.run_directory import DONE, FAILED, RunDirectory
+from trainer.exit_codes import DONE, FAILED
+from trainer.run_directory import RunDirectory
 
 POLL_SECONDS = 0.2
 OTHER_HOSTS_POLL_SECONDS = 2.0

@@ -8,6 +8,7 @@ from model.config import LossConfig
 from shards.atomic import check_writable
 from shards.progress import say
 from shards.tasks import TASKS
+from trainer.columns import aligned
 from trainer.tasks import task_named
 
 COLUMNS = ("task", "formats", "losses", "metrics", "recipe")
@@ -15,7 +16,12 @@ COLUMNS = ("task", "formats", "losses", "metrics", "recipe")
 
 def add_tasks_parser(verbs: Any) -> None:
     """Add `tasks` to a command's verbs; its `handler` takes the parsed arguments and returns the exit code."""
-    parser = verbs.add_parser("tasks", help="what can be learnt: formats, losses, metrics and a recipe of every task")
+    parser = verbs.add_parser(
+        "tasks",
+        description="A row for every task: the formats of its data, its losses (in brackets those that weigh nothing "
+        "unless a recipe says so), what it measures, and a recipe to begin with.",
+        epilog="duoflow tasks --json tasks.json",
+    )
     parser.add_argument("--json", metavar="O", type=Path, help="write the table to this file as well")
     parser.set_defaults(handler=_run)
 
@@ -45,7 +51,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         check_writable("--json", arguments.json)
     rows = task_rows()
-    for line in _table([COLUMNS, *(tuple(_cell(row[column]) for column in COLUMNS) for row in rows)]):
+    for line in aligned([COLUMNS, *(tuple(_cell(row[column]) for column in COLUMNS) for row in rows)]):
         say(line)
     if arguments.json is not None:
         write_json(arguments.json, rows)
@@ -60,8 +66,3 @@ def _cell(value: Any) -> str:
         more = len(value) - len(plain)
         return ", ".join(plain) + (f", {more} by type" if more else "")
     return str(value)
-
-
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

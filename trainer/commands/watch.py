@@ -24,37 +24,46 @@ def add_watch_options(train: argparse.ArgumentParser) -> None:
     )
 
 
-def add_watch_parsers(verbs: Any) -> None:
-    """Add `attach`, `stop` and `status`; their namespaces carry `handler`: namespace -> exit code."""
+def add_attach_parser(verbs: Any) -> None:
+    """Add `attach`; its namespace carries `handler`: namespace -> exit code."""
     attach = verbs.add_parser(
         "attach",
-        help="follow a run that goes on elsewhere, to its end",
         description="Show what a run says until it ends, and return its exit code. Ctrl-C lets go of it and does not "
         "stop it. Where the process that started the ranks is gone, this one takes its place.",
+        epilog="duoflow attach runs/my_run",
     )
     attach.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/NAME")
     attach.set_defaults(handler=_attach)
 
+
+def add_stop_parser(verbs: Any) -> None:
+    """Add `stop`; its namespace carries `handler`: namespace -> exit code."""
     stop = verbs.add_parser(
         "stop",
-        help="make a run save and leave, on whatever hosts",
         description="Ask a run to save and leave, and wait until it has. The same `duoflow train` goes on with it.",
+        epilog="duoflow stop runs/my_run --wait 60",
     )
     stop.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/NAME")
     stop.add_argument("--kill", action="store_true", help="end what has not left in time with SIGKILL")
     stop.add_argument(
-        "--wait", metavar="SECONDS", type=_count, help="how long to wait for it (engine.timeout_seconds of the run)"
+        "--wait",
+        metavar="SECONDS",
+        type=_count,
+        help="how long to wait for it (default: engine.timeout_seconds of the run)",
     )
     stop.set_defaults(handler=_stop)
 
+
+def add_status_parser(verbs: Any) -> None:
+    """Add `status`; its namespace carries `handler`: namespace -> exit code."""
     status = verbs.add_parser(
         "status",
-        help="how runs stand: step, best, speed, time left, what is alive",
         description="A table of the runs below a directory, or everything about one run. Hosts that do not answer "
         "within seconds are named and not waited for.",
+        epilog="duoflow status\nduoflow status runs/my_run --json",
     )
     status.add_argument(
-        "run", metavar="RUN", nargs="?", type=Path, default=RUNS, help="a run, or a directory of runs (runs)"
+        "run", metavar="RUN", nargs="?", type=Path, default=RUNS, help="a run, or a directory of runs (default: runs)"
     )
     status.add_argument("--json", action="store_true", help="print JSON")
     status.set_defaults(handler=_status)

@@ -1,5 +1,6 @@
 """Recipe, then overrides, checked as a whole: the only way to a configuration."""
 
+import difflib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,13 +8,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from model.config import text_towers, untrained_towers
 from model.parts import PARTS
 from shards.errors import ConfigError
 from shards.tasks import TASKS
 from trainer.config.checks import cross_faults
 from trainer.config.faults import fault_line, value_faults
 from trainer.config.overrides import Override, apply_overrides, parse_override
-from trainer.config.schema import RunConfig
+from trainer.config.run_paths import find_from_anywhere
+from trainer.config.schema import REPOSITORY, RunConfig
 from trainer.config.yaml_text import format_value, format_yaml, parse_yaml
 
 
@@ -23,11 +26,12 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: one line per fault, each with its file or override, the dotted key and the way out.
     """
-    return _checked(Path(recipe), _read_recipe(Path(recipe)), overrides)
+    return _checked(Path(recipe), _read_recipe(Path(recipe), may_be_empty=bool(overrides)), overrides)
 
 
 def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration that a run was started with, from its `config.yaml`, with overrides.
+    """The configuration that a run was started with, from its `config.yaml`, with overrides. Relative paths in it are
+    found from any working directory.
 
     Raises:
         ConfigError: as `load_config`.
@@ -35,6 +39,7 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     tree = _read_recipe(path)
     if isinstance(tree.get("model"), dict):
         tree["model"].setdefault("text_start", "cls")  # what every run did before there was the key
+    find_from_anywhere(path, tree)
     return _checked(path, tree, overrides)
 
 
@@ -48,10 +53,11 @@ def _checked(recipe: Path, tree: dict[str, Any], overrides: Sequence[str]) -> Ru
     tree = apply_overrides(tree, parsed)
     _name_after(recipe, tree)
     _weigh_as_task(tree)
+    _see_from_scratch(tree)
     source_of = _source_of(str(recipe), parsed)
     try:
         # JSON is what pydantic's strict mode was made for: lists are tuples there, and true is not 1.
-        config = RunConfig.model_validate_json(json.dumps(tree), strict=True)
+        config = _without_untrained_rest(RunConfig.model_validate_json(json.dumps(tree), strict=True), tree)
         faults = cross_faults(config)
     except ValidationError as error:
         faults = value_faults(error, RunConfig)
@@ -60,20 +66,33 @@ def _checked(recipe: Path, tree: dict[str, Any], overrides: Sequence[str]) -> Ru
     return config
 
 
-def _read_recipe(recipe: Path) -> dict[str, Any]:
+def _read_recipe(recipe: Path, *, may_be_empty: bool = False) -> dict[str, Any]:
     try:
         text = recipe.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{recipe}: no such file; expected a recipe in YAML, such as those in recipes/") from None
+        raise ConfigError(
+            f"{recipe}: no such file{_near(recipe)}; expected a recipe in YAML, such as those in recipes/"
+        ) from None
     except OSError as error:
         raise ConfigError(f"{recipe}: cannot be read: {error.strerror}; expected a recipe in YAML") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{recipe}: not UTF-8 text at byte {error.start}; expected a recipe in YAML") from None
     tree = parse_yaml(text, str(recipe))
-    if not isinstance(tree, dict):
-        found = "nothing" if tree is None else format_value(tree)
-        raise ConfigError(f"{recipe}: expected sections with keys (batch: ...), got {found}")
-    return tree
+    if tree is None and not may_be_empty:
+        raise ConfigError(
+            f"{recipe}: expected sections with keys (batch: ...), got nothing; a line is enough: data: {{train: DIR}}"
+        )
+    if tree is not None and not isinstance(tree, dict):
+        raise ConfigError(f"{recipe}: expected sections with keys (batch: ...), got {format_value(tree)}")
+    return tree or {}
+
+
+def _near(recipe: Path) -> str:
+    """The nearest name of a recipe beside one that is not there, or among ours."""
+    places = [recipe.parent, Path("recipes"), REPOSITORY / "recipes"]
+    there = {path.name: path for place in reversed(places) for path in place.glob("*.yaml")}
+    near = difflib.get_close_matches(f"{recipe.stem}.yaml", there, n=1)
+    return f" (did you mean {there[near[0]]}?)" if near else ""
 
 
 def _name_after(recipe: Path, tree: dict[str, Any]) -> None:
@@ -94,6 +113,31 @@ def _weigh_as_task(tree: dict[str, Any]) -> None:
     if isinstance(losses, dict):
         for part in PARTS:
             losses.setdefault(part, TASKS[name].losses.get(part, 0.0) if part == "answer" or not writes else 0.0)
+
+
+_SEES = frozenset(
+    ("freeze", "vision", "second_stream", "second_vision", "efficient_sam", "guidance", "vlm", "reader", "retrieval")
+)
+"""Keys of the model that say how it sees, and what of that is trained; a recipe without any leaves it to us."""
+
+
+def _see_from_scratch(tree: dict[str, Any]) -> None:
+    """Leave a second stream out of a recipe that says nothing of how it sees: EfficientSAM without weights would be
+    1024 pixels of random ones."""
+    model = tree.setdefault("model", {})
+    if isinstance(model, dict) and not _SEES & model.keys():
+        model["second_stream"] = "none"
+
+
+def _without_untrained_rest(config: RunConfig, tree: dict[str, Any]) -> RunConfig:
+    """The configuration, with what starts from random weights trained where the recipe does not say what is frozen."""
+    model = config.model
+    whole = model.vlm or model.reader or model.retrieval
+    if "freeze" in tree["model"] or whole is not None or config.task not in TASKS:
+        return config
+    untrained = untrained_towers(model, text_towers(TASKS[config.task], config.losses))
+    freeze = tuple(part for part in model.freeze if part not in untrained)
+    return config.model_copy(update={"model": model.model_copy(update={"freeze": freeze})})
 
 
 def _source_of(recipe: str, overrides: Sequence[Override]) -> Callable[[str], str]:

@@ -200,7 +200,7 @@ class RunConfig(Section):
     losses: LossConfig = LossConfig()
     answers: AnswersConfig = AnswersConfig()
     pnp: PnpConfig = PnpConfig()
-    batch: BatchConfig
+    batch: BatchConfig = BatchConfig(visits=16, micro_visits=8)
     optim: OptimConfig = OptimConfig()
     precision: Literal["auto", "fp16", "bf16", "fp32"] = "auto"
     """Of the computation; `auto` is fp16 on a GPU and fp32 without. Weights and moments are always kept in fp32."""

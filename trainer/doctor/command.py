@@ -4,6 +4,7 @@ With `--hostfile` the table is of the hosts.
 """
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,16 @@ def add_doctor_parser(verbs: Any) -> None:
     """Add the `doctor` verb; its namespace carries `handler`: namespace -> exit code."""
     parser = verbs.add_parser(
         "doctor",
-        help="what this machine can run, and what a recipe misses",
         description="Look at packages, GPUs, memory and disk, and start DeepSpeed once. With a recipe, look also for "
         "its weights and shards, print the commands that get what is missing, and plan its memory. Asks no network.",
+        epilog="duoflow doctor\nduoflow doctor recipes/easyvqa.yaml --json",
     )
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", type=Path, help="YAML file, or the config.yaml of a run")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="values to change, as for duoflow train")
     parser.add_argument(
         "--hostfile", metavar="F", type=Path, help="look at the hosts of this file instead, all at once, and compare"
     )
+    parser.add_argument("--json", action="store_true", help="print JSON; faults are in it, and on stderr as always")
     parser.set_defaults(handler=_run)
 
 
@@ -33,11 +35,12 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.hostfile is not None:
         return _run_over_hosts(arguments)
     sections = examine(arguments.recipe, arguments.overrides)
-    say(render(sections))
     found = faults(sections)
+    say(_as_json(sections) if arguments.json else render(sections))
     if found:
         raise UserError("\n".join(found))
-    say(f"{arguments.recipe or 'this machine'}: nothing is missing")
+    if not arguments.json:
+        say(f"{arguments.recipe or 'this machine'}: nothing is missing")
     return 0
 
 
@@ -47,11 +50,20 @@ def _run_over_hosts(arguments: argparse.Namespace) -> int:
 
     config = None if arguments.recipe is None else load_config(arguments.recipe, arguments.overrides)
     lines, found = examine_hosts(arguments.hostfile, config)
-    say("\n".join(lines))
+    if arguments.json:
+        say(json.dumps({"hosts": lines, "faults": found}, indent=1, ensure_ascii=False))
+    else:
+        say("\n".join(lines))
     if found:
         raise UserError("\n".join(found))
-    say(f"{arguments.hostfile}: the hosts have everything in common that a run needs")
+    if not arguments.json:
+        say(f"{arguments.hostfile}: the hosts have everything in common that a run needs")
     return 0
+
+
+def _as_json(sections: Sequence[Section]) -> str:
+    tables = [{"title": section.title, "rows": [row._asdict() for row in section.rows]} for section in sections]
+    return json.dumps({"sections": tables, "faults": faults(sections)}, indent=1, ensure_ascii=False)
 
 
 def examine(recipe: Path | None, overrides: Sequence[str] = ()) -> list[Section]:

@@ -16,6 +16,7 @@ from launch.plan.hostfile import read_hostfile
 from launch.plan.launch_plan import Node
 from launch.plan.words import LaunchFault
 from shards.errors import ConfigError
+from trainer.columns import aligned
 from trainer.config import RunConfig
 from trainer.config.schema import REPOSITORY
 from trainer.doctor.packages import lower_bounds
@@ -103,9 +104,7 @@ def shortcomings(nodes: Sequence[Node], seen: Mapping[str, Seen]) -> Iterator[st
 
 def table(nodes: Sequence[Node], seen: Mapping[str, Seen]) -> list[str]:
     """A line for each host under a line of titles; one that was not reached has its name alone."""
-    rows = [COLUMNS, *(_cells(node.name, seen.get(node.name)) for node in nodes)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return aligned([COLUMNS, *(_cells(node.name, seen.get(node.name)) for node in nodes)])
 
 
 def _look(nodes: Sequence[Node], config: RunConfig | None) -> tuple[dict[str, Seen], dict[str, str]]:

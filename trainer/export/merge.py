@@ -17,7 +17,6 @@ from model.source import text_start_of
 from model.towers.checkpoint_files import BLIP_ARCHITECTURES, T5_ARCHITECTURES, short_reason
 from model.towers.hub import load_pretrained
 from model.vlm.objective import NAME
-from shards.atomic import check_writable
 from shards.errors import DataError, UserError
 from trainer.export.read import read_run
 from trainer.export.run_arguments import other_than_fusion
@@ -52,7 +51,7 @@ def copy_export(run: Path, out: Path, *, merge: bool) -> list[str]:
     try:
         if out.exists():
             raise UserError(f"--out {out}: exists already; name a directory that is not there yet")
-        check_writable("--out", out)
+        out.parent.mkdir(parents=True, exist_ok=True)
         content = _copy(config.model, export, content, out, merge=merge)
     except (OSError, SafetensorError) as error:  # of writing: what cannot be read is a DataError by now
         # copytree goes on after a file that fails and tells of all at its end: (from, to, message).

@@ -126,7 +126,7 @@ def load_exported(path: Path, config: RunConfig, *, weights: Weights = "trained"
     dtype = _DTYPES[resolve_precision(config.precision, device.type, too_wide=objective.too_wide_for_fp16)]
     objective.to(device=device, dtype=dtype).eval()
     objective.place_frozen(device, dtype)
-    return Exported(config, built.settled(device), device, dtype)
+    return Exported(config, built.settled(device, bool), device, dtype)  # alone, whoever else computes
 
 
 def _classes(config: RunConfig, exported: tuple[str, ...]) -> tuple[str, ...]:

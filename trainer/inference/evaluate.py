@@ -16,7 +16,8 @@ from trainer.engine.distributed import World
 from trainer.export.read import Pipeline, Weights, load_exported, open_keys, read_run
 from trainer.export.run_arguments import other_than_fusion
 from trainer.run_directory import RunDirectory
-from trainer.tasks import task_named
+from trainer.tasks import Task, task_named
+from trainer.training.baselines import baselines
 from trainer.training.preflight import check_format
 from trainer.training.validate import evaluate, evaluate_pnp, gather_predictions
 
@@ -71,7 +72,18 @@ def evaluate_run(
         name = split if by == usual else f"{split}.{by}"
         ending, content = gather_predictions(evaluation.predictions, task, World())
         write_atomically(RunDirectory(path).predictions(name, ending), content)
-    return {**evaluation.metrics, **_answer_ceiling(config, opened, split)}, evaluation.counts
+    ceiling = _answer_ceiling(config, opened, split)
+    return {**evaluation.metrics, **ceiling, **_baselines(config, opened, task, split)}, evaluation.counts
+
+
+def _baselines(config: RunConfig, opened: Split, task: Task, split: str) -> dict[str, float]:
+    """What the most frequent answer and the questions alone give, where the training questions are at hand."""
+    if config.data.train is None or config.data.limit is not None:
+        return {}
+    try:
+        return baselines(open_split(config, "train"), opened, opened.visits.num_questions, task, split)
+    except UserError:
+        return {}  # the shards of training need not be where a model is evaluated
 
 
 def _answers_by(config: RunConfig) -> str:

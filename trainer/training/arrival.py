@@ -20,7 +20,8 @@ from trainer.engine.addresses import check_meeting_place
 from trainer.engine.process import Place, read_place
 from trainer.engine.signals import StopRequest
 from trainer.engine.waiting import StoppedError, wait_for
-from trainer.run_directory import OCCUPIED, STOPPED, USER_MISTAKE, RunDirectory
+from trainer.exit_codes import STOPPED, USER_MISTAKE
+from trainer.run_directory import OCCUPIED, RunDirectory
 from trainer.training.ending import leave_status, say
 
 _SAFE_VALUE = re.compile(r"[\w@%+=:,./-]*")

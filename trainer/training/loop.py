@@ -11,6 +11,7 @@ from torch.profiler import record_function
 
 from shards.errors import UserError
 from shards.read.loader import MicroBatch, training_keys
+from trainer.training.baselines import report_baselines
 from trainer.training.loss_watch import LossWatch
 from trainer.training.report import report_data, report_step
 from trainer.training.run_identity import keep_id
@@ -151,6 +152,8 @@ def _finished(run: Run, state: TrainState) -> Outcome:
         export_last(run, state)
     else:
         repair_export(run, state)
+    if run.is_main:
+        report_baselines(run, state)
     if run.validation is None:
         report_data(run, state.take_window("since_validation"))
         return Outcome(True, f"trained {state.global_step} steps")

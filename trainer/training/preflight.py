@@ -24,6 +24,7 @@ from trainer.engine.optimizers import check_stage
 from trainer.engine.policy_choice import AUTO
 from trainer.run_directory import RunDirectory
 from trainer.tasks import task_named
+from trainer.training.room import check_disk, check_memory
 
 STATE = "state.json"
 """Of a checkpoint: trainer.engine.state_file, which imports torch."""
@@ -61,7 +62,9 @@ def preflight(config: RunConfig, *, fresh: bool = False) -> Machine:
     """
     machine = plan_machine(config, os.environ)
     check_world_size(config, machine.processes)
+    check_disk(RunDirectory.of(config))
     check_start(config, device_type="cuda" if machine.gpus else "cpu", fresh=fresh)
+    check_memory(config, on_gpu=bool(machine.gpus))
     check_room(config, range(machine.processes), machine.processes)
     return machine
 

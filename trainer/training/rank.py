@@ -21,8 +21,9 @@ from trainer.config.schema import check_world_size
 from trainer.engine.distributed import World, initialize, is_known_to_all
 from trainer.engine.signals import StopRequest
 from trainer.engine.waiting import LostRankError, StoppedError, first_line
-from trainer.reporting.progress import ConsoleHandler
-from trainer.run_directory import DONE, FAILED, STOPPED, USER_MISTAKE, RunDirectory
+from trainer.exit_codes import DONE, FAILED, STOPPED, USER_MISTAKE
+from trainer.reporting.consoles import console_handlers
+from trainer.run_directory import RunDirectory
 from trainer.training.agreement import agree_on_start, check_shards
 from trainer.training.arrival import Arrival, arrive, stopped_early
 from trainer.training.ending import leave_status, say
@@ -191,13 +192,10 @@ def _abandon(directory: RunDirectory, rank: int, code: int) -> int:
 
 
 def _log_to(directory: RunDirectory, rank: int) -> None:
-    """Everything to the rank's file; the console hears rank 0, and errors of all ranks."""
+    """Everything to the rank's file; the console hears rank 0, and stderr errors of all ranks."""
     file = logging.FileHandler(directory.rank_log(rank), encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    console = ConsoleHandler()
-    console.setLevel(logging.INFO if rank == 0 else logging.ERROR)
-    console.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-    logging.basicConfig(level=logging.INFO, handlers=[file, console], force=True)
+    logging.basicConfig(level=logging.INFO, handlers=[file, *console_handlers(rank)], force=True)
     # DeepSpeed calls what torch has renamed, and torch says so at every step; nobody who trains can change that.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.")
     transformers_logging.set_verbosity_error()

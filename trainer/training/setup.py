@@ -89,7 +89,7 @@ def set_up(
     engine = _engine(config, built.objective, world, policy, precision)
     built.objective.place_frozen(engine.device, engine.dtype)
     with engine.evaluation_module():
-        built = world.agree_on(lambda: built.settled(engine.device))
+        built = built.settled(engine.device, world.any_rank)
     batches, loader = training_loader(config, train, built, world)
     validation = None
     if config.data.val is not None:

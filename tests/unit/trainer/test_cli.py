@@ -96,8 +96,9 @@ def test_help_imports_neither_torch_nor_deepspeed():
 
 def test_the_verbs_are_those_that_are_built():
     verbs = next(action for action in cli.build_parser()._actions if isinstance(action, argparse._SubParsersAction))
-    built = {"scenes", "shards", "train", "evaluate", "answer", "export", "score", "tasks", "doctor", "bench"}
-    assert set(verbs.choices) == built | {"launch", "attach", "stop", "status"}
+    built = {"init", "scenes", "shards", "train", "evaluate", "answer", "export", "score", "tasks", "doctor", "bench"}
+    assert set(verbs.choices) == built | {"launch", "attach", "stop", "status", "runs", "completion"}
+    assert list(verbs.choices) == list(cli.VERBS)
 
 
 SAME_MEANING = {"--hostfile"}
@@ -202,7 +203,7 @@ class TestTrain:
 
     def test_a_dry_run_says_what_would_happen_and_starts_nothing(self, recipe: Path, started, capsys, monkeypatch):
         fake = types.ModuleType("trainer.commands.dry_run")
-        fake.dry_run = lambda config, *, fresh: f"{config.limits.epochs} epochs, fresh: {fresh}"
+        fake.dry_run = lambda config, *, fresh, **_: f"{config.limits.epochs} epochs, fresh: {fresh}"
         monkeypatch.setitem(sys.modules, "trainer.commands.dry_run", fake)
         assert cli.main(["train", str(recipe), "--dry-run", "limits.epochs=3"]) == 0
         assert cli.main(["train", str(recipe), "--dry-run", "--fresh"]) == 0

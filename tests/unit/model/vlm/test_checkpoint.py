@@ -178,10 +178,10 @@ def test_questions_become_rows_where_sharing_would_change_something(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, way: object
 ) -> None:
     built, cpu = build(checkpoint), torch.device("cpu")
-    assert built.settled(cpu) is built
+    assert built.settled(cpu, bool) is built
     assert not caplog.records
     monkeypatch.setattr("model.vlm.forward.visible", way)
-    settled = built.settled(cpu)
+    settled = built.settled(cpu, bool)
     assert settled.collation.questions == "rows"
     assert not settled.objective.shared
     (line,) = caplog.messages
@@ -191,6 +191,14 @@ def test_questions_become_rows_where_sharing_would_change_something(
     batch, _ = settled.collation.collate([visit("Is it red?", "Is it blue?")], **given)
     assert len(batch.sequences.ids) == 2
     assert settled.objective.evaluate(batch).predictions["answer"].shape[0] == 2
+
+
+def test_questions_become_rows_where_another_rank_may_not_share(
+    checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settled = build(checkpoint).settled(torch.device("cpu"), lambda _: True)
+    assert settled.collation.questions == "rows"
+    assert "the trial failed on another rank" in caplog.text
 
 
 def test_in_bfloat16_sharing_is_within_roundings(checkpoint: Path) -> None:

@@ -37,7 +37,7 @@ def test_a_loss_without_a_weight_stands_in_brackets_and_types_are_counted(capsys
 
 
 def test_json_has_the_rows_in_whole(tmp_path: Path, capsys: pytest.CaptureFixture):
-    out = tmp_path / "deep" / "tasks.json"
+    out = tmp_path / "tasks.json"
     assert main(["tasks", "--json", str(out)]) == 0
     rows = json.loads(out.read_text())
     assert rows == task_rows()

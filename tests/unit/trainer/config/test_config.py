@@ -236,6 +236,27 @@ class TestFaults:
         recipe.write_text(text)
         assert finding in fault(recipe)
 
+    def test_one_line_is_a_recipe(self, recipe: Path):
+        recipe.write_text("# nothing but data\n")
+        assert "a line is enough: data: {train: DIR}" in fault(recipe)
+        by_override = load_config(recipe, ["data.train=shards"])
+        recipe.write_text("data: {train: shards}\n")
+        config = load_config(recipe)
+        assert config == by_override
+        assert (config.model.second_stream, config.model.freeze) == ("none", ("second_stream",))
+        assert config.batch.visits % config.batch.micro_visits == 0
+
+    def test_a_recipe_that_leaves_freeze_out_trains_what_starts_from_random_weights(self, recipe: Path):
+        recipe.write_text("model: {vision: Salesforce/blip, second_stream: efficient_sam}\n")
+        assert load_config(recipe).model.freeze == ("vision",)
+        weights = "model.efficient_sam.checkpoint=sam.pt"
+        assert load_config(recipe, [weights]).model.freeze == ("vision", "second_stream")
+        assert "would stay so: an untrained frozen tower" in fault(recipe, "model.freeze=[match]")
+
+    def test_what_a_recipe_says_of_how_it_sees_stands(self, recipe: Path):
+        recipe.write_text("model: {freeze: []}\n")
+        assert load_config(recipe).model.second_stream == "efficient_sam"
+
     def test_a_missing_or_unreadable_recipe_is_named(self, recipe: Path, tmp_path: Path):
         assert fault(recipe.with_name("none.yaml")).startswith("none.yaml: no such file")
         assert "cannot be read: Is a directory" in fault(tmp_path)

@@ -13,7 +13,7 @@ from tests.unit.trainer.scoring.task_files import GOLDEN, GQA, Files, Score, nlv
 
 def written(score: Score, files: Files, *words: object) -> dict[str, Any]:
     """The JSON of a run that succeeds."""
-    out = files.directory / "out" / "scores.json"
+    out = files.directory / "written.json"
     code, _, error = score(*files.words(), "--json", out, *words)
     assert code == 0, error
     return json.loads(out.read_text())
