@@ -1,4 +1,4 @@
-"""Measures what a step of a model takes, and plans the same: two processes, one for bytes and one for seconds.
+"""Measures what a step of a model takes, and plans the same: a process for the bytes of each, and one for seconds.
 
 A process that lets go of memory keeps it: the C library holds freed blocks back. Where bytes are counted, it is told to
 map large blocks one by one, which go back at once; that costs time, so seconds are taken apart.
@@ -10,8 +10,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
-
-import torch
 
 from shards.errors import UserError
 
@@ -41,26 +39,27 @@ class Row(NamedTuple):
         return self.predicted_ms / self.measured_ms - 1.0
 
 
-def measure_memory(
-    device: torch.device, *, progress: Callable[[str], None] = lambda _: None
-) -> tuple[list[Row], dict[str, Any]]:
+def measure_memory(*, progress: Callable[[str], None] = lambda _: None) -> tuple[list[Row], dict[str, Any]]:
     """Every shape, and what the figures depend on.
 
     Raises:
         UserError: a process that measures failed.
     """
-    sizes, seconds = (_ask(what, device, progress) for what in ("bytes", "seconds"))
+    from trainer.bench.memory_worker import RECOMPUTED, SHAPES
+
+    sizes = {name: _ask(progress, "bytes", name) for name in SHAPES}
+    plain, recomputed = sizes[RECOMPUTED]["step"], _ask(progress, "bytes", RECOMPUTED, "recomputed")["step"]
+    seconds = _ask(progress, "seconds")
     rows = [
         Row(
             name, found["planned"], found["measured"], seconds["rows"][name]["predicted"], seconds["rows"][name]["step"]
         )
-        for name, found in sizes["rows"].items()
+        for name, found in sizes.items()
     ]
-    plain, recomputed = sizes["checkpointing"]["plain"], sizes["checkpointing"]["recomputed"]
     slow, fast = seconds["checkpointing"]["recomputed"], seconds["checkpointing"]["plain"]
-    about = {key: sizes[key] for key in ("device", "torch", "threads", "visits")} | {"probes": seconds["probes"]}
+    about = {key: seconds[key] for key in ("device", "torch", "threads", "visits", "probes")}
     about["checkpointing"] = {
-        "recipe": sizes["checkpointing"]["recipe"],
+        "recipe": RECOMPUTED,
         "plain_bytes": plain,
         "recomputed_bytes": recomputed,
         "memory": recomputed / plain - 1.0,
@@ -71,11 +70,12 @@ def measure_memory(
     return rows, about
 
 
-def _ask(what: str, device: torch.device, progress: Callable[[str], None]) -> dict[str, Any]:
-    progress(f"measuring {what}")
-    env = dict(os.environ) | (RETURN_MEMORY if what == "bytes" else {})
-    command = [sys.executable, "-m", "trainer.bench.memory_worker", what, device.type]
+def _ask(progress: Callable[[str], None], *what: str) -> dict[str, Any]:
+    """What a process of its own answers: one that has trained a model holds memory that the next would find there."""
+    progress(f"measuring {' of '.join(what)}")
+    env = dict(os.environ) | (RETURN_MEMORY if what[0] == "bytes" else {})
+    command = [sys.executable, "-m", "trainer.bench.memory_worker", *what]
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
-        raise UserError(f"bench memory: the process that measures {what} ended with {done.returncode}; see above")
+        raise UserError(f"bench memory: the process that measures {what[0]} ended with {done.returncode}; see above")
     return json.loads(done.stdout.strip().splitlines()[-1])

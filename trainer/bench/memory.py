@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from shards.atomic import check_writable
 from shards.progress import say
-from trainer.bench.device import bench_device
 
 if TYPE_CHECKING:
     from trainer.bench.measure_memory import Row
@@ -25,7 +24,6 @@ def add_parser(subparsers: Any) -> None:
         "`duoflow doctor` plans. What gradient checkpointing saves and costs is measured beside it.",
         epilog="duoflow bench memory --json memory.json",
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     parser.add_argument("--json", metavar="F", type=Path, help="write the figures to this file as well")
     parser.set_defaults(handler=_run)
 
@@ -37,7 +35,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from trainer.bench.measure_memory import measure_memory
     from trainer.run_directory import write_json
 
-    rows, about = measure_memory(bench_device(arguments.device), progress=lambda line: say(line, error=True))
+    rows, about = measure_memory(progress=lambda line: say(line, error=True))
     say("\n".join(table(rows, about)))
     if arguments.json is not None:
         told = [row._asdict() | {"memory_error": row.memory_error, "time_error": row.time_error} for row in rows]

@@ -1,5 +1,6 @@
 """One process of `duoflow bench memory`: bytes or seconds of a step of each shape, as a line of JSON."""
 
+import ctypes
 import gc
 import json
 import sys
@@ -126,6 +127,8 @@ def planned(built: BuiltModel, shape: Shape, visits: int) -> int:
 def measured_bytes(shape: Shape, world: World, *, checkpointing: bool | None = None) -> tuple[int, int, int]:
     """(planned, the most of a model with its engine and three steps, the most of a step above what was there before)"""
     gc.collect()
+    if world.device.type == "cpu":
+        ctypes.CDLL(None).malloc_trim(0)  # what the warm-up has let go of would be taken for nothing
     before = _held(world.device)
     _forget_peak(world.device)
     built = build(shape, checkpointing=checkpointing)
@@ -179,8 +182,8 @@ def recomputed_milliseconds(shape: Shape, world: World) -> dict[str, float]:
 
 
 def main() -> None:
-    """`bytes` or `seconds`, and cpu or cuda."""
-    what, _ = sys.argv[1:]
+    """`seconds`, or `bytes` and the name of a shape, with `recomputed` behind it where layers are computed again."""
+    what, *about = sys.argv[1:]
     world = initialize(timeout_seconds=300.0)
     answer: dict[str, Any] = {
         "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
@@ -191,10 +194,9 @@ def main() -> None:
     }
     _warm_up(world)
     if what == "bytes":
-        found = {name: measured_bytes(shape, world) for name, shape in SHAPES.items()}
-        answer["rows"] = {name: {"planned": plan, "measured": peak} for name, (plan, peak, _) in found.items()}
-        again = measured_bytes(SHAPES[RECOMPUTED], world, checkpointing=True)
-        answer["checkpointing"] = {"recipe": RECOMPUTED, "plain": found[RECOMPUTED][2], "recomputed": again[2]}
+        name, *recomputed = about
+        found = measured_bytes(SHAPES[name], world, checkpointing=True if recomputed else None)
+        answer |= dict(zip(("planned", "measured", "step"), found, strict=True))
     else:
         answer["rows"] = {name: measured_seconds(shape, world) for name, shape in SHAPES.items()}
         answer["checkpointing"] = recomputed_milliseconds(SHAPES[RECOMPUTED], world)

@@ -1,8 +1,10 @@
 """What becomes of a rank that runs out of memory: one line with the plan and the number to set."""
 
-import contextlib
+import gc
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
@@ -11,6 +13,10 @@ from shards.errors import UserError
 from trainer.engine.waiting import first_line
 from trainer.training.memory_plan import MemoryPlan, make_plan, no_plan, remedy
 from trainer.training.state import Run
+
+logger = logging.getLogger(__name__)
+
+Made = TypeVar("Made")
 
 _OF_THE_HOST = re.compile(r"can't allocate memory|not enough memory|out_of_memory|std::bad_alloc")
 """Torch's allocator of host memory, and oneDNN's, have no class of their own for it."""
@@ -27,26 +33,32 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and _OF_THE_HOST.search(str(error)) is not None
 
 
-@contextlib.contextmanager
-def explained(run: Run) -> Iterator[None]:
-    """Say of an allocation that fails inside what was planned, and what to set.
+def explained(run: Run, act: Callable[[], Made]) -> Made:
+    """What `act` gives; of an allocation that fails in it, what was planned and what to set.
 
     Raises:
         OutOfMemoryError: in the place of the allocator's own error.
     """
     try:
-        yield
+        return act()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+        said = first_line(error)
+    # Only here is the error gone, and with its frames what the step has held: planning wants a little memory too.
+    gc.collect()
+    try:
         plan = _plan(run)
-        batch = run.config.batch
-        key = "micro_visits" if batch.micro_tokens is None else "micro_tokens"
-        planned = "" if plan is None else f"; planned at most {plan.describe(batch.least_visits)}"
-        raise OutOfMemoryError(
-            f"out of memory with batch.{key}={getattr(batch, key)} ({first_line(error)}){planned}; "
-            f"{remedy(run.config, plan)} and run the same command again"
-        ) from error
+    except (RuntimeError, MemoryError) as error:  # no room for a thread of autograd's: the number is known without it
+        logger.warning("the memory plan cannot be made: %s", first_line(error))
+        plan = None
+    batch = run.config.batch
+    key = "micro_visits" if batch.micro_tokens is None else "micro_tokens"
+    planned = "" if plan is None else f"; planned at most {plan.describe(batch.least_visits)}"
+    raise OutOfMemoryError(
+        f"out of memory with batch.{key}={getattr(batch, key)} ({said}){planned}; {remedy(run.config, plan)} and run "
+        "the same command again"
+    )
 
 
 def _plan(run: Run) -> MemoryPlan | None:

@@ -111,8 +111,7 @@ def _train(config: RunConfig, directory: RunDirectory, world: World, stop: StopR
 def _fit(config: RunConfig, directory: RunDirectory, world: World, stop: StopRequest, run_id: str) -> Outcome:
     run, state = set_up(config, directory, world, stop, run_id=run_id)
     try:
-        with explained(run):
-            return fit(run, state)
+        return explained(run, lambda: fit(run, state))
     finally:
         if run.profiler is not None:
             run.profiler.close()

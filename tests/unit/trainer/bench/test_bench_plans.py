@@ -61,7 +61,7 @@ def test_a_plan_of_a_shape_grows_with_its_visits() -> None:
 def test_a_process_that_fails_to_measure_is_told(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     failed = SimpleNamespace(returncode=3, stdout="")
     monkeypatch.setattr(measure_memory.subprocess, "run", lambda *_, **__: failed)
-    assert cli.main(["bench", "memory", "--device", "cpu"]) == 2
+    assert cli.main(["bench", "memory"]) == 2
     assert "measures bytes ended with 3" in capsys.readouterr().err
 
 
@@ -87,25 +87,19 @@ def test_every_benchmark_of_all_is_one(capsys) -> None:
 
 
 def test_measured_figures_are_put_together_by_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
     common = {"device": "cpu", "torch": "2", "threads": 1, "visits": 8, "probes": [2, 4]}
-    answers = {
-        "bytes": {
-            "rows": {"a": {"planned": 5, "measured": 4}},
-            "checkpointing": {"recipe": "a", "plain": 10, "recomputed": 4},
-        },
-        "seconds": {
-            "rows": {"a": {"predicted": 1.0, "step": 2.0}},
-            "checkpointing": {"plain": 10.0, "recomputed": 13.0},
-        },
+    times = {
+        "rows": {name: {"predicted": 1.0, "step": 2.0} for name in SHAPES},
+        "checkpointing": {"plain": 10.0, "recomputed": 13.0},
     }
 
     def run(command: list[str], **_: object) -> SimpleNamespace:
-        return SimpleNamespace(returncode=0, stdout="noise\n" + json.dumps(common | answers[command[3]]) + "\n")
+        sizes = {"planned": 5, "measured": 4, "step": 4 if command[-1] == "recomputed" else 10}
+        answer = times if command[3] == "seconds" else sizes
+        return SimpleNamespace(returncode=0, stdout="noise\n" + json.dumps(common | answer) + "\n")
 
     monkeypatch.setattr(measure_memory.subprocess, "run", run)
-    rows, about = measure_memory.measure_memory(torch.device("cpu"))
-    assert rows == [Row("a", 5, 4, 1.0, 2.0)]
+    rows, about = measure_memory.measure_memory()
+    assert rows == [Row(name, 5, 4, 1.0, 2.0) for name in SHAPES]
     assert about["checkpointing"]["memory"] == pytest.approx(-0.6)
     assert about["checkpointing"]["time"] == pytest.approx(0.3)

@@ -111,8 +111,8 @@ def run_of(project: Project, *overrides: str) -> SimpleNamespace:
 
 
 def test_an_allocation_that_fails_is_told_with_the_plan_and_the_number(project: Project) -> None:
-    with pytest.raises(OutOfMemoryError) as it, explained(run_of(project, "batch.micro_visits=8")):
-        torch.empty(1 << 50)
+    with pytest.raises(OutOfMemoryError) as it:
+        explained(run_of(project, "batch.micro_visits=8"), lambda: torch.empty(1 << 50))
     line = str(it.value)
     assert isinstance(it.value, UserError)
     assert "\n" not in line
@@ -126,17 +126,19 @@ def test_gpus_and_hosts_fail_alike_and_other_errors_are_left_alone(project: Proj
     assert is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
     assert not is_out_of_memory(ValueError("can't allocate memory"))
-    with pytest.raises(RuntimeError, match="shape mismatch"), explained(run_of(project)):
-        raise RuntimeError("shape mismatch")
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        explained(run_of(project), lambda: fail(RuntimeError("shape mismatch")))
+    assert explained(run_of(project), lambda: 3) == 3
+
+
+def fail(error: Exception) -> None:
+    raise error
 
 
 def test_a_plan_that_cannot_be_told_does_not_hide_the_number(project: Project) -> None:
     run = run_of(project, "batch.micro_visits=4")
     run.engine.zero_stage = 3
-    with (
-        pytest.raises(
-            OutOfMemoryError, match=r"out of memory with batch\.micro_visits=4 .*; set batch\.micro_visits=2"
-        ),
-        explained(run),
+    with pytest.raises(
+        OutOfMemoryError, match=r"out of memory with batch\.micro_visits=4 .*; set batch\.micro_visits=2"
     ):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        explained(run, lambda: fail(torch.OutOfMemoryError("CUDA out of memory")))
