@@ -122,7 +122,7 @@ def _recipe(path: Path, shards: Path, sizes: dict[str, Any], stage: int) -> Path
             "second_stream": "none",
             "fusion": {"layers": layers + 1, "heads": 4, "dropout": 0.0},
             "scratch": scratch | {"vision_layers": layers, "text_layers": layers},
-            "freeze": ["vision", "match", "answer"],
+            "freeze": [],
         },
         "batch": {"visits": sizes["visits"], "micro_visits": sizes["visits"]},
         "engine": {"policy": f"ds_configs/zero{stage}.json"},

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping
 
 import torch
+from transformers.utils import logging as transformers_logging
 
 from model.build import BuiltModel
 from shards.errors import UserError
@@ -25,6 +26,7 @@ MANY_RANKS = 8
 
 def memory_rows(config: RunConfig) -> list[Row]:
     """The plan of a recipe that can be started; a model that cannot be loaded, or has no plan, is said to have none."""
+    transformers_logging.disable_progress_bar()
     try:
         machine = plan_machine(config, os.environ)
         train = open_split(config, "train")
