@@ -28,9 +28,13 @@ class Reads(NamedTuple):
 
     def pixels(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
         """(B, 3, S, S) uint8 to (B, 3, size, size): the whole square, resized and normalised in fp32, then cast."""
-        mean = torch.tensor(self.mean, device=pixels.device)[:, None, None]
-        std = torch.tensor(self.std, device=pixels.device)[:, None, None]
+        mean, std = (_per_channel(values, pixels.device) for values in (self.mean, self.std))
         return ((unit_pixels(pixels, self.size, self.interpolation) - mean) / std).to(dtype)
+
+
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(channels, 1, 1), filled where it is: a tensor of Python's numbers would be copied to a GPU, which waits."""
+    return torch.cat([torch.full((1, 1, 1), value, device=device) for value in values])
 
 
 def unit_pixels(pixels: Tensor, size: int | None = None, interpolation: Interpolation = "bicubic") -> Tensor:

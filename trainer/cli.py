@@ -201,6 +201,12 @@ def _add_train(verbs: Any) -> None:
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and leave")
     parser.add_argument("--fresh", action="store_true", help="set an existing run of this name aside and start over")
     parser.add_argument("--limit", metavar="N", type=int, help="use the first N images of each split (data.limit=N)")
+    parser.add_argument(
+        "--profile",
+        metavar="N",
+        type=_count,
+        help="trace N steps into the run's profile/, for chrome://tracing (logging.profile_steps=N)",
+    )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--prepare",
@@ -226,6 +232,8 @@ def _train(arguments: argparse.Namespace) -> int:
     overrides = list(arguments.overrides)
     if arguments.limit is not None:
         overrides.append(f"data.limit={arguments.limit}")
+    if arguments.profile is not None:
+        overrides.append(f"logging.profile_steps={arguments.profile}")
     if arguments.print_config:
         say(dump_config(load_config(arguments.recipe, overrides)).rstrip("\n"))
         return 0

@@ -8,7 +8,7 @@ Shapes: B images, S side of the input, P tokens in front of the grid, g cells on
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -77,6 +77,13 @@ class TimmVisionTower(VisionTower):
             return features
         cells = features.flatten(2).transpose(1, 2) if self._axes == "NCHW" else features.flatten(1, 2)
         return cells.contiguous()
+
+    def skeleton_flops(self, count: Callable[..., tuple[float, float]], *, trained: bool) -> tuple[float, float]:
+        """What `count(model, pixels (1, 3, S, S), trained=trained)` says of the architecture on the meta device."""
+        model = deepcopy(self._backbone.skeleton).requires_grad_(trained)
+        for name in self._backbone.unused:
+            model.get_parameter(name).requires_grad_(False)
+        return count(model, torch.empty(1, 3, self.image_size, self.image_size, device="meta"), trained=trained)
 
     def save(self, weights: Mapping[str, Tensor], directory: Path) -> None:
         """Write a directory that a reference reads again, and timm itself (`local-dir:`), its head included.

@@ -40,9 +40,10 @@ from shards.read.eyes import Augment
 from shards.read.features import CachedSight, DamagedFeaturesError
 from shards.read.fetcher import Errand, Fetcher
 from shards.read.micro_batch import Fault, MicroBatch
+from shards.read.packed import PackedSteps
 from shards.read.parcel import Parcel
 from shards.read.windows import by_window, only_named
-from shards.read.workers import leave_with_parent, worker_context
+from shards.read.workers import end_workers, leave_with_parent, worker_context
 from shards.remote.files import CachedFiles, open_files
 from shards.tasks import TASKS
 from shards.tasks.seam import Draw, Rows, Visit, Wanted
@@ -261,6 +262,7 @@ class TrainingBatches(MicroBatches):
     Args:
         augment: changes the pictures of visits whose texts tell no sides; for tasks that it may, and for pixels.
         features: cached tokens in the place of the images, where none is changed.
+        longest: (images,) tokens of the longest question of each image, where micro-batches are packed by tokens.
     """
 
     def __init__(
@@ -272,12 +274,18 @@ class TrainingBatches(MicroBatches):
         *,
         augment: RandAugment | None = None,
         features: CachedSight | None = None,
+        longest: Ints | None = None,
     ) -> None:
         super().__init__(split, texts, image_size, features)
         assert augment is None or features is None, "what is cached was seen unchanged"
         assert augment is None or TASKS[texts.task].augments, f"{texts.task}: checked with the recipe"
         self.share, self._augment = share, augment
+        self.packed = None if share.micro_tokens is None else PackedSteps(split, share, longest)
         self.accumulation = accumulation_steps(split.order, share)
+
+    def micro_batches_in(self, epoch: int, step: int) -> int:
+        """Micro-batches of a step: as many on every rank."""
+        return self.accumulation if self.packed is None else len(self.packed.micro_batches(epoch, step))
 
     def position(self, epoch: int, step: int, _: int) -> int:
         return epoch * self.length + step
@@ -294,8 +302,12 @@ class TrainingBatches(MicroBatches):
         order = self.split.epoch(epoch)
         self._expect(epoch, step, micro_step)
         # DeepSpeed averages over ranks and accumulation steps; the loss is a sum over the whole step divided by N.
+        # Packed, a step may have fewer micro-batches than DeepSpeed divides by.
         scale = self.share.world_size * self.accumulation / order.questions_in_step(step)
-        visits = order.micro_batch(step, micro_step, self.share)
+        if self.packed is None:
+            visits = order.micro_batch(step, micro_step, self.share)
+        else:
+            visits = self.packed.micro_batches(epoch, step)[micro_step]
         return self._assemble(
             visits,
             order.questions,
@@ -407,7 +419,7 @@ class Loader:
         )
         if workers:
             # At exit Python would send its children a SIGTERM, which these never get, and wait for them for ever.
-            atexit.register(_end_workers, weakref.ref(self._loader))
+            atexit.register(end_workers, weakref.ref(self._loader))
 
     def batches(self, keys: list[tuple[int, ...]]) -> Iterator[MicroBatch]:
         """The micro-batches of these keys.
@@ -432,12 +444,6 @@ class Loader:
             logger.warning("%s", note)
 
 
-def _end_workers(loader: "weakref.ref[DataLoader]") -> None:
-    iterator = getattr(loader(), "_iterator", None)
-    if iterator is not None:
-        iterator._shutdown_workers()  # as when it is deleted, which a traceback that still refers to it would prevent
-
-
 def _unchanged(made: MicroBatch | Parcel | Fault) -> MicroBatch | Parcel | Fault:
     return made  # the default would make lists of its tuples
 
@@ -447,9 +453,12 @@ def _start_worker(_: int) -> None:
     leave_with_parent()
 
 
-def training_keys(epoch: int, first_step: int, last_step: int, accumulation: int) -> list[tuple[int, int, int]]:
-    """Keys of the micro-batches of steps first_step .. last_step - 1 of an epoch."""
-    return [(epoch, step, micro) for step in range(first_step, last_step) for micro in range(accumulation)]
+def training_keys(
+    epoch: int, first_step: int, last_step: int, accumulation: int | Callable[[int, int], int]
+) -> list[tuple[int, int, int]]:
+    """Keys of the micro-batches of steps first_step .. last_step - 1 of an epoch, so many of each (epoch, step)."""
+    counts = accumulation if callable(accumulation) else lambda _epoch, _step: accumulation
+    return [(epoch, step, micro) for step in range(first_step, last_step) for micro in range(counts(epoch, step))]
 
 
 def alone(micro_visits: int) -> Share:

@@ -38,6 +38,7 @@ _REFUSED = ("optim.name", "optim.options")
 _LOGGED = (
     "optim.",
     "batch.micro_visits",
+    "batch.micro_tokens",
     "engine.policy",
     "engine.link_gbits",
     "validate_every.max_images",
