@@ -5,10 +5,11 @@ import logging
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -27,19 +28,21 @@ from model.reader.build import BuiltReader, build_reader
 from model.retrieval.build import BuiltRetrieval, build_retrieval
 from model.source import efficient_sam_sizes
 from model.towers.lxmert import RegionTower
-from model.towers.tokenizer import build_tokenizer, load_tokenizer
+from model.towers.tokenizer import build_tokenizer, count_words, load_tokenizer, tokenizer_of
 from model.vlm.build import BuiltVlm, build_vlm
 from shards.errors import ConfigError, DataError, UserError
 from shards.format.index import SplitIndex
-from shards.plan import Share
+from shards.micro_batches import Ints
 from shards.read.augment import RandAugment
+from shards.read.features import CachedSight
+from shards.read.lengths import longest_questions
 from shards.read.loader import EvaluationBatches, Loader, Split, Texts, TrainingBatches
 from shards.read.retrieved import read_retrieved
 from shards.tasks import TASKS
 from shards.tasks.seam import Wanted
 from trainer.config import RunConfig
 from trainer.config.faults import without_words, wrong_medium
-from trainer.config.schema import plan_order
+from trainer.config.schema import plan_order, share_of
 from trainer.engine.distributed import World
 from trainer.run_directory import RunDirectory, replace_directory
 
@@ -150,28 +153,32 @@ def training_tokenizer(config: RunConfig, train: Split) -> PreTrainedTokenizerBa
 def shared_tokenizer(
     config: RunConfig, train: Split, directory: RunDirectory, world: World
 ) -> Callable[[], PreTrainedTokenizerBase]:
-    """The tokenizer of `scratch` towers, built once by rank 0 and kept in its run directory; collective.
+    """The tokenizer of `scratch` towers, built once by all ranks and kept in rank 0's run directory; collective.
 
     The other ranks get its files: they need not see that disk, nor wait until it shows them. Until there is a
     checkpoint it is built anew: the shards may have been.
     """
     path = directory.path / "tokenizer"
 
-    def provide() -> str:
+    def is_there() -> bool:
+        return world.rank == 0 and path.is_dir() and directory.has_checkpoint
+
+    def provide(words: Mapping[str, int] | None) -> str:
         if world.rank != 0:
             return ""
         aside = path.with_name(".tokenizer.partial")
         try:
-            if not (path.is_dir() and directory.has_checkpoint):
+            if words is not None:
                 shutil.rmtree(aside, ignore_errors=True)
-                training_tokenizer(config, train).save_pretrained(aside)
+                tokenizer_of(words, vocab_size=config.model.scratch.vocab_size).save_pretrained(aside)
                 replace_directory(aside, path)
             return json.dumps({file.name: file.read_text(encoding="utf-8") for file in sorted(path.iterdir())})
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error}); free some space on this disk") from error
 
     def tokenizer() -> PreTrainedTokenizerBase:
-        files = world.broadcast_text(world.agree_on(provide))
+        words = None if world.any_rank(is_there()) else _counted_together(train, world)
+        files = world.broadcast_text(world.agree_on(lambda: provide(words)))
         if world.rank == 0:
             return load_tokenizer(path)
         with tempfile.TemporaryDirectory(prefix="tokenizer.") as received:
@@ -182,9 +189,21 @@ def shared_tokenizer(
     return tokenizer
 
 
-def _texts(train: Split) -> Iterator[str]:
-    for image in train.visits.image[train.visits.part == 0].tolist():
-        for item in train.reader.sample(image).items:
+def _counted_together(train: Split, world: World) -> Counter[str]:
+    """The words of the split on rank 0, elsewhere none: each rank counts its part of the images; collective.
+
+    One rank alone needs hours for half a billion questions, and the others would be gone after their time-out.
+    """
+    own = world.agree_on(lambda: count_words(_texts(train, world.rank, world.world_size)))
+    parts = world.gather_text(json.dumps(own))
+    return sum((Counter(json.loads(part)) for part in parts or ()), Counter())
+
+
+def _texts(train: Split, part: int = 0, parts: int = 1) -> Iterator[str]:
+    """Of one of so many contiguous parts of the images."""
+    bounds = [number * train.index.num_images // parts for number in (part, part + 1)]
+    for image in bounds[0] + np.flatnonzero(train.visits.num_questions[slice(*bounds)]):
+        for item in train.reader.sample(int(image)).items:
             yield from item.texts
 
 
@@ -242,13 +261,37 @@ def check_medium(config: RunConfig, built: AnyBuilt, split: Split) -> None:
         )
 
 
-def training_loader(config: RunConfig, split: Split, built: AnyBuilt, world: World) -> tuple[TrainingBatches, Loader]:
-    """The micro-batches of this rank, and the workers that prepare them."""
+def training_loader(
+    config: RunConfig, split: Split, built: AnyBuilt, world: World, *, features: CachedSight | None = None
+) -> tuple[TrainingBatches, Loader]:
+    """The micro-batches of this rank, and the workers that prepare them.
+
+    Args:
+        features: cached tokens in the place of the images.
+    """
     check_medium(config, built, split)
-    share = Share(rank=world.rank, world_size=world.world_size, micro_visits=config.batch.micro_visits)
+    share = share_of(config, world.rank, world.world_size)
     augment = None if config.data.augment is None else RandAugment(config.data.augment, config.run.seed)
-    batches = TrainingBatches(split, make_texts(config, built), image_size(config, built), share, augment=augment)
+    batches = TrainingBatches(
+        split,
+        make_texts(config, built),
+        image_size(config, built),
+        share,
+        augment=augment,
+        features=features,
+        longest=None if share.micro_tokens is None else _lengths(config, split, world),
+    )
     return batches, _loader(config, batches, world.device)
+
+
+def _lengths(config: RunConfig, split: Split, world: World) -> Ints:
+    """The longest question of each image, for every rank; collective. One of them reads the samples."""
+    most = config.data.max_question_tokens
+
+    def read() -> bytes | None:
+        return longest_questions(split, most=most).tobytes() if world.rank == 0 else None
+
+    return np.frombuffer(world.broadcast_bytes(world.agree_on(read)), dtype=np.int64)
 
 
 def evaluation_loader(
@@ -259,10 +302,15 @@ def evaluation_loader(
     *,
     max_images: int | None = None,
     shuffle_images: bool = False,
+    features: CachedSight | None = None,
 ) -> tuple[EvaluationBatches, Loader]:
-    """The micro-batches of this rank's part of a split, in index order."""
+    """The micro-batches of this rank's part of a split, in index order.
+
+    Args:
+        features: cached tokens in the place of the images.
+    """
     check_medium(config, built, split)
-    share = Share(rank=world.rank, world_size=world.world_size, micro_visits=config.batch.micro_visits)
+    share = share_of(config, world.rank, world.world_size)
     batches = EvaluationBatches(
         split,
         make_texts(config, built),
@@ -270,6 +318,7 @@ def evaluation_loader(
         share,
         max_images=max_images,
         shuffle_images=shuffle_images,
+        features=features,
     )
     return batches, _loader(config, batches, world.device)
 

@@ -1,12 +1,13 @@
 """Micro-batches in the planned order: workers read, decode and tokenise, and cannot change the order."""
 
 import atexit
+import logging
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import groupby
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,8 +18,7 @@ from shards.annotations import reader_of
 from shards.config import CacheConfig
 from shards.errors import DataError, UserError
 from shards.format.images import UnreadableImage
-from shards.format.index import SplitIndex, read_index
-from shards.format.records import Item
+from shards.format.index import SplitIndex, open_index
 from shards.format.tar_reader import ShardReader
 from shards.plan import (
     PADDING,
@@ -35,43 +35,22 @@ from shards.plan import (
 )
 from shards.read.augment import RandAugment, tells_sides
 from shards.read.collate import Shown
-from shards.read.collation import AnyBatch, Collation, SeenVisit, first_images
+from shards.read.collation import Collation, SeenVisit, first_images
 from shards.read.eyes import Augment
+from shards.read.features import CachedSight, DamagedFeaturesError
 from shards.read.fetcher import Errand, Fetcher
+from shards.read.micro_batch import Fault, MicroBatch
+from shards.read.packed import PackedSteps
 from shards.read.parcel import Parcel
 from shards.read.windows import by_window, only_named
-from shards.read.workers import leave_with_parent, worker_context
+from shards.read.workers import end_workers, leave_with_parent, worker_context
 from shards.remote.files import CachedFiles, open_files
 from shards.tasks import TASKS
 from shards.tasks.seam import Draw, Rows, Visit, Wanted
 
+logger = logging.getLogger(__name__)
+
 _Image = TypeVar("_Image")
-
-
-class MicroBatch(NamedTuple):
-    """A batch and what is known about it on the host."""
-
-    batch: AnyBatch
-    num_items: int
-    """Items (questions, statements) of this micro-batch, padding excluded."""
-    items_cut: int
-    """Of these, how many were longer than max_question_tokens."""
-    rows_missing: int
-    """Rows that were asked for and that the data does not offer, such as negatives: they have weight 0."""
-    items: tuple[Item, ...]
-    """The items by their number in the blocks, for scoring; empty in training."""
-    item_images: tuple[int, ...]
-    """The number of the first image of each of `items` in the order in which the batch has them."""
-    samples: tuple[int, ...]
-    """The number of each sample, in the order of its images in the batch."""
-    num_visits: int
-    """Visits, padding excluded: an evaluation joins those of a sample."""
-
-
-class Fault(NamedTuple):
-    """A user's error on its way out of a worker: raising there would bury the message in a traceback."""
-
-    message: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,21 +78,29 @@ class Split:
         self, directory: str, order: Order, *, limit: int | None = None, cache: CacheConfig | None = None
     ) -> None:
         self.directory, self.order, self.cache = directory, order, cache or CacheConfig()
-        self.index: SplitIndex = read_index(directory)
+        self.index: SplitIndex = open_index(directory)
         kind = reader_of(self.index, directory).sample
         files = open_files(directory, self.index.shards, self.cache)
         self.reader = ShardReader(directory, self.index, kind, files)
-        self.visits = Visits(limit_images(self.index.num_questions, limit), order.questions_per_visit)
+        self._limit = limit
+        self.visits = self._visits()
         if not len(self.visits):
             raise DataError(f"{directory}: no questions in these shards; expected at least one")
         self.epoch = lru_cache(maxsize=2)(self._epoch)
 
     def __getstate__(self) -> dict:
-        return {key: value for key, value in self.__dict__.items() if key != "epoch"}
+        """Without what is counted faster than it is sent."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("epoch", "visits")}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
+        self.visits = self._visits()
         self.epoch = lru_cache(maxsize=2)(self._epoch)
+
+    def _visits(self) -> Visits:
+        # An image that is left out is none of those that are asked about, so that numbers of questions stay.
+        counts = limit_images(self.index.num_questions, self._limit)
+        return Visits(counts, self.order.questions_per_visit, self.index.columns.first_item[:-1])
 
     def _epoch(self, epoch: int) -> EpochOrder:
         return EpochOrder(self.visits, self.index.first_image, self.order, epoch)
@@ -128,11 +115,12 @@ class Split:
         return EvaluationOrder(Visits(counts, self.order.questions_per_visit), share)
 
 
-class _MicroBatches(Dataset):
+class MicroBatches(Dataset):
     """What training and evaluation share: visits to tensors."""
 
-    def __init__(self, split: Split, texts: Texts, image_size: int | None) -> None:
+    def __init__(self, split: Split, texts: Texts, image_size: int | None, features: CachedSight | None = None) -> None:
         self.split, self.texts, self.eyes = split, texts, texts.collation.eyes(split.index, image_size)
+        self.features = features
 
     @property
     def modules(self) -> set[str]:
@@ -178,7 +166,7 @@ class _MicroBatches(Dataset):
         self,
         visits: Ints,
         positions_of: Callable[[int], Ints],
-        image_of: Ints,
+        image_of: Callable[[int], int],
         draws_from: EpochOrder,
         *,
         loss_scale: float,
@@ -187,15 +175,15 @@ class _MicroBatches(Dataset):
     ) -> MicroBatch:
         numbers = [int(visit) for visit in visits if visit != PADDING]
         if keep_items:
-            joined = groupby(numbers, key=lambda number: int(image_of[number]))
+            joined = groupby(numbers, key=image_of)
             parts = [(image, list(group)) for image, group in joined]
         else:
-            parts = [(int(image_of[number]), [number]) for number in numbers]
+            parts = [(image_of(number), [number]) for number in numbers]
         task = TASKS[self.texts.task]
         read = [
             self._visit(image, np.concatenate([positions_of(number) for number in group])) for image, group in parts
         ]
-        draw = Draw(draws_from, self.split.index, self.split.reader.sample, is_training=not keep_items)
+        draw = Draw(draws_from, self.split.index, self.split.reader, is_training=not keep_items)
         made = [task.rows(visit, draw, self.texts.wanted) for visit in read]
         if task.images is None and task.by_window:
             windows = [window for visit, rows in zip(read, made, strict=True) for window in by_window(visit, rows)]
@@ -204,9 +192,15 @@ class _MicroBatches(Dataset):
         def augment_of(visit: Visit) -> Augment | None:
             return None if augment is None or tells_sides(visit.items) else partial(augment, sample=visit.sample)
 
-        seen = [self._see(visit, rows, augment_of(visit)) for visit, rows in zip(read, made, strict=True)]
+        features, notes = self.features, ()
+        try:
+            seen = [self._see(*pair, augment_of(pair[0]), features) for pair in zip(read, made, strict=True)]
+        except DamagedFeaturesError as error:
+            features, notes = None, (f"{error}; its batch is made from the images",)
+            seen = [self._see(*pair, augment_of(pair[0]), None) for pair in zip(read, made, strict=True)]
+        eyes = self.eyes if features is None else features.beside(self.eyes)
         batch, cut = self.texts.collation.collate(
-            seen, loss_scale=loss_scale, eyes=self.eyes, blanks=task.images or 1, answering=keep_items
+            seen, loss_scale=loss_scale, eyes=eyes, blanks=task.images or 1, answering=keep_items
         )
         items = tuple(item for visit in read for item in visit.items)
         firsts = zip(first_images(seen), read, strict=True)
@@ -219,25 +213,33 @@ class _MicroBatches(Dataset):
             item_images=tuple(first for first, visit in firsts for _ in visit.items) if keep_items else (),
             samples=tuple(visit.sample for visit in read),
             num_visits=len(numbers),
+            notes=notes,
         )
 
-    def _see(self, visit: Visit, rows: Rows, augment: Augment | None) -> SeenVisit:
+    def _see(self, visit: Visit, rows: Rows, augment: Augment | None, features: CachedSight | None) -> SeenVisit:
         """The images of a visit: all of its sample, or of a task without a fixed number those that its rows name,
         which by window are the same ones for all of them."""
         shown = self._shown_image(visit.sample)
-        blocks, places = rows.blocks, None
+        blocks, places, pictures = rows.blocks, None, ()
         if TASKS[self.texts.task].images is None:
             blocks, places = only_named(rows.blocks)
-        images = self._images(shown, augment, places)
-        pictures = _at(places, self.split.reader.sample(shown).pictures)
+            pictures = _at(places, self.split.reader.sample(shown).pictures)
+        images = self._images(shown, augment, places) if features is None else self._cached(shown, places, features)
         return SeenVisit(images, blocks, len(visit.items), self.split.reader.describe(visit.sample), pictures)
 
     def _visit(self, sample: int, positions: Ints) -> Visit:
-        items, first = self.split.reader.sample(sample).items, int(self.split.visits.first_question[sample])
-        return Visit(sample, [items[position] for position in positions.tolist()], (first + positions).tolist())
+        first = int(self.split.visits.first_question[sample])
+        return Visit(sample, self.split.reader.items(sample, positions.tolist()), (first + positions).tolist())
 
     def _shown_image(self, image: int) -> int:
         return image
+
+    def _cached(self, sample: int, places: Sequence[int] | None, features: CachedSight) -> list[Shown]:
+        """What is cached of these images; they are read themselves only where an encoder still looks at them."""
+        shard, _ = self.split.index.locate(sample)
+        images = _at(places, self.split.index.images_of(sample))
+        shown = [None] * len(images) if features.is_whole else self._images(sample, None, places)
+        return features.see(shard, images, shown)
 
     def _images(self, sample: int, augment: Augment | None, places: Sequence[int] | None) -> list[Shown]:
         """Those of a sample at these places, or all of them; none where nobody looks at them."""
@@ -254,20 +256,36 @@ class _MicroBatches(Dataset):
             ) from None
 
 
-class TrainingBatches(_MicroBatches):
+class TrainingBatches(MicroBatches):
     """Micro-batches by (epoch, step, micro-step), for one rank.
 
     Args:
         augment: changes the pictures of visits whose texts tell no sides; for tasks that it may, and for pixels.
+        features: cached tokens in the place of the images, where none is changed.
+        longest: (images,) tokens of the longest question of each image, where micro-batches are packed by tokens.
     """
 
     def __init__(
-        self, split: Split, texts: Texts, image_size: int | None, share: Share, *, augment: RandAugment | None = None
+        self,
+        split: Split,
+        texts: Texts,
+        image_size: int | None,
+        share: Share,
+        *,
+        augment: RandAugment | None = None,
+        features: CachedSight | None = None,
+        longest: Ints | None = None,
     ) -> None:
-        super().__init__(split, texts, image_size)
+        super().__init__(split, texts, image_size, features)
+        assert augment is None or features is None, "what is cached was seen unchanged"
         assert augment is None or TASKS[texts.task].augments, f"{texts.task}: checked with the recipe"
         self.share, self._augment = share, augment
+        self.packed = None if share.micro_tokens is None else PackedSteps(split, share, longest)
         self.accumulation = accumulation_steps(split.order, share)
+
+    def micro_batches_in(self, epoch: int, step: int) -> int:
+        """Micro-batches of a step: as many on every rank."""
+        return self.accumulation if self.packed is None else len(self.packed.micro_batches(epoch, step))
 
     def position(self, epoch: int, step: int, _: int) -> int:
         return epoch * self.length + step
@@ -284,12 +302,16 @@ class TrainingBatches(_MicroBatches):
         order = self.split.epoch(epoch)
         self._expect(epoch, step, micro_step)
         # DeepSpeed averages over ranks and accumulation steps; the loss is a sum over the whole step divided by N.
+        # Packed, a step may have fewer micro-batches than DeepSpeed divides by.
         scale = self.share.world_size * self.accumulation / order.questions_in_step(step)
-        visits = order.micro_batch(step, micro_step, self.share)
+        if self.packed is None:
+            visits = order.micro_batch(step, micro_step, self.share)
+        else:
+            visits = self.packed.micro_batches(epoch, step)[micro_step]
         return self._assemble(
             visits,
             order.questions,
-            order.visits.image,
+            order.visits.image_of,
             order,
             loss_scale=scale,
             keep_items=False,
@@ -297,12 +319,13 @@ class TrainingBatches(_MicroBatches):
         )
 
 
-class EvaluationBatches(_MicroBatches):
+class EvaluationBatches(MicroBatches):
     """Micro-batches by number, for one rank; negatives are those of epoch 0, so that ITM accuracies compare.
 
     Args:
         max_images: evaluate so many hash-chosen images; None is all.
         shuffle_images: show every question the image of another sample, which tells what a model owes to its eyes.
+        features: cached tokens in the place of the images.
 
     Raises:
         DataError: images are to be shuffled, and there is only one.
@@ -317,8 +340,9 @@ class EvaluationBatches(_MicroBatches):
         *,
         max_images: int | None = None,
         shuffle_images: bool = False,
+        features: CachedSight | None = None,
     ) -> None:
-        super().__init__(split, texts, image_size)
+        super().__init__(split, texts, image_size, features)
         self.order = split.evaluation(share, max_images)
         self._shown = exchanged_images(self.order.visits.num_questions, split.order.seed) if shuffle_images else None
 
@@ -338,7 +362,7 @@ class EvaluationBatches(_MicroBatches):
 
     def shards_at(self, position: int) -> Ints:
         visits = self.order.micro_batch(position % self.length)
-        images = self.order.visits.image[visits[visits != PADDING]]
+        images = self.order.visits.images_of(visits[visits != PADDING])
         shown = images if self._shown is None else self._shown[images]
         epoch = self.split.epoch(0)
         if "match" in self.texts.wanted.blocks and "question" in self.texts.wanted.negatives:
@@ -349,7 +373,7 @@ class EvaluationBatches(_MicroBatches):
         self._expect(number)
         visits, order = self.order.micro_batch(number), self.order
         return self._assemble(
-            visits, order.questions, order.visits.image, self.split.epoch(0), loss_scale=1.0, keep_items=True
+            visits, order.questions, order.visits.image_of, self.split.epoch(0), loss_scale=1.0, keep_items=True
         )
 
 
@@ -378,9 +402,10 @@ class Loader:
     changes nothing but the speed.
     """
 
-    def __init__(self, dataset: _MicroBatches, *, workers: int, pin_memory: bool) -> None:
+    def __init__(self, dataset: MicroBatches, *, workers: int, pin_memory: bool) -> None:
         self._dataset, self._fetcher = dataset, dataset.fetcher()
         self._keys = _Keys()
+        self._noted: set[str] = set()
         self._loader = DataLoader(
             dataset,
             batch_size=None,
@@ -394,7 +419,7 @@ class Loader:
         )
         if workers:
             # At exit Python would send its children a SIGTERM, which these never get, and wait for them for ever.
-            atexit.register(_end_workers, weakref.ref(self._loader))
+            atexit.register(end_workers, weakref.ref(self._loader))
 
     def batches(self, keys: list[tuple[int, ...]]) -> Iterator[MicroBatch]:
         """The micro-batches of these keys.
@@ -408,13 +433,15 @@ class Loader:
                 raise DataError(item.message)
             if self._fetcher is not None:
                 self._fetcher.move_to(self._dataset.position(*key))
-            yield item.open() if isinstance(item, Parcel) else item
+            made = item.open() if isinstance(item, Parcel) else item
+            self._note(getattr(made, "notes", ()))
+            yield made
 
-
-def _end_workers(loader: "weakref.ref[DataLoader]") -> None:
-    iterator = getattr(loader(), "_iterator", None)
-    if iterator is not None:
-        iterator._shutdown_workers()  # as when it is deleted, which a traceback that still refers to it would prevent
+    def _note(self, notes: Sequence[str]) -> None:
+        """Say each thing once: the same damage is met in every epoch."""
+        for note in sorted(set(notes) - self._noted):
+            self._noted.add(note)
+            logger.warning("%s", note)
 
 
 def _unchanged(made: MicroBatch | Parcel | Fault) -> MicroBatch | Parcel | Fault:
@@ -426,9 +453,12 @@ def _start_worker(_: int) -> None:
     leave_with_parent()
 
 
-def training_keys(epoch: int, first_step: int, last_step: int, accumulation: int) -> list[tuple[int, int, int]]:
-    """Keys of the micro-batches of steps first_step .. last_step - 1 of an epoch."""
-    return [(epoch, step, micro) for step in range(first_step, last_step) for micro in range(accumulation)]
+def training_keys(
+    epoch: int, first_step: int, last_step: int, accumulation: int | Callable[[int, int], int]
+) -> list[tuple[int, int, int]]:
+    """Keys of the micro-batches of steps first_step .. last_step - 1 of an epoch, so many of each (epoch, step)."""
+    counts = accumulation if callable(accumulation) else lambda _epoch, _step: accumulation
+    return [(epoch, step, micro) for step in range(first_step, last_step) for micro in range(counts(epoch, step))]
 
 
 def alone(micro_visits: int) -> Share:

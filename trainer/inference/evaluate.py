@@ -1,20 +1,22 @@
 """`duoflow evaluate`: a split through the exported model of a run, in a process of its own."""
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from shards.atomic import check_writable, write_atomically
 from shards.errors import ConfigError, UserError
-from shards.format.index import read_index
-from shards.progress import Progress
+from shards.format.index import open_index
+from shards.progress import Progress, say
 from shards.read.loader import Split
 from shards.tasks import TASKS
-from trainer.build import build_pnp, evaluation_loader, open_split
+from trainer.build import AnyBuilt, build_pnp, evaluation_loader, open_split
 from trainer.config import RunConfig
 from trainer.engine.distributed import World
 from trainer.export.read import Pipeline, Weights, load_exported, open_keys, read_run
 from trainer.export.run_arguments import other_than_fusion
+from trainer.features.use import Streams, cacheable_streams, cached_sight
 from trainer.inference.table import as_csv, predicted_rows
 from trainer.run_directory import RunDirectory
 from trainer.tasks import Task, task_named
@@ -84,9 +86,20 @@ def evaluate_export(
         _check_predictions(RunDirectory(path).predictions(split))
     task, opened = task_named(config.task), open_split(config, split)
     check_format(config.task, opened.index, f"data.{split}", opened.directory)
-    exported = load_exported(path, config, weights=weights)
+    streams: list[Streams | None] = []
+
+    def look(built: AnyBuilt) -> None:
+        # PNP-VQA's captioner looks at the images themselves.
+        streams.append(None if pnp else cacheable_streams(config, built, [split], World()))
+
+    exported = load_exported(path, config, weights=weights, look=look)
     world = World(device=exported.device)
-    batches, loader = evaluation_loader(config, opened, exported.built, world, shuffle_images=images == "shuffled")
+    features = cached_sight(
+        config, split, opened, streams[0], exported.built, world, tell=lambda line: say(line, error=True)
+    )
+    batches, loader = evaluation_loader(
+        config, opened, exported.built, world, shuffle_images=images == "shuffled", features=features
+    )
     with Progress(f"evaluating {split}", len(batches.order.visits), "visits") as progress:
         common = {"task": task, "prefix": split, "detailed": True, "progress": progress.advance}
         if pnp:
@@ -100,12 +113,13 @@ def evaluate_export(
     if images == "own" and weights == "trained":
         by, usual = (pipeline, "direct") if pnp else (_answers_by(config), _answers_by(read_run(path)))
         name = split if by == usual else f"{split}.{by}"
-        ending, content = gather_predictions(evaluation.predictions, task, World())
-        written = RunDirectory(path).predictions(name, ending)
-        write_atomically(written, content)
-        if rows := list(predicted_rows(opened, evaluation.predictions, evaluation.probabilities, task)):
+        submission = gather_predictions(evaluation.predictions, task, World())
+        written = RunDirectory(path).predictions(name, submission.ending)
+        write_atomically(written, submission.pieces)
+        rows = predicted_rows(opened, evaluation.predictions, evaluation.probabilities, task)
+        if (first := next(rows, None)) is not None:
             table = RunDirectory(path).predictions_table(name)
-            write_atomically(table, as_csv(rows))
+            write_atomically(table, as_csv(chain([first], rows)))
     ceiling = _answer_ceiling(config, opened, split)
     metrics = {**evaluation.metrics, **ceiling, **_baselines(config, opened, task, split)}
     return Evaluated(metrics, evaluation.counts, written, table)
@@ -149,7 +163,7 @@ def _answer_ceiling(config: RunConfig, opened: Split, split: str) -> dict[str, f
     ):
         return {}
     try:
-        known = read_index(config.data.train).answers
+        known = open_index(config.data.train).answers
     except UserError:
         return {}  # the shards of training need not be where a model is evaluated
     return {f"{split}/answer_ceiling": sum(n for answer, n in opened.index.answers.items() if answer in known) / total}

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,16 +47,13 @@ def predicted_rows(
                 yield Predicted(item.item_id, image, item.texts[0], item.kind.answer, text, likely, score)
 
 
-def as_csv(rows: Iterable[Predicted]) -> bytes:
-    """UTF-8 with a header line; what is not known is an empty cell."""
-    out = io.StringIO(newline="")
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow(COLUMNS)
+def as_csv(rows: Iterable[Predicted]) -> Iterator[bytes]:
+    """UTF-8 with a header line, a piece for each row; what is not known is an empty cell."""
+    yield _line(COLUMNS)
     for row in rows:
         likely, score = row.probability, row.correct
         shown = ("" if likely is None else f"{likely:.4g}", "" if score is None else f"{score:.4g}")
-        table.writerow([*row[:3], row.answer or "", row.prediction, *shown])
-    return out.getvalue().encode("utf-8", "replace")
+        yield _line((*row[:3], row.answer or "", row.prediction, *shown))
 
 
 def read_predicted(path: Path) -> list[Predicted]:
@@ -77,6 +74,12 @@ def read_predicted(path: Path) -> list[Predicted]:
             ]
         except (ValueError, IndexError, csv.Error):
             raise DataError(f"{path}: line {rows.line_num}: damaged; write it again with `duoflow evaluate`") from None
+
+
+def _line(cells: Sequence[str]) -> bytes:
+    out = io.StringIO(newline="")
+    csv.writer(out, lineterminator="\n").writerow(cells)
+    return out.getvalue().encode("utf-8", "replace")
 
 
 def _text(prediction: Json) -> str | None:
