@@ -1,4 +1,4 @@
-"""Packaging: four flat import packages, one distribution and command called `duoflow`."""
+"""Packaging: the public package `duoflow` over four flat internal ones, one distribution and command of that name."""
 
 from pathlib import Path
 
@@ -35,8 +35,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["shards*", "model*", "trainer*", "launch*"]),
-    package_data={"launch": ["slurm.sbatch"]},
+    packages=[*find_packages(include=["duoflow*", "shards*", "model*", "trainer*", "launch*"]), "ds_configs"],
+    package_data={"duoflow": ["py.typed"], "launch": ["slurm.sbatch"], "ds_configs": ["*.json"]},
     install_requires=REQUIREMENTS,
     extras_require={
         "dev": [
@@ -54,10 +54,11 @@ setup(
         "gcs": ["gcsfs>=2025.3"],
         "hf": ["huggingface_hub>=1.0"],
         "http": ["aiohttp>=3.13"],
+        "onnx": ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"],
         "qlora": ["bitsandbytes>=0.49"],
         "ray": ["ray>=2.49"],
         "s3": ["s3fs>=2025.3"],
         "trl": ["trl>=1.16", "accelerate>=1.15", "datasets>=5.2"],
     },
-    entry_points={"console_scripts": ["duoflow=trainer.cli:main"]},
+    entry_points={"console_scripts": ["duoflow=duoflow.__main__:main"]},
 )

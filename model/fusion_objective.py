@@ -166,6 +166,20 @@ class FusionObjective(nn.Module):
         part, _, block, _ = self.parts["answer"]
         return part.predict_with_probability(self._reads(fused, batch)[block])
 
+    @torch.no_grad()
+    def alternatives(self, batch: Batch, count: int) -> list[tuple[Tensor, Tensor]]:
+        """Other answers than the generated ones: see `AnswerPart.alternatives`."""
+        fused, batch = self._see(batch)
+        part, _, block, _ = self.parts["answer"]
+        return part.alternatives(self._reads(fused, batch)[block], count)
+
+    @torch.no_grad()
+    def classify(self, batch: Batch) -> Tensor:
+        """(I, C) logits of the class head."""
+        fused, batch = self._see(batch)
+        part, _, block, _ = self.parts["classify"]
+        return part.predict(self._reads(fused, batch)[block])
+
     def fuse(self, shown: Shown) -> Tensor:
         """What B images show to (B, N, D) fused tokens, once per image; not for a stream that is guided."""
         return self.fusion(self.image_tokens(shown), self.feature_map(shown))

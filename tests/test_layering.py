@@ -13,6 +13,7 @@ SEES = {
     "model": {"shards", "model"},
     "trainer": {"shards", "model", "trainer", "launch"},
     "launch": {"launch"},
+    "duoflow": {"shards", "model", "trainer", "launch", "duoflow"},
 }
 FLOORS = {
     "trainer": (
@@ -48,6 +49,11 @@ FLOORS = {
         ("hosts", "render"),
         ("processes", "probe"),
         ("plan", "network", "code"),
+    ),
+    "duoflow": (
+        ("__main__",),
+        ("model", "verbs"),
+        ("answers", "overrides", "names"),
     ),
 }
 """The rooms of each package (folders, and files that are rooms by themselves), top floor first."""

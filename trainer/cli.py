@@ -94,7 +94,8 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb("score a run's best weights on a split", lambda verbs: _add_evaluate(verbs)),
     "answer": Verb("ask a run's model about a photo", _lazily("trainer.commands.answer", "add_answer_parser")),
     "export": Verb(
-        "copy a run's export, adapters merged if asked for", _lazily("trainer.commands.export", "add_export_parser")
+        "copy an export: adapters merged, frozen weights inside, graphs, a repository of the hub",
+        _lazily("trainer.commands.export", "add_export_parser"),
     ),
     "score": Verb(
         "a task's official scores of a file of predictions", _lazily("trainer.commands.score", "add_score_parser")
@@ -273,7 +274,7 @@ def _add_evaluate(verbs: Any) -> None:
         description="Answer every question of a split with the exported weights of a run, and score the answers.",
         epilog="duoflow evaluate runs/my_run --split val --json scores.json",
     )
-    parser.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/NAME")
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/NAME, or an export")
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*", help="values that the run leaves open, such as data.test=DIR"
     )

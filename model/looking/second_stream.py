@@ -84,7 +84,8 @@ class GridTokens(nn.Module):
         if self.class_token is None:
             return self._cells(features)
         cells = self._cells(features.to(self.class_token.dtype))
-        return torch.cat([self.class_token.expand(len(cells), -1, -1), cells], dim=1)
+        first = self.class_token.expand(cells.shape[0], -1, -1)  # not len(cells): a graph would know one batch size
+        return torch.cat([first, cells], dim=1)
 
     def _cells(self, features: Tensor) -> Tensor:
         return pool_to_grid(features, self.grid).flatten(2).transpose(1, 2)

@@ -56,14 +56,35 @@ class AnswerPart(Part):
 
     def predict_with_probability(self, read: Read) -> tuple[Tensor, Tensor]:
         """(R, T) generated token ids, and the probability (R,) of each whole answer, its end token included."""
-        states, mask, codec = read.reading().states, read.block.mask, self.codec
         ids = self._generate(read)
+        return ids, self._probability(read, ids)
+
+    def alternatives(self, read: Read, count: int) -> list[tuple[Tensor, Tensor]]:
+        """Other answers than the one that is written, each with another first token, the most likely of those first.
+
+        Returns:
+            At most `count` pairs of (R, T) token ids and the probability (R,) of each whole answer.
+        """
+        states, mask, codec = read.reading().states, read.block.mask, self.codec
+        logits = self.tower.first_logits(states, mask, codec.start_id).float()
+        written = logits.argmax(dim=-1, keepdim=True)
+        logits = logits.scatter(1, written, -torch.inf)
+        logits[:, [codec.end_id, codec.pad_id]] = -torch.inf  # no answer at all
+        firsts = logits.topk(min(count, logits.shape[1] - 3), dim=1).indices
+        found = []
+        for first in firsts.unbind(dim=1):
+            ids = self.tower.generate(states, mask, codec, self.max_tokens, first=first)
+            found.append((ids, self._probability(read, ids)))
+        return found
+
+    def _probability(self, read: Read, ids: Tensor) -> Tensor:
+        states, mask, codec = read.reading().states, read.block.mask, self.codec
         ended = (ids == codec.end_id).long()
         labels = ids.masked_fill(ended.cumsum(dim=1) > ended, IGNORED_LABEL)  # what follows the end is no answer
         inputs = torch.cat([torch.full_like(ids[:, :1], codec.start_id), ids[:, :-1]], dim=1)
         rows = torch.arange(len(ids), device=ids.device)
         mean = self.tower.losses(states, mask, Targets(inputs, labels, rows, rows.float(), one_per_row=True))
-        return ids, (-mean * (labels != IGNORED_LABEL).sum(dim=1)).exp()
+        return (-mean * (labels != IGNORED_LABEL).sum(dim=1)).exp()
 
 
 def make(context: PartContext) -> AnswerPart:

@@ -16,7 +16,7 @@ from model.reader.objective import TOWER, Beside, ReaderObjective
 from model.reader.pages import BoxEmbeddings, PageHead, PageTokens
 from model.towers.answer_towers import T5AnswerTower
 from model.towers.checkpoint_files import T5_ARCHITECTURES
-from model.towers.hub import load_pretrained
+from model.towers.hub import Checkpoint, load_pretrained
 from model.towers.lora import add_lora
 from model.towers.tokenizer import T5Codec
 from shards.tasks import TaskData
@@ -71,10 +71,8 @@ def build_reader(
         ConfigError: no T5, or adapters for layers that are not there.
         DataError: the checkpoint is missing or damaged.
     """
-    loaded = load_pretrained(model.answer, T5_ARCHITECTURES, key="model.answer")
+    loaded, page_ids = load_t5(model.answer, config.page_tokens, seed=seed)
     t5, lora, frozen = loaded.model, model.lora.answer, TOWER in model.freeze
-    torch.manual_seed(seed)
-    page_ids = add_page_tokens(t5, loaded.tokenizer, config.page_tokens)
     width, start = t5.config.d_model, t5.shared.weight[list(page_ids)]
     weights = {name: getattr(losses, name) for name in PARTS if name in task.reads and getattr(losses, name) > 0}
     head = PageHead(max_pages=config.max_pages, page_tokens=config.page_tokens, width=width)
@@ -105,6 +103,17 @@ def build_reader(
         codec=codec, page_ids=page_ids, max_pages=config.max_pages, max_page_tokens=config.max_page_tokens
     )
     return BuiltReader(objective, codec, collation, model.answer)
+
+
+def load_t5(reference: str, page_tokens: int, *, seed: int) -> tuple[Checkpoint, tuple[int, ...]]:
+    """A T5 with page tokens in its vocabulary, and their ids; rows that it lacked depend on the seed alone.
+
+    Raises:
+        ConfigError, DataError: as `load_pretrained`.
+    """
+    loaded = load_pretrained(reference, T5_ARCHITECTURES, key="model.answer")
+    torch.manual_seed(seed)
+    return loaded, add_page_tokens(loaded.model, loaded.tokenizer, page_tokens)
 
 
 @torch.no_grad()

@@ -36,8 +36,18 @@ class AnswerTower(nn.Module, ABC):
         """(T,) float32: the mean cross-entropy of each answer's tokens; `mask` is that of the questions."""
 
     @abstractmethod
-    def generate(self, states: Tensor, mask: Tensor, codec: TextCodec, max_tokens: int) -> Tensor:
-        """(Q, T) most likely token ids without the start token, T <= max_tokens; pad behind the end token."""
+    def generate(
+        self, states: Tensor, mask: Tensor, codec: TextCodec, max_tokens: int, *, first: Tensor | None = None
+    ) -> Tensor:
+        """(Q, T) most likely token ids without the start token, T <= max_tokens; pad behind the end token.
+
+        Args:
+            first: (Q,) the first token of each answer, in place of the most likely one.
+        """
+
+    @abstractmethod
+    def first_logits(self, states: Tensor, mask: Tensor, start_id: int) -> Tensor:
+        """(Q, V) logits of the first token of an answer."""
 
     @abstractmethod
     def rank(self, states: Tensor, mask: Tensor, candidates: Candidates) -> Ranking:
@@ -61,7 +71,9 @@ class BlipAnswerTower(BlipReader, AnswerTower):
         logits = decode_text(self.text_decoder, targets.ids, states, mask, checkpointing=self._checkpointing)
         return answer_loss(logits, targets.labels)
 
-    def generate(self, states: Tensor, mask: Tensor, codec: TextCodec, max_tokens: int) -> Tensor:
+    def generate(
+        self, states: Tensor, mask: Tensor, codec: TextCodec, max_tokens: int, *, first: Tensor | None = None
+    ) -> Tensor:
         return generate_greedily(
             self.text_decoder,
             states,
@@ -70,7 +82,13 @@ class BlipAnswerTower(BlipReader, AnswerTower):
             end_id=codec.end_id,
             pad_id=codec.pad_id,
             max_tokens=max_tokens,
+            first=first,
         )
+
+    def first_logits(self, states: Tensor, mask: Tensor, start_id: int) -> Tensor:
+        readable, read = mask[:, None, None, :], keys_values_read(self.text_decoder, states)
+        starts = torch.full((len(states), 1), start_id, device=states.device)
+        return decode_next(self.text_decoder, starts, None, read, readable)[0]
 
     def rank(self, states: Tensor, mask: Tensor, candidates: Candidates) -> Ranking:
         readable, read = mask[:, None, None, :], keys_values_read(self.text_decoder, states)
@@ -128,15 +146,26 @@ class T5AnswerTower(AnswerTower):
         ).logits
         return answer_loss(logits, targets.labels)
 
-    def generate(self, states: Tensor, mask: Tensor, codec: TextCodec, max_tokens: int) -> Tensor:
+    def generate(
+        self, states: Tensor, mask: Tensor, codec: TextCodec, max_tokens: int, *, first: Tensor | None = None
+    ) -> Tensor:
+        given, written = {}, 0
+        if first is not None:
+            given, written = {"decoder_input_ids": torch.stack([torch.full_like(first, codec.start_id), first], 1)}, 1
         generated = self.model.generate(
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
             attention_mask=_readable(states, mask),
             generation_config=greedy(
-                start_id=codec.start_id, end_id=codec.end_id, pad_id=codec.pad_id, max_new_tokens=max_tokens
+                start_id=codec.start_id, end_id=codec.end_id, pad_id=codec.pad_id, max_new_tokens=max_tokens - written
             ),
+            **given,
         )
         return generated[:, 1:]
+
+    def first_logits(self, states: Tensor, mask: Tensor, start_id: int) -> Tensor:
+        starts = torch.full((len(states), 1), start_id, device=states.device)
+        readable = _readable(states, mask)
+        return self.model(encoder_outputs=(states,), attention_mask=readable, decoder_input_ids=starts).logits[:, 0]
 
     def rank(self, states: Tensor, mask: Tensor, candidates: Candidates) -> Ranking:
         readable = _readable(states, mask)

@@ -209,8 +209,12 @@ def generate_greedily(
     end_id: int,
     pad_id: int,
     max_tokens: int,
+    first: Tensor | None = None,
 ) -> Tensor:
     """The most likely answer, token by token, with keys and values kept between tokens.
+
+    Args:
+        first: (R,) the first token of each, in place of the most likely one.
 
     Unlike `BlipForQuestionAnswering.generate` it does not attend to the padding of a question, so an answer does not
     depend on the other questions of its batch.
@@ -225,7 +229,8 @@ def generate_greedily(
     generated = []
     for _ in range(max_tokens):
         logits, past = decode_next(model, token, past, read, readable)
-        token = logits.argmax(dim=-1, keepdim=True).masked_fill(finished, pad_id)
+        likely = logits.argmax(dim=-1, keepdim=True) if first is None or generated else first[:, None]
+        token = likely.masked_fill(finished, pad_id)
         generated.append(token)
         finished |= token == end_id
         if bool(finished.all()):

@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
-from model.references import SCRATCH, read_reference
+from model.references import SCRATCH, Reference, read_reference
 from shards.format.index import Medium
 
 BLIP_ARCHITECTURES = ("BlipForQuestionAnswering", "BlipForImageTextRetrieval", "BlipForConditionalGeneration")
@@ -33,6 +33,10 @@ TOKENIZERS = ("tokenizer.json", "vocab.txt", SENTENCEPIECE)
 """One of them is enough."""
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
+
+_INDEX = ".index.json"
+_SMALL = (".json", ".txt", ".model", ".jinja")
+"""How the files of a checkpoint end that hold no weights."""
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _LONG_REASON = 160
@@ -72,6 +76,32 @@ def examine_files(find: Find) -> tuple[list[str], Mapping[str, Any]]:
     file = find(CONFIG)
     faults, config = ([f"no {CONFIG}"], {}) if file is None else _read_config(file)
     return [*faults, *_weights_faults(find), *_tokenizer_faults(find)], config
+
+
+def files_behind(read: Reference) -> tuple[Path, ...]:
+    """The files of a checkpoint that say what it computes, in a directory or in the hub's cache; or none of them.
+
+    The weights that are read where there are several forms of them, and everything small beside them: configuration,
+    tokenizer, processor.
+    """
+    if read.directory is not None:
+        find = in_directory(read.directory)
+    elif read.hub_id is not None and is_hub_id(read.hub_id):
+        find = in_cache(read.hub_id, read.revision)
+    else:
+        return ()
+    file = find(CONFIG)
+    if file is None:
+        return ()
+    others = {name for name in WEIGHTS if name.endswith(_INDEX)}
+    found = [path for path in sorted(file.parent.iterdir()) if path.suffix in _SMALL and path.name not in others]
+    weights = next((name for name in WEIGHTS if find(name) is not None), None)
+    if weights is not None:
+        found.append(file.parent / weights)
+        if weights.endswith(_INDEX):
+            parts = json.loads((file.parent / weights).read_text(encoding="utf-8"))["weight_map"].values()
+            found += [file.parent / name for name in sorted(set(parts))]
+    return tuple(path for path in found if path.is_file())
 
 
 def medium_of(reference: str) -> Medium | None:
@@ -133,7 +163,7 @@ def _weights_faults(find: Find) -> Iterator[str]:
         yield f"no weights ({WEIGHTS[0]} or {WEIGHTS[2]})"
         return
     files = [name]
-    if name.endswith(".index.json"):
+    if name.endswith(_INDEX):
         try:
             files = sorted(set(json.loads(find(name).read_text(encoding="utf-8"))["weight_map"].values()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -63,12 +63,12 @@ class TimmVisionTower(VisionTower):
 
     def __init__(self, backbone: Backbone, module: nn.Module, whole: Mapping[str, Tensor]) -> None:
         self.module, self._backbone, self._whole = module, backbone, whole
-        self._reads, self._axes, self.width, self.grid, self.prefix = backbone.layout
-        self.image_size = self._reads.size
+        self.reads, self._axes, self.width, self.grid, self.prefix = backbone.layout
+        self.image_size = self.reads.size
         self.starts_gated = backbone.reference.is_untrained  # Swin V2's norms, NFNet's gains
 
     def encode(self, shown: Tensor) -> Tensor:
-        features = self.module(self._reads.pixels(shown, next(self.module.parameters()).dtype))
+        features = self.module(self.reads.pixels(shown, next(self.module.parameters()).dtype))
         if self._axes == "tokens":
             return features
         cells = features.flatten(2).transpose(1, 2) if self._axes == "NCHW" else features.flatten(1, 2)

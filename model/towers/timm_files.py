@@ -92,6 +92,29 @@ def find_weights(said: str, reference: Reference) -> Weights:
     return Weights(f"timm {library().__version__}", None) if reference.is_untrained else _at_url(reference)
 
 
+def files_behind(said: str, reference: Reference) -> tuple[Path, ...]:
+    """The files of a reference that are on this machine; none where its weights are not.
+
+    Raises:
+        ConfigError, DataError: as `check_name`.
+    """
+    check_name(said, reference)
+    repository = _Repository.of(reference)
+    if reference.directory is not None:
+        names: tuple[tuple[str, ...], ...] = ((CONFIG,), WEIGHTS)
+        found = [
+            next((reference.directory / name for name in some if (reference.directory / name).is_file()), None)
+            for some in names
+        ]
+    elif repository is not None:
+        find = in_cache(repository.hub_id, repository.revision)
+        found = [next(filter(None, map(find, some)), None) for some in repository.files]
+    else:
+        file = _url_file(reference)[1]
+        found = [file if file.is_file() else None]
+    return tuple(path for path in found if path is not None) if None not in found else ()
+
+
 def fetch(said: str, reference: Reference) -> None:
     """Bring the files of a reference here, where they are on the hub and not in its cache.
 
@@ -242,10 +265,15 @@ class _Repository(NamedTuple):
 
 def _at_url(reference: Reference) -> Weights:
     """The few weights that are not on the hub: timm asks torch for them."""
-    import torch.hub
-
-    url = library().models.get_pretrained_cfg(reference.name).url
-    file = Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(urlparse(url).path)
+    url, file = _url_file(reference)
     if file.is_file():
         return Weights(str(file), None)
     return Weights(url, f"no {file}", (f"curl -L --create-dirs -o {file} {url}",))
+
+
+def _url_file(reference: Reference) -> tuple[str, Path]:
+    """Where such weights come from, and where torch keeps them."""
+    import torch.hub
+
+    url = library().models.get_pretrained_cfg(reference.name).url
+    return url, Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(urlparse(url).path)

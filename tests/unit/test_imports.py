@@ -7,7 +7,7 @@ import pytest
 
 from shards.errors import UserError
 
-PACKAGES = ("shards", "model", "trainer", "launch", "benchmarks")
+PACKAGES = ("duoflow", "shards", "model", "trainer", "launch", "benchmarks")
 
 
 def modules() -> list[str]:

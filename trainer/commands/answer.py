@@ -21,7 +21,7 @@ def add_answer_parser(verbs: Any) -> None:
         description="Answer a question about a photo with the exported weights of a run, and show where it looked.",
         epilog='duoflow answer runs/my_run --image photos/01.jpg --question "What colour is the shape?"',
     )
-    parser.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/NAME")
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/NAME, or an export")
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*", help="values that the run leaves open, such as model.guidance.*"
     )
@@ -102,7 +102,7 @@ def _ask_vlm(arguments: argparse.Namespace) -> "Answered":
 
 
 def _ask_fusion(arguments: argparse.Namespace) -> "Answered":
-    if len(arguments.image) > 1:
+    if len(arguments.image) > 1:  # of a task about two images: `duoflow.load` takes both
         raise ConfigError(
             f"--image: {len(arguments.image)} photos, and the model of {arguments.run} reads one at a time"
         )

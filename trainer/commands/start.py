@@ -15,6 +15,7 @@ from shards.progress import say
 from trainer.commands.background import go_on_in_background
 from trainer.commands.restarts import keep_training
 from trainer.config import RunConfig, load_config
+from trainer.config.exported import has_old_export
 from trainer.config.resume_policy import Difference, check_resumable, config_diff
 from trainer.config.schema import REPOSITORY, check_world_size
 from trainer.exit_codes import DONE, FAILED, STOPPED
@@ -153,7 +154,8 @@ def check_previous(run: RunDirectory, config: RunConfig, *, fresh: bool) -> tupl
     if previous is None:
         return [], None
     logged = check_resumable(previous, config, str(run.path))
-    return logged, _finished_message(run) if is_finished(run.read_status(), previous, config) else None
+    finished = is_finished(run.read_status(), previous, config) and not has_old_export(run.export)
+    return logged, _finished_message(run) if finished else None
 
 
 def check_unoccupied(run: RunDirectory) -> None:

@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,20 @@ from pydantic import ValidationError
 
 from model.config import text_towers, untrained_towers
 from model.parts import PARTS
-from shards.errors import ConfigError
+from shards.errors import ConfigError, UserError
 from shards.tasks import TASKS
 from trainer.config.checks import cross_faults
+from trainer.config.exported import EXPORT_FILE, RECIPE, model_in
 from trainer.config.faults import fault_line, value_faults
 from trainer.config.overrides import Override, apply_overrides, parse_override
 from trainer.config.run_paths import find_from_anywhere
 from trainer.config.schema import REPOSITORY, RunConfig
 from trainer.config.yaml_text import format_value, format_yaml, parse_yaml
+
+_WHOLES = ("vlm", "reader", "retrieval")
+"""Keys of the model section that name a whole model, and sections that say how it is used."""
+_DATA_OF_MODEL = ("image_size", "max_question_tokens", "max_answer_tokens")
+"""Keys of the data section that a model is trained for."""
 
 
 def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -51,6 +57,7 @@ def dump_config(config: RunConfig) -> str:
 def _checked(recipe: Path, tree: dict[str, Any], overrides: Sequence[str]) -> RunConfig:
     parsed = [parse_override(text) for text in overrides]
     tree = apply_overrides(tree, parsed)
+    _take_from_export(tree)
     _name_after(recipe, tree)
     _weigh_as_task(tree)
     _see_from_scratch(tree)
@@ -93,6 +100,41 @@ def _near(recipe: Path) -> str:
     there = {path.name: path for place in reversed(places) for path in place.glob("*.yaml")}
     near = difflib.get_close_matches(f"{recipe.stem}.yaml", there, n=1)
     return f" (did you mean {there[near[0]]}?)" if near else ""
+
+
+def _take_from_export(tree: dict[str, Any]) -> None:
+    """Give a recipe that starts from an export what it leaves out of the model, towers where the export has them.
+
+    Only where both are of one kind: a fusion, a vision-language model, a reader or a retrieval.
+    """
+    source = tree.get("initialize_from")
+    if not isinstance(source, str) or not (Path(source).expanduser() / EXPORT_FILE).is_file():
+        return
+    export = Path(source).expanduser()
+    try:
+        exported = load_run_config(export / RECIPE)
+        model = model_in(exported.model, export)
+    except UserError as error:
+        raise ConfigError(f"initialize_from: {error}") from None
+    own = tree.get("model", {})
+    kinds = [{name for name in _WHOLES if named.get(name) is not None} for named in (own, model.model_dump())]
+    if not isinstance(own, dict) or (kinds[0] and kinds[0] != kinds[1]):
+        return
+    brought = exported.model_copy(update={"model": model}).model_dump(mode="json")
+    brought["data"] = {key: brought["data"][key] for key in _DATA_OF_MODEL}
+    sections = {"task", "data", "model", *_WHOLES}
+    if tree.get("task", exported.task) == exported.task:
+        sections |= {"losses"}
+    _fill(tree, {key: value for key, value in brought.items() if key in sections})
+
+
+def _fill(tree: dict[str, Any], brought: Mapping[str, Any]) -> None:
+    """Put what a tree does not have into it; what is there stays."""
+    for key, value in brought.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            _fill(tree[key], value)
+        else:
+            tree.setdefault(key, value)
 
 
 def _name_after(recipe: Path, tree: dict[str, Any]) -> None:

@@ -189,7 +189,8 @@ class RunConfig(Section):
     limits: LimitsConfig = LimitsConfig()
     logging: LoggingConfig = LoggingConfig()
     initialize_from: str | None = None
-    """Run directory, checkpoint or export whose weights (and nothing else) the run starts from."""
+    """Run directory, checkpoint or export whose weights the run starts from; of an export, also what the recipe leaves
+    out of the model (docs/export.md)."""
 
 
 def plan_order(config: RunConfig) -> Order:

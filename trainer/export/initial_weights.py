@@ -1,7 +1,8 @@
 """What a run starts from: `initialize_from`, the weights of another run; `answers.start_from`, a head over answers."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import get_args
 
 import torch
 from safetensors import SafetensorError
@@ -9,16 +10,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.build import BuiltModel
-from model.config import AnswersConfig
+from model.config import AnswersConfig, Tower
 from model.objective import Objective
 from model.towers.answer_head import load_answer_head, read_answer_list, start_from
-from model.towers.lora import WEIGHTS, plain_names
-from model.vlm.objective import NAME
 from shards.errors import ConfigError, DataError
 from trainer.build import FUSION_FILE
+from trainer.config.exported import EXPORT_FILE
 from trainer.engine.state_file import MODEL, STATE, verify_checkpoint
-from trainer.export.vlm import LORA
-from trainer.export.write import read_export
+from trainer.export.exported_weights import exported_weights
 
 
 def initialize_from(objective: Objective, source: str) -> str:
@@ -31,30 +30,25 @@ def initialize_from(objective: Objective, source: str) -> str:
         ConfigError: nothing that holds weights, or weights of another model.
         DataError: the weights are damaged.
     """
-    path = _weights_file(Path(source).expanduser())
-    try:
-        if (path.parent / STATE).is_file():
-            verify_checkpoint(path.parent)
-        weights = load_file(path)
-    except DataError as error:
-        raise DataError(f"initialize_from: {error}") from None
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"initialize_from: {path}: not readable ({error})") from None
-    if path.name == WEIGHTS:
-        weights = {f"lora.{NAME}.{name}": tensor for name, tensor in plain_names(weights).items()}
-    if path.name == FUSION_FILE:
-        weights = _of_export(path.parent, weights)
+    place = Path(source).expanduser()
+    is_export = (place / EXPORT_FILE).is_file()
     own = dict(objective.named_parameters())
+    if is_export:
+        path, (weights, own) = place, exported_weights(place, objective)
+    else:
+        path = _weights_file(place)
+        weights = _of_checkpoint(path)
+        if path.name == FUSION_FILE:  # by itself
+            weights, is_export = {f"fusion.{name}": value for name, value in weights.items()}, True
     wanted = {name for name in own if _part(name) in _parts(weights)}
     heads = {name for name in own if _part(name) == "heads"}
     if any(name not in weights or weights[name].shape != own[name].shape for name in heads):
         wanted -= heads  # those of another task
     # Adapters and heads may be new, and an export has trained towers as checkpoints that a recipe refers to; a tower
     # that a checkpoint does not have was not trained in its run.
-    absent = (
-        _parts(own) - _parts(weights) - ({"lora", "heads"} if path.name != FUSION_FILE else _parts(own) - {"fusion"})
-    )
+    absent = _parts(own) - _parts(weights) - (_parts(own) - {"fusion"} if is_export else {"lora", "heads"})
     faults = [f"{part} is missing" for part in sorted(absent)]
+    faults += ["it holds nothing that this model trains"] if weights and not wanted else []
     faults += [f"{name} is missing" for name in sorted(wanted - weights.keys())]
     faults += [
         f"{name} is {tuple(weights[name].shape)}, expected {tuple(own[name].shape)}"
@@ -64,12 +58,15 @@ def initialize_from(objective: Objective, source: str) -> str:
     if faults:
         raise ConfigError(
             f"initialize_from: {path}: {'; '.join(faults[:3])} ({len(faults)} faults); expected weights of the same "
-            "model section, or an export, of which the fusion and adapters are taken"
+            "model section; of an export, a recipe that leaves that section out takes it too"
         )
     with torch.no_grad():
         for name in wanted:
             own[name].copy_(weights[name])
-    return f"weights of {len(wanted)} of {len(own)} trained tensors from {path}{_left_out(own, weights, wanted)}"
+    towers = get_args(Tower) if is_export else ()
+    return (
+        f"weights of {len(wanted)} of {len(own)} trained tensors from {path}{_left_out(own, weights, wanted, towers)}"
+    )
 
 
 def start_answers(built: BuiltModel, answers: AnswersConfig) -> str:
@@ -85,13 +82,16 @@ def start_answers(built: BuiltModel, answers: AnswersConfig) -> str:
     return f"{found:,} of {len(built.classes):,} answers are among the {len(head.answers):,} of {answers.start_from}"
 
 
-def _of_export(export: Path, fusion: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The fusion of an export and its adapters, under the names of an objective's parameters."""
-    weights = {f"fusion.{name}": tensor for name, tensor in fusion.items()}
-    for part, name in read_export(export)["adapters"].items():
-        adapters = load_file(export / name / WEIGHTS)
-        weights |= {f"lora.{part}.{key}": tensor for key, tensor in plain_names(adapters).items()}
-    return weights
+def _of_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The trained tensors of a checkpoint."""
+    try:
+        if (path.parent / STATE).is_file():
+            verify_checkpoint(path.parent)
+        return load_file(path)
+    except DataError as error:
+        raise DataError(f"initialize_from: {error}") from None
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"initialize_from: {path}: not readable ({error})") from None
 
 
 def _part(name: str) -> str:
@@ -102,15 +102,18 @@ def _parts(names: Iterable[str]) -> set[str]:
     return {_part(name) for name in names}
 
 
-def _left_out(own: Iterable[str], weights: Iterable[str], taken: Iterable[str]) -> str:
+def _left_out(own: Iterable[str], weights: Iterable[str], taken: Iterable[str], towers: Collection[str]) -> str:
+    """What starts otherwise; `towers` come as checkpoints that the recipe refers to."""
     new, unused = sorted(_parts(own) - _parts(taken)), sorted(_parts(weights) - _parts(taken))
-    said = [f"{', '.join(new)} start as they are"] if new else []
+    named, new = [part for part in new if part in towers], [part for part in new if part not in towers]
+    said = [f"{', '.join(named)} as the model section names them"] if named else []
+    said += [f"{', '.join(new)} start as they are"] if new else []
     said += [f"{', '.join(unused)} of it is not used"] if unused else []
     return f"; {'; '.join(said)}" if said else ""
 
 
 def _weights_file(source: Path) -> Path:
-    candidates = [source / MODEL, source / FUSION_FILE, source / LORA / WEIGHTS]
+    candidates = [source / MODEL, source / FUSION_FILE]
     for pointer in ("best", "last"):
         file = source / "checkpoints" / pointer
         if file.is_file():

@@ -14,9 +14,11 @@ from shards.errors import ConfigError, DataError
 from shards.format.index import read_index
 from trainer.build import AnyBuilt, assemble_model, classes_of
 from trainer.config import RunConfig, load_run_config
+from trainer.config.exported import MANIFEST, RECIPE, export_of, read_manifest, with_frozen
 from trainer.engine.deepspeed_config import resolve_precision
 from trainer.engine.distributed import device_type
 from trainer.export.initial_weights import initialize_from, start_answers
+from trainer.export.manifest import check_frozen, verified
 from trainer.export.reader import load_beside
 from trainer.export.run_arguments import check_run
 from trainer.export.write import (
@@ -26,7 +28,6 @@ from trainer.export.write import (
     load_fusion,
     load_heads,
 )
-from trainer.run_directory import RunDirectory
 
 Weights = Literal["trained", "initial"]
 Pipeline = Literal["direct", "pnp"]
@@ -57,7 +58,7 @@ class Exported(NamedTuple):
 
 
 def read_run(path: Path, overrides: Sequence[str] = (), *, open_keys: Sequence[str] = DATA) -> RunConfig:
-    """The recipe of a run.
+    """The recipe of a run, or of an export.
 
     Args:
         overrides: `key=value` in place of the recipe's.
@@ -67,11 +68,12 @@ def read_run(path: Path, overrides: Sequence[str] = (), *, open_keys: Sequence[s
         ConfigError: there is no run, or an override is wrong, of no effect, or of a key that its weights depend on.
     """
     check_run(path)
+    may_be_elsewhere = _frozen_keys(path) if overrides else ()
     for override in overrides:
-        if not override.startswith(tuple(open_keys)):
+        if not override.startswith((*open_keys, *may_be_elsewhere)):
             fate = "has no effect here" if override.startswith((*LOOKS, *PNP)) else "is settled by the run"
             raise ConfigError(f"{override}: {fate}; what can be given begins with {', '.join(open_keys)}")
-    config = load_run_config(RunDirectory(path).config, overrides)
+    config = load_run_config(path / RECIPE, overrides)
     guided = config.model.second_stream == "efficient_sam_masks"
     for override in overrides:
         if guided and override.startswith(LOOKS):
@@ -89,25 +91,34 @@ def open_keys(*, looks: bool, pnp: bool, chooses: bool = False) -> tuple[str, ..
     return (*DATA, *(ANSWERS if chooses else ()), *(LOOKS if looks else ()), *(PNP if pnp else ()))
 
 
-def load_exported(path: Path, config: RunConfig, *, weights: Weights = "trained") -> Exported:
-    """Load the export of a run onto this machine's GPU, or its CPU.
+def load_exported(
+    path: Path, config: RunConfig, *, weights: Weights = "trained", device: torch.device | None = None
+) -> Exported:
+    """Load an export, or that of a run.
 
     Args:
-        path: the run directory.
+        path: the directory of either.
         config: of `read_run`.
         weights: `initial` leaves the fusion encoder as the seed made it: where training began.
+        device: None is this machine's GPU, or its CPU.
 
     Raises:
-        ConfigError, DataError: the export is missing, damaged, or that of another recipe.
+        ConfigError, DataError: the export is missing, damaged, or that of another recipe; a file of it, or a frozen
+            checkpoint, is not the one that it was written with.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    device, export = torch.device(device_type()), RunDirectory(path).export
+    device, export = torch.device(device_type()) if device is None else device, export_of(path)
+    manifest = verified(export)
+    config = config.model_copy(update={"model": with_frozen(config.model, export, manifest)})
+    absent = check_frozen(config, manifest)
     as_started = config.model.retrieval is not None and weights == "initial"
     model = config.model if as_started else exported_model_config(config.model, export)
     built = assemble_model(
         config, model=model, scratch_tokenizer=_no_scratch_left, classes=_classes(config, exported_classes(export))
     )
+    if absent:
+        check_frozen(config, manifest)  # they were fetched
     objective = built.objective
     if weights == "trained" and isinstance(built, BuiltVlm):
         load_exported_adapters(objective, export)
@@ -127,6 +138,12 @@ def load_exported(path: Path, config: RunConfig, *, weights: Weights = "trained"
     objective.to(device=device, dtype=dtype).eval()
     objective.place_frozen(device, dtype)
     return Exported(config, built.settled(device, bool), device, dtype)  # alone, whoever else computes
+
+
+def _frozen_keys(path: Path) -> tuple[str, ...]:
+    """How overrides begin that say where a frozen checkpoint lies here."""
+    export = export_of(path)
+    return tuple(f"{key}=" for key in read_manifest(export).frozen) if (export / MANIFEST).is_file() else ()
 
 
 def _classes(config: RunConfig, exported: tuple[str, ...]) -> tuple[str, ...]:

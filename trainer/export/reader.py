@@ -72,29 +72,22 @@ def load_beside(objective: ReaderObjective, directory: Path) -> None:
             value.copy_(found[name])
 
 
-def reader_card(config: RunConfig, step: int, rows: str) -> str:
-    """The model card."""
+def reader_text(config: RunConfig, content: Mapping[str, Any]) -> str:
+    """What the model card says of it.
+
+    Args:
+        content: of its `export.json`.
+    """
     model, reader = config.model, config.reader
-    trained = f"LoRA of rank {model.lora.answer.rank} on it" if model.lora.answer.rank else "frozen"
-    how = trained if TOWER in model.freeze else "trained whole"
-    return f"""---
-library_name: duoflow
-base_model: {model.answer}
-pipeline_tag: document-question-answering
----
-# {config.run.name}
-
-Hi-VT5 without pixels around {model.answer} ({how}), trained with DuoFlow for {step:,} optimizer steps:
-{reader.page_tokens} tokens `[PAGE_0]`, `[PAGE_1]`, ... in front of each page stand for it, for at most
-{reader.max_pages} pages of at most {reader.max_page_tokens} tokens. It reads words that an OCR found, in lower case.
-
-| metric of the validation at that step | value |
-|---|---|
-{rows}
-
-`{READER}` holds what is beside T5: the embeddings of places on a page, and the head that names the page.
-Evaluate it with `duoflow evaluate RUN --split val`.
-"""
+    lora = f"LoRA of rank {model.lora.answer.rank} on it" if model.lora.answer.rank else "frozen"
+    how = lora if TOWER in model.freeze else "trained whole"
+    merged = " and merged" if model.lora.answer.rank and not content["adapters"] else ""
+    return (
+        f"Hi-VT5 without pixels around {model.answer} ({how}{merged}), trained with DuoFlow:\n"
+        f"{reader.page_tokens} tokens `[PAGE_0]`, `[PAGE_1]`, ... in front of each page stand for it, for at most\n"
+        f"{reader.max_pages} pages of at most {reader.max_page_tokens} tokens. It reads words that an OCR found, in\n"
+        "lower case."
+    )
 
 
 def _beside(objective: ReaderObjective) -> list[tuple[str, nn.Parameter]]:

@@ -53,24 +53,13 @@ def write_checkpoint(built: BuiltRetrieval, parameters: Mapping[str, Tensor], di
     built.checkpoint.processor.save_pretrained(directory)
 
 
-def retrieval_card(config: RunConfig, step: int, rows: str) -> str:
-    """The model card."""
-    return f"""---
-library_name: transformers
-base_model: {config.model.retrieval}
-pipeline_tag: visual-document-retrieval
----
-# {config.run.name}
-
-{config.model.retrieval}, trained with DuoFlow for {step:,} optimizer steps to find the page that answers a question
-(`{config.retrieval.loss}`).
-
-| metric of the validation at that step | value |
-|---|---|
-{rows}
-
-`AutoModel.from_pretrained("{RETRIEVAL}")` loads it; in another recipe: `model.retrieval`.
-"""
+def retrieval_text(config: RunConfig) -> str:
+    """What the model card says of it."""
+    return (
+        f"{config.model.retrieval}, trained with DuoFlow to find the page that answers a question "
+        f"(`{config.retrieval.loss}`).\n"
+        f'`AutoModel.from_pretrained("{RETRIEVAL}")` loads it; in another recipe: `model.retrieval`.'
+    )
 
 
 def _of_checkpoint(name: str) -> str:

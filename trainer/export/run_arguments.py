@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from shards.errors import ConfigError
+from shards.errors import ConfigError, DataError
 from trainer.config import RunConfig
-from trainer.run_directory import RunDirectory
+from trainer.config.exported import EXPORT_FILE, RECIPE, way_to_a_new_one
 
 
 def add_pipeline_option(parser: argparse.ArgumentParser) -> None:
@@ -28,10 +28,16 @@ def other_than_fusion(config: RunConfig) -> str | None:
 
 
 def check_run(run: Path) -> None:
-    """Refuse what is no run directory before anything heavy is imported.
+    """Refuse what is no directory of a run or of an export before anything heavy is imported.
 
     Raises:
         ConfigError: it has no config.yaml.
+        DataError: it is an export of the time before there was one in it.
     """
-    if not RunDirectory(run).config.is_file():
-        raise ConfigError(f"{run}: no run here (no config.yaml); name the directory of a run, such as runs/NAME")
+    if (run / RECIPE).is_file():
+        return
+    if (run / EXPORT_FILE).is_file():
+        raise DataError(f"{run}: of an older duoflow, without {RECIPE}; {way_to_a_new_one(run)}")
+    raise ConfigError(
+        f"{run}: no run here, and no export (no {RECIPE}); name the directory of a run, such as runs/NAME, or an export"
+    )

@@ -52,23 +52,12 @@ def write_merged(reference: str, adapter: Path, directory: Path) -> None:
     loaded.processor.save_pretrained(directory)
 
 
-def vlm_card(config: RunConfig, step: int, rows: str) -> str:
-    """The model card."""
+def vlm_text(config: RunConfig) -> str:
+    """What the model card says of it."""
     vlm = config.vlm
     sides = ", ".join(f"{side} {part.rank}" for side in ("language", "vision") if (part := getattr(vlm, side)).rank)
-    return f"""---
-library_name: peft
-base_model: {config.model.vlm}
-pipeline_tag: image-text-to-text
----
-# {config.run.name}
-
-LoRA (ranks: {sides}) on {config.model.vlm}, trained with DuoFlow for {step:,} optimizer steps, questions
-`{vlm.questions}`.
-
-| metric of the validation at that step | value |
-|---|---|
-{rows}
-
-`PeftModel.from_pretrained(model, "{LORA}")` loads it; `duoflow export RUN --out DIR --merge` writes a whole checkpoint.
-"""
+    return (
+        f"LoRA (ranks: {sides}) on {config.model.vlm}, trained with DuoFlow, questions `{vlm.questions}`.\n"
+        f'`PeftModel.from_pretrained(model, "{LORA}")` loads an adapter; `duoflow export DIR --out OTHER --merge`\n'
+        "writes a whole checkpoint."
+    )

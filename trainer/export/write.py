@@ -1,4 +1,4 @@
-"""The export of a run: its trained parts as files that load without DuoFlow's checkpoints, and the way back.
+"""The export of a run: its trained parts as files that load without DuoFlow's checkpoints, and all that goes with them.
 
 fusion_encoder.safetensors   grid token, adapters and fusion encoder
 blip_vqa/, blip_itm/         BLIP in Hugging Face format with its tokenizer, where any of its parts was trained
@@ -6,7 +6,7 @@ lxmert/                      LXMERT in Hugging Face format with its tokenizer, i
 t5/                          T5 with its tokenizer, if it was trained whole
 lora_match/, lora_answer/    adapters in PEFT's format, where there are any
 blip_vision/                 BLIP's vision tower, if it was trained and fits into neither of these
-blip_second/                 the second BLIP, if it was trained: only its vision tower has a meaning
+blip_second/                 the second BLIP's vision tower, if it was trained
 timm_vision/, timm_second/   a backbone of timm, if it was trained, as timm.models.save_for_hf writes it
 efficient_sam.safetensors    the second vision tower, if it was trained, under its official key names
 lora_vlm/                    the adapter of a vision-language model, which is then all that there is
@@ -14,13 +14,16 @@ reader.safetensors           what a reader of pages has beside t5/ or lora_answe
 retrieval/                   CLIP or SigLIP of a page retrieval, which is then all that there is
 heads.safetensors            heads that parts of the loss have of their own, where there are any
 export.json                  which part lies where, and the step and metrics that the weights belong to
-README.md                    model card
+config.yaml                  the recipe, completely
+tokenizers/, processor/      of what is not in the export itself
+preprocessing.json           what pictures and texts have to become
+README.md, LICENSE           model card, and whose terms apply
+manifest.json                see trainer/export/manifest.py
 """
 
-import json
 import math
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,13 +34,12 @@ from torch import Tensor, nn
 from transformers import BlipConfig, BlipForImageTextRetrieval, BlipForQuestionAnswering, PreTrainedModel
 
 from model.build import BuiltModel
-from model.config import EfficientSamConfig, ModelConfig
+from model.config import ModelConfig
 from model.efficient_sam.encoder import EfficientSamEncoder
 from model.efficient_sam.weights import save_efficient_sam_encoder
 from model.fusion_objective import FusionObjective
 from model.objective import Objective
 from model.reader.build import BuiltReader
-from model.references import read_reference, timm_directory
 from model.retrieval.build import BuiltRetrieval
 from model.towers.answer_towers import T5AnswerTower
 from model.towers.checkpoint_files import architecture_of
@@ -47,19 +49,21 @@ from model.vlm.build import BuiltVlm
 from model.vlm.objective import NAME
 from shards.errors import DataError
 from trainer.build import FUSION_FILE, AnyBuilt
-from trainer.config import RunConfig
+from trainer.config import RunConfig, dump_config
+from trainer.config.exported import EXPORT_FILE, RECIPE, read_export, with_parts
+from trainer.export.card import HEADS, write_card
+from trainer.export.manifest import frozen_behind, seal
 from trainer.export.names import all_names, below
-from trainer.export.reader import reader_card, write_reader
-from trainer.export.retrieval import RETRIEVAL, retrieval_card, write_checkpoint
+from trainer.export.preprocessing import write_preprocessing
+from trainer.export.reader import write_reader
+from trainer.export.retrieval import RETRIEVAL, write_checkpoint
 from trainer.export.t5 import T5, save_t5
-from trainer.export.vlm import LORA, vlm_card, write_adapter
+from trainer.export.vlm import LORA, write_adapter
 from trainer.run_directory import replace_directory, write_json
 
-EXPORT_FILE = "export.json"
 VQA, ITM, VISION, SECOND_BLIP = "blip_vqa", "blip_itm", "blip_vision", "blip_second"
 TIMM_VISION, TIMM_SECOND, LXMERT = "timm_vision", "timm_second", "lxmert"
 SECOND_STREAM = "efficient_sam.safetensors"
-HEADS = "heads.safetensors"
 
 
 def export_model(
@@ -85,92 +89,43 @@ def export_model(
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     if isinstance(built, BuiltVlm):
-        content, card = _write_vlm(config, built, parameters, aside, step, metrics)
+        write_adapter(built, parameters, aside)
+        content: dict[str, Any] = {"parts": {}, "adapters": {NAME: LORA}}
     elif isinstance(built, BuiltReader):
         content = write_reader(config.model, built, parameters, aside)
-        card = reader_card(config, step, _metric_rows(metrics))
     elif isinstance(built, BuiltRetrieval):
         write_checkpoint(built, parameters, aside / RETRIEVAL)
         content = {"parts": {RETRIEVAL: RETRIEVAL}, "adapters": {}}
-        card = retrieval_card(config, step, _metric_rows(metrics))
     else:
-        content, card = _write_fusion(config, built, parameters, aside, step, metrics)
+        content = _write_fusion(config, built, parameters, aside)
     known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
     content |= {"step": step, "metrics": known}
     if built.classes:
         content["classes"] = list(built.classes)
     write_json(aside / EXPORT_FILE, content)
-    (aside / "README.md").write_text(card, encoding="utf-8")
+    (aside / RECIPE).write_text(dump_config(config), encoding="utf-8")
+    write_preprocessing(config, built, content["parts"], aside)
+    write_card(config, aside)
+    seal(aside, frozen_behind(config, content["parts"]))
     replace_directory(aside, directory)
 
 
-def _write_vlm(
-    config: RunConfig,
-    built: BuiltVlm,
-    parameters: Mapping[str, Tensor],
-    aside: Path,
-    step: int,
-    metrics: Mapping[str, float],
-) -> tuple[dict[str, Any], str]:
-    """Write the adapter; gives what `export.json` says of it, and the model card."""
-    write_adapter(built, parameters, aside)
-    return {"parts": {}, "adapters": {NAME: LORA}}, vlm_card(config, step, _metric_rows(metrics))
-
-
 def _write_fusion(
-    config: RunConfig,
-    built: BuiltModel,
-    parameters: Mapping[str, Tensor],
-    aside: Path,
-    step: int,
-    metrics: Mapping[str, float],
-) -> tuple[dict[str, Any], str]:
-    """Write the trained parts; gives what `export.json` says of them, and the model card."""
+    config: RunConfig, built: BuiltModel, parameters: Mapping[str, Tensor], aside: Path
+) -> dict[str, Any]:
+    """Write the trained parts; gives what `export.json` says of them."""
     weights = all_names(built.objective, parameters)
     save_file(below(weights, "fusion."), aside / FUSION_FILE)
     parts = _export_towers(config.model, built, weights, aside) | _export_second(config.model, built, weights, aside)
     heads = below(weights, "heads.")
     if heads:
         save_file(heads, aside / HEADS)
-    adapters = _export_adapters(config.model, built, weights, aside)
-    trained = [
-        "fusion",
-        *parts,
-        *(f"{name} head" for name in sorted({name.partition(".")[0] for name in heads})),
-        *(f"LoRA on {part}" for part in adapters),
-    ]
-    return {"parts": parts, "adapters": adapters}, _model_card(config, trained, step, metrics)
-
-
-def read_export(directory: Path) -> dict[str, Any]:
-    """What `export.json` says.
-
-    Raises:
-        DataError: there is no export in the directory, or it is damaged.
-    """
-    try:
-        return {"adapters": {}, **json.loads((directory / EXPORT_FILE).read_text(encoding="utf-8"))}
-    except FileNotFoundError:
-        raise DataError(
-            f"{directory}: no export; it is written when the first validation, or the run, is done: "
-            "run the same `duoflow train` command again"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{directory / EXPORT_FILE}: not readable ({error})") from None
+    return {"parts": parts, "adapters": _export_adapters(config.model, built, weights, aside)}
 
 
 def exported_model_config(config: ModelConfig, directory: Path) -> ModelConfig:
     """The model section with the references of trained parts pointing into the export."""
-    parts = {part: str((directory / name).resolve()) for part, name in read_export(directory)["parts"].items()}
-    second = parts.pop("second_stream", None)
-    changes: dict[str, Any] = dict(parts)
-    if "vision" in changes and read_reference(config.vision).is_timm:
-        changes["vision"] = timm_directory(changes["vision"])
-    if second is not None and config.second_stream in ("blip", "timm"):
-        changes["second_vision"] = timm_directory(second) if config.second_stream == "timm" else second
-    elif second is not None:
-        changes["efficient_sam"] = EfficientSamConfig(checkpoint=second, variant="custom")
-    return config.model_copy(update=changes)
+    return with_parts(config, directory, read_export(directory))
 
 
 def load_fusion(objective: FusionObjective, directory: Path) -> None:
@@ -215,8 +170,10 @@ def load_exported_adapters(objective: Objective, directory: Path) -> None:
     Raises:
         DataError: some are missing, damaged, or those of another recipe.
     """
+    there = read_export(directory)["adapters"]
     for part, leaves in objective.adapters.items():
-        load_adapters(leaves, directory / adapter_directory(part))
+        if part in there:  # merged ones are in the checkpoint, and those of the recipe start at zero
+            load_adapters(leaves, directory / adapter_directory(part))
 
 
 def adapter_directory(part: str) -> str:
@@ -318,7 +275,10 @@ def _save_blip(
     weights: Mapping[str, Tensor],
     directory: Path,
 ) -> None:
-    """A whole BLIP model: trained parts from `vision` and `weights`, frozen ones as they are, the rest random."""
+    """A BLIP model: trained parts from `vision` and `weights`, others as they were loaded.
+
+    What was neither is left out, and its config.json says so: it would be random.
+    """
     model = architecture(BlipConfig.from_dict(built.source.blip_config(reference).to_dict()))
     model.config.text_start = built.source.text_start(reference)
     if _vision_in(built, reference):
@@ -328,11 +288,16 @@ def _save_blip(
     children = dict(built.objective.tower(tower).named_children()) if tower is not None else {}
     for name, child in children.items():
         _copy_into(getattr(model, name), child, below(weights, f"{tower}.{name}."))
+    given = {"vision_model", *children}
     if tower is not None:
         for name, unused in built.source.named_parts(reference):
-            if name not in (*children, "vision_model") and hasattr(model, name):
+            if name not in given and hasattr(model, name):
                 _copy_into(getattr(model, name), unused, {})
-    model.save_pretrained(directory)
+                given.add(name)
+    if left_out := [name for name, _ in model.named_children() if name not in given]:
+        model.config.left_out = left_out
+    state = {name: value for name, value in model.state_dict().items() if name.partition(".")[0] in given}
+    model.save_pretrained(directory, state_dict=state)
     built.source.tokenizer(reference).save_pretrained(directory)
 
 
@@ -341,40 +306,3 @@ def _copy_into(target: nn.Module, tower: nn.Module, weights: Mapping[str, Tensor
     plain = without_adapters(tower.state_dict())
     state = weights or {name: value.float().cpu() for name, value in plain.items()}
     target.load_state_dict(state, strict=True, assign=True)  # not copied: see save_t5
-
-
-def _metric_rows(metrics: Mapping[str, float]) -> str:
-    known = (
-        "val/accuracy",
-        "val/anls",
-        "val/page_accuracy",
-        "val/hit@1",
-        "val/hit@3",
-        "val/long_hit@1",
-        "val/binary",
-        "val/open",
-        "val/consistency",
-        "val/loss",
-        "val/itm_accuracy",
-    )
-    return "\n".join(f"| {name} | {metrics[name]:.4f} |" for name in known if name in metrics)
-
-
-def _model_card(config: RunConfig, trained: Iterable[str], step: int, metrics: Mapping[str, float]) -> str:
-    rows, model = _metric_rows(metrics), config.model
-    return f"""---
-library_name: duoflow
-pipeline_tag: visual-question-answering
----
-# {config.run.name}
-
-A {model.fusion.name} fusion encoder over {model.vision} and {model.second_stream}, trained with DuoFlow for {step:,}
-optimizer steps. Trained parts: {", ".join(trained)}. Matching: {model.match}; answers: {model.answer}.
-
-| metric of the validation at that step | value |
-|---|---|
-{rows}
-
-Evaluate it with `duoflow evaluate RUN --split testdev`; use `fusion_encoder.safetensors` and the directories beside it
-in another recipe (`model.vision`, `model.match`, `model.answer`, `model.efficient_sam.checkpoint`, `initialize_from`).
-"""

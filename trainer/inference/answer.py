@@ -4,16 +4,14 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from shards.atomic import check_writable, write_atomically
-from shards.errors import ConfigError, UserError
-from shards.read.eyes import square_image
+from shards.errors import UserError
 from shards.read.photo import check_question, read_photo
-from trainer.build import build_pnp, build_viewer, image_size
 from trainer.export.read import Pipeline, load_exported, open_keys, read_run
-from trainer.reporting.overlays import Answered, answer_directly, picture
+from trainer.inference.asking import Asking
+from trainer.reporting.overlays import Answered, picture
 
 PICTURE_FORMATS = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -30,7 +28,7 @@ def answer_photo(
     """Answer a question about a photo.
 
     Args:
-        run: a run directory with an export.
+        run: the directory of a run with an export, or of an export.
         overlay: where to write a picture of what was looked at: heatmap, points, mask, question and answer.
         pipeline: whose answer.
         overrides: `key=value` where a run leaves a choice.
@@ -43,25 +41,12 @@ def answer_photo(
         _check_overlay(overlay, photo)
     pnp_asked = pipeline == "pnp"
     keys = open_keys(looks=pnp_asked or overlay is not None, pnp=pnp_asked)
-    exported = load_exported(run, read_run(run, overrides, open_keys=keys))
-    if exported.built.objective.sight.medium == "regions":
-        raise ConfigError(
-            f"{run}: its model reads regions of a detector, which a photo does not have; `duoflow evaluate` answers "
-            "what is asked in shards"
-        )
-    pixels = square_image(image, image_size(exported.config, exported.built))[None].to(exported.device)
-    alone = torch.zeros(1, dtype=torch.int64)
+    asking = Asking(load_exported(run, read_run(run, overrides, open_keys=keys)), run)
     if pnp_asked:
-        pnp = build_pnp(*exported)
-        found = pnp.viewer.look(pixels, [asked], alone)
-        (read,) = pnp.answer_from(found, pixels, [asked], alone, [asked])
-        answered = Answered(read.text, read.confidence, tuple(read.captions))
+        answered, found = asking.answer_from_captions(image, asked)
     else:
-        answered = answer_directly(exported.built, pixels, [asked])[0]
-        if overlay is None:
-            return answered
-        viewer = build_viewer(exported.config, exported.built, exported.device)
-        found = viewer.look(pixels, [asked], alone, [answered.text])
+        (answered,) = asking.answers([(image,)], [asked])
+        found = None if overlay is None else asking.look(image, asked, answered.text)
     if overlay is not None:
         _write_picture(overlay, picture(image, found, asked, answered))
     return answered

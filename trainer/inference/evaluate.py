@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from shards.atomic import write_atomically
+from shards.atomic import check_writable, write_atomically
 from shards.errors import ConfigError, UserError
 from shards.format.index import read_index
 from shards.progress import Progress
@@ -24,6 +24,17 @@ from trainer.training.validate import evaluate, evaluate_pnp, gather_predictions
 Images = Literal["own", "shuffled"]
 
 
+class Evaluated(NamedTuple):
+    """How an export does on a split."""
+
+    metrics: dict[str, float]
+    """Parts of 1, and losses; empty of accuracies where the split has no answers."""
+    counts: dict[str, int]
+    """The questions behind them."""
+    predictions: Path | None
+    """The file that was written, if one was."""
+
+
 def evaluate_run(
     path: Path,
     split: str,
@@ -33,7 +44,21 @@ def evaluate_run(
     pipeline: Pipeline = "direct",
     overrides: Sequence[str] = (),
 ) -> tuple[dict[str, float], dict[str, int]]:
-    """Evaluate the export of a run directory on a split of its recipe.
+    """The metrics and counts of `evaluate_export`."""
+    found = evaluate_export(path, split, images=images, weights=weights, pipeline=pipeline, overrides=overrides)
+    return found.metrics, found.counts
+
+
+def evaluate_export(
+    path: Path,
+    split: str,
+    *,
+    images: Images = "own",
+    weights: Weights = "trained",
+    pipeline: Pipeline = "direct",
+    overrides: Sequence[str] = (),
+) -> Evaluated:
+    """Evaluate the export of a run, or an export, on a split of its recipe.
 
     Own images and trained weights, the default, also write the answers in the task's submission format:
     `predictions/SPLIT.json`; `SPLIT.pnp.json`, or `SPLIT.rank.json` where `answers.by` is not that of the run.
@@ -44,9 +69,6 @@ def evaluate_run(
         pipeline: whose answers are scored.
         overrides: `key=value` where a run leaves a choice (`trainer.export.read.open_keys`).
 
-    Returns:
-        Metrics (parts of 1) and the questions behind them; both empty of accuracies where the split has no answers.
-
     Raises:
         ConfigError, DataError: there is no such run or split, or the export does not load.
     """
@@ -54,6 +76,8 @@ def evaluate_run(
     if pnp and (other := other_than_fusion(read_run(path))) is not None:
         raise ConfigError(f"--pipeline pnp: needs a trained fusion, and {path} is {other}; leave it out")
     config = read_run(path, overrides, open_keys=open_keys(looks=pnp, pnp=pnp, chooses=not pnp))
+    if images == "own" and weights == "trained":
+        _check_predictions(RunDirectory(path).predictions(split))
     task, opened = task_named(config.task), open_split(config, split)
     check_format(config.task, opened.index, f"data.{split}", opened.directory)
     exported = load_exported(path, config, weights=weights)
@@ -67,13 +91,16 @@ def evaluate_run(
             objective, losses = exported.built.objective, config.losses
             evaluation = evaluate(objective, exported.built, batches, loader, world, losses=losses, **common)
     assert evaluation is not None, "nobody asks this evaluation to stop"
+    written = None
     if images == "own" and weights == "trained":
         by, usual = (pipeline, "direct") if pnp else (_answers_by(config), _answers_by(read_run(path)))
         name = split if by == usual else f"{split}.{by}"
         ending, content = gather_predictions(evaluation.predictions, task, World())
-        write_atomically(RunDirectory(path).predictions(name, ending), content)
+        written = RunDirectory(path).predictions(name, ending)
+        write_atomically(written, content)
     ceiling = _answer_ceiling(config, opened, split)
-    return {**evaluation.metrics, **ceiling, **_baselines(config, opened, task, split)}, evaluation.counts
+    metrics = {**evaluation.metrics, **ceiling, **_baselines(config, opened, task, split)}
+    return Evaluated(metrics, evaluation.counts, written)
 
 
 def _baselines(config: RunConfig, opened: Split, task: Task, split: str) -> dict[str, float]:
@@ -84,6 +111,17 @@ def _baselines(config: RunConfig, opened: Split, task: Task, split: str) -> dict
         return baselines(open_split(config, "train"), opened, opened.visits.num_questions, task, split)
     except UserError:
         return {}  # the shards of training need not be where a model is evaluated
+
+
+def _check_predictions(file: Path) -> None:
+    """An export may lie where nobody may write: that is said before anything is computed."""
+    try:
+        file.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{file}: cannot be made: {error.strerror}; copy the export to a place that you can write to"
+        ) from None
+    check_writable("predictions", file)
 
 
 def _answers_by(config: RunConfig) -> str:

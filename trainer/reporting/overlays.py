@@ -12,7 +12,7 @@ from model.looking.guidance import Look
 from model.looking.points import to_pixels
 from model.pnp.overlay import draw_overlay
 from shards.errors import ConfigError
-from shards.read.collate import ask
+from shards.read.collate import Batch, ask
 
 
 class Answered(NamedTuple):
@@ -33,9 +33,26 @@ def answer_directly(built: BuiltModel, pixels: torch.Tensor, questions: Sequence
     Raises:
         ConfigError: the run trained no answers.
     """
+    return answer_batch(built, ask_batch(built, pixels, [questions]))
+
+
+def ask_batch(built: BuiltModel, pixels: torch.Tensor, questions: Sequence[Sequence[str]]) -> Batch:
+    """Questions about images, on the device of their pixels.
+
+    Args:
+        pixels: (B, 3, S, S) uint8.
+        questions: those about each image.
+
+    Raises:
+        ConfigError: the run trained no answers.
+    """
     if "answer" not in built.objective.parts:
         raise ConfigError("losses.answer: is 0 in this run, so it has learnt no answers; use --pipeline pnp")
-    batch = ask([pixels[0].cpu()], [questions], built.layouts["ask"]).to(pixels.device)
+    return ask(list(pixels.cpu()), questions, built.layouts["ask"]).to(pixels.device)
+
+
+def answer_batch(built: BuiltModel, batch: Batch) -> list[Answered]:
+    """The trained model's own answers to a batch of questions, in their order."""
     ids, probabilities = built.objective.generate(batch)
     words = built.answer_codec.decode(ids.tolist())
     return [Answered(*pair) for pair in zip(words, probabilities.tolist(), strict=True)]

@@ -11,6 +11,7 @@ from shards.atomic import write_atomically
 from shards.errors import DataError, UserError
 from trainer.engine.distributed import known_to_all
 from trainer.engine.state_file import EngineState, read_checkpoint
+from trainer.export.manifest import verified
 from trainer.export.write import export_model, read_export
 from trainer.run_directory import Status
 from trainer.training.report import mean_losses, report_data, report_validation
@@ -65,7 +66,8 @@ def export_last(run: Run, state: TrainState) -> None:
 
 
 def repair_export(run: Run, state: TrainState) -> None:
-    """Export the best checkpoint again if its export is missing or is that of another step; every rank must call this.
+    """Export the best checkpoint again if its export is missing, not whole or that of another step; every rank must
+    call this.
 
     Raises:
         UserError: on all ranks, if the best checkpoint is damaged or the export cannot be written.
@@ -141,6 +143,7 @@ def _export(run: Run, saved: EngineState, state: TrainState) -> None:
 
 def _repair(run: Run, state: TrainState) -> None:
     with contextlib.suppress(DataError):
+        verified(run.directory.export)
         if read_export(run.directory.export)["step"] == state.best_step:
             return
     best = run.checkpoints.pointed("best")

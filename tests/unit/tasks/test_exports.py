@@ -2,16 +2,21 @@
 
 import json
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import duoflow
 from shards.config_base import Section
 from shards.errors import UserError
 from tests.runs import weights
 from tests.unit.tasks.trials import Choice, Trial, choices
-from trainer.export.write import HEADS, export_model
+from trainer.export.card import HEADS
+from trainer.export.manifest import seal
+from trainer.export.write import export_model
 from trainer.inference.evaluate import evaluate_run
 from trainer.run_directory import RunDirectory
 
@@ -40,6 +45,27 @@ def test_an_export_measures_what_the_trained_model_does(trial_of: Trials, choice
     assert counts.items() >= expected.counts.items()
 
 
+@pytest.mark.parametrize(
+    "choice",
+    [Choice("snli_ve", ()), Choice("nlvr2", ()), Choice("vqa", ("losses.classify=0.5", "answers.by=classify"))],
+    ids=str,
+)
+def test_photos_of_a_split_are_labelled_as_its_evaluation_labels_them(trial_of: Trials, choice: Choice, tmp_path: Path):
+    trial = trial_of(choice)
+    (expected,) = trial.evaluation(micro_visits=2)
+    model = duoflow.load(exported(trial, tmp_path))
+    for sample in range(2):
+        photos = [Image.open(BytesIO(data)) for data in trial.val.reader.images(sample)]
+        for item in trial.val.reader.sample(sample).items:
+            answer = model.answer(photos, item.statement if hasattr(item, "statement") else item.question)
+            said = expected.predictions[item.item_id]
+            assert answer.text == (said[0] if isinstance(said, list) else said)
+            others = {one.text for one in answer.alternatives}
+            assert answer.text not in others
+            assert others <= set(trial.built.classes)
+            assert all(one.probability <= answer.probability for one in answer.alternatives)
+
+
 def test_an_export_names_its_classes_and_its_heads(trial_of: Trials, tmp_path: Path):
     path = exported(trial_of(BOTH), tmp_path)
     content = json.loads((path / "export" / "export.json").read_text())
@@ -60,10 +86,13 @@ def test_heads_that_are_damaged_or_gone_are_named(trial_of: Trials, tmp_path: Pa
     heads = path / "export" / HEADS
     state = load_file(heads)
     save_file({name: value[:1].contiguous() for name, value in state.items()}, heads)
+    with pytest.raises(UserError, match=f"{HEADS}: is not the file that was exported"):
+        evaluate_run(path, "val")
+    seal(path / "export", {})  # as if they had been written so
     with pytest.raises(UserError, match=f"{HEADS}: does not load into this recipe's heads"):
         evaluate_run(path, "val")
     heads.unlink()
-    with pytest.raises(UserError, match=f"{HEADS}: does not load into this recipe's heads"):
+    with pytest.raises(UserError, match=f"{HEADS}: is missing"):
         evaluate_run(path, "val")
 
 

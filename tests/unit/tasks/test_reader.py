@@ -13,6 +13,7 @@ from tests.runs import weights
 from tests.unit.tasks.document_trials import Reader, same
 from trainer.cli import main
 from trainer.config import load_config
+from trainer.export.manifest import seal
 from trainer.export.reader import READER
 from trainer.export.t5 import T5
 from trainer.export.write import export_model
@@ -129,10 +130,13 @@ def test_what_is_beside_t5_is_missed_and_not_taken_from_another_recipe(whole: Re
     file = run / "export" / READER
     state = load_file(file)
     save_file({name: value[:1].contiguous() for name, value in state.items()}, file)
+    with pytest.raises(UserError, match=f"{READER}: is not the file that was exported"):
+        evaluate_run(run, "val")
+    seal(run / "export", {})  # as if it had been written so
     with pytest.raises(UserError, match=f"{READER}: is not that of this recipe"):
         evaluate_run(run, "val")
     file.unlink()
-    with pytest.raises(UserError, match=f"{READER}: not readable"):
+    with pytest.raises(UserError, match=f"{READER}: is missing"):
         evaluate_run(run, "val")
 
 

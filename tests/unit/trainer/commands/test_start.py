@@ -11,6 +11,7 @@ from shards.errors import ConfigError, UserError
 from tests.processes import leave_record
 from trainer.commands import restarts, start
 from trainer.commands.start import start_training
+from trainer.config.exported import EXPORT_FILE, MANIFEST
 from trainer.run_directory import RunDirectory, Status
 from trainer.training.preflight import Machine
 
@@ -134,6 +135,16 @@ class TestFinished:
         assert [start_training(recipe, []) for _ in range(2)] == [0, 0]
         assert len(launches) == 1
         assert "runs/tiny is finished at step 40 (10 epochs); nothing to do" in capsys.readouterr().out
+
+    def test_one_whose_export_does_not_stand_alone_is_started_to_write_it_anew(self, recipe: Path, launches: Launches):
+        start_training(recipe, [])
+        RUN.export.mkdir()
+        (RUN.export / EXPORT_FILE).write_text("{}")
+        start_training(recipe, [])
+        assert len(launches) == 2
+        (RUN.export / MANIFEST).write_text("{}")
+        start_training(recipe, [])
+        assert len(launches) == 2
 
     def test_it_goes_on_with_a_higher_limit(self, recipe: Path, launches: Launches):
         start_training(recipe, [])

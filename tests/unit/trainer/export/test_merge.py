@@ -14,6 +14,8 @@ from tests.t5 import HEADS, logits, t5_with_head
 from tests.unit.trainer.training.checkpoint_states import full_disk
 from trainer.build import assemble_model, open_split, training_tokenizer
 from trainer.cli import main
+from trainer.config.exported import read_manifest
+from trainer.export.manifest import seal
 from trainer.export.merge import copy_export
 from trainer.export.write import T5, VQA, export_model
 from trainer.run_directory import RunDirectory
@@ -113,7 +115,11 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(run: Path, merge: bool, tmp_
 def test_damaged_adapters_are_named_and_nothing_is_left(project: Project, tmp_path: Path) -> None:
     base = t5_with_head(tmp_path / "base", "tied")
     run, _ = adapted_run(project, tmp_path / "runs" / "lora", base, "q")
-    (RunDirectory(run).export / "lora_answer" / "adapter_model.safetensors").write_bytes(b"cut off")
+    export = RunDirectory(run).export
+    (export / "lora_answer" / "adapter_model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(DataError, match=r"lora_answer/adapter_model\.safetensors: is not the file that was exported"):
+        copy_export(run, tmp_path / "copies" / "out", merge=True)
+    seal(export, read_manifest(export).frozen)  # as if it had been written so
     with pytest.raises(DataError, match=rf"lora_answer: adapters that do not load into {base} \(SafetensorError: "):
         copy_export(run, tmp_path / "copies" / "out", merge=True)
     assert list((tmp_path / "copies").iterdir()) == []
