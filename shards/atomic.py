@@ -2,15 +2,17 @@
 
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 from shards.errors import UserError
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Write a file aside, flush it to the disk and rename it into place.
 
-    The directory is made if it is missing. Two writers of one file do not mix: the last one stands.
+    What comes in pieces is never whole in memory. The directory is made if it is missing. Two writers of one file do
+    not mix: the last one stands.
 
     Raises:
         OSError: the disk is full or fails; nothing is left behind.
@@ -20,7 +22,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     try:
         with aside.open("wb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)

@@ -10,6 +10,7 @@ version of a library's generator.
 """
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal
@@ -37,6 +38,11 @@ Purpose = Literal[
 PADDING = -1
 """Stands for a missing visit: weight 0, nothing is read."""
 DEFAULT_MAX_LANES = 64
+_BLOCKS_BESIDE = 16
+"""Blocks kept beside one for each lane: lanes enter their next ones one after the other."""
+_SHUFFLED_IMAGES = 128
+_AT_ONCE = 1 << 20
+"""Images whose visits are counted together: what is needed beside the result stays small."""
 
 
 def mix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -127,34 +133,84 @@ def accumulation_steps(order: Order, share: Share) -> int:
 class Visits:
     """The visits of a split: image i with n > 0 questions gives ceil(n/K) of them, numbered in index order.
 
+    Kept are 4 bytes an image, and nothing for a visit: `image`, `parts` and `sizes` are made whole when they are asked
+    for, 8 bytes an entry; what runs in every step asks for few at a time.
+
     Args:
         num_questions: questions of each image, in index order: (images,). An image with 0 is never visited.
         questions_per_visit: K.
+        first_question: number over the split of the first question of each image, where that is known already.
     """
 
-    def __init__(self, num_questions: Ints, questions_per_visit: int) -> None:
-        self.num_questions = num_questions
-        self.parts = -(-num_questions // questions_per_visit)  # (images,) visits of each image
-        self.image = np.repeat(np.arange(len(num_questions)), self.parts)  # (visits,)
-        self.first_visit = np.cumsum(self.parts) - self.parts  # (images,)
-        self.part = np.arange(len(self.image)) - self.first_visit[self.image]  # (visits,)
-        self.first_question = np.cumsum(num_questions) - num_questions  # (images,) global question numbers
+    def __init__(self, num_questions: Ints, questions_per_visit: int, first_question: Ints | None = None) -> None:
+        self.num_questions, self.questions_per_visit = num_questions, questions_per_visit
+        self._known_first_question = first_question
+        self.first_visit = _first_visits(num_questions, questions_per_visit)  # (images + 1,)
 
     def __len__(self) -> int:
-        return len(self.image)
+        return int(self.first_visit[-1])
+
+    @cached_property
+    def first_question(self) -> Ints:
+        """Number over the split of the first question of each image: (images,)."""
+        if self._known_first_question is not None:
+            return self._known_first_question
+        return np.cumsum(self.num_questions, dtype=np.int64) - self.num_questions
+
+    @cached_property
+    def parts(self) -> Ints:
+        """Visits of each image: (images,)."""
+        return np.diff(self.first_visit).astype(np.int64)
+
+    @cached_property
+    def image(self) -> Ints:
+        """The image of each visit: (visits,)."""
+        return np.repeat(np.arange(len(self.num_questions)), self.parts)
 
     @cached_property
     def sizes(self) -> Ints:
         """Questions of each visit: (visits,). Visits of one image differ by at most 1."""
-        questions, parts = self.num_questions[self.image], self.parts[self.image]
-        return questions // parts + (self.part < questions % parts)
+        return self.sizes_of(np.arange(len(self)))
+
+    def images_of(self, visits: Ints) -> Ints:
+        """The images of some visits."""
+        # As the kind that is searched: numpy would bring millions of first visits to that of a few numbers.
+        sought = np.asarray(visits, dtype=self.first_visit.dtype)
+        return np.searchsorted(self.first_visit, sought, side="right") - 1
+
+    def image_of(self, visit: int) -> int:
+        """The image of a visit."""
+        return int(self.images_of(np.asarray([visit]))[0])
+
+    def sizes_of(self, visits: Ints) -> Ints:
+        """Questions of some visits."""
+        images = self.images_of(visits)
+        questions, first = self.num_questions[images].astype(np.int64), self.first_visit[images].astype(np.int64)
+        parts = self.first_visit[images + 1] - first
+        return questions // parts + (visits - first < questions % parts)
 
     def span(self, visit: int) -> slice:
         """Where the questions of a visit lie in its image's order of questions."""
-        image, part = self.image[visit], int(self.part[visit])
-        base, longer = divmod(int(self.num_questions[image]), int(self.parts[image]))
+        image = self.image_of(visit)
+        first, end = int(self.first_visit[image]), int(self.first_visit[image + 1])
+        base, longer = divmod(int(self.num_questions[image]), end - first)
+        part = visit - first
         start = part * base + min(part, longer)
         return slice(start, start + base + (part < longer))
+
+
+def _first_visits(num_questions: Ints, questions_per_visit: int) -> Ints:
+    """Number of the first visit of each image, and one past the last: (images + 1,), of 4 bytes where these do."""
+
+    def parts() -> Iterator[tuple[int, Ints]]:
+        for start in range(0, len(num_questions), _AT_ONCE):
+            yield start, -(-num_questions[start : start + _AT_ONCE].astype(np.int64) // questions_per_visit)
+
+    total = sum(int(some.sum()) for _, some in parts())
+    first = np.zeros(len(num_questions) + 1, np.int32 if total <= np.iinfo(np.int32).max else np.int64)
+    for start, some in parts():
+        first[start + 1 : start + 1 + len(some)] = first[start] + np.cumsum(some)
+    return first
 
 
 def steps_per_epoch(num_visits: int, order: Order) -> int:
@@ -164,41 +220,69 @@ def steps_per_epoch(num_visits: int, order: Order) -> int:
 
 
 class EpochOrder:
-    """The order of one epoch of one split."""
+    """The order of one epoch of one split: made block by block, when a step comes to it.
+
+    What is kept are the blocks that the lanes are in, 4 bytes a visit: a step costs what it touches, wherever it is.
+    """
 
     def __init__(self, visits: Visits, first_image: Ints, order: Order, epoch: int) -> None:
         self.visits, self.order, self.epoch = visits, order, epoch
-        num_shards = len(first_image) - 1
+        self._first_image = first_image
+        num_shards, size = len(first_image) - 1, order.shuffle_shards
         shards = hash_order(order.seed, epoch, "shard", np.arange(num_shards))
+        self._shards_of_block = [np.sort(shards[start : start + size]) for start in range(0, num_shards, size)]
         self._block_of_shard = np.empty(num_shards, np.int64)
-        self._block_of_shard[shards] = np.arange(num_shards) // order.shuffle_shards
-        self._shard_of_image = np.repeat(np.arange(num_shards), np.diff(first_image))
-        self._block_of_image = self._block_of_shard[self._shard_of_image]
-        block = self._block_of_image[visits.image]
-        rank_in_hash = np.empty(len(visits), np.int64)
-        rank_in_hash[hash_order(order.seed, epoch, "visit", np.arange(len(visits)))] = np.arange(len(visits))
-        self.sequence = np.lexsort((rank_in_hash, block))  # (V,) visit numbers in the order of the epoch
-        num_blocks = -(-num_shards // order.shuffle_shards)
-        self._block_bounds = np.searchsorted(block[self.sequence], np.arange(num_blocks + 1))
+        self._block_of_shard[shards] = np.arange(num_shards) // size
+        self._shard_bounds = visits.first_visit[first_image].astype(np.int64)  # (shards + 1,) visit numbers
+        in_block = [np.diff(self._shard_bounds)[block].sum() for block in self._shards_of_block]
+        self._block_bounds = np.concatenate([[0], np.cumsum(in_block, dtype=np.int64)]).astype(np.int64)
+        self._in_order = lru_cache(maxsize=order.lanes + _BLOCKS_BESIDE)(self._order_block)
+        self._shuffled = lru_cache(maxsize=_SHUFFLED_IMAGES)(self._shuffle)
+        self.step = lru_cache(maxsize=2)(self._step)
 
     @property
     def num_steps(self) -> int:
         """S, of `steps_per_epoch`."""
         return steps_per_epoch(len(self.visits), self.order)
 
-    def step(self, step: int) -> Ints:
+    @property
+    def sequence(self) -> Ints:
+        """Visit numbers in the order of the epoch: (V,), all of them."""
+        return self._at(np.arange(len(self.visits)))
+
+    def _step(self, step: int) -> Ints:
         """The visits of a step, one row per lane: (L, B/L), PADDING where a lane has ended."""
         lanes = np.arange(self.order.lanes + 1)
         bounds = lanes * len(self.visits) // self.order.lanes
         per_lane = self.order.visits_per_step // self.order.lanes
         positions = bounds[:-1, None] + step * per_lane + np.arange(per_lane)
         inside = positions < bounds[1:, None]
-        return np.where(inside, self.sequence[np.where(inside, positions, 0)], PADDING)
+        visits = np.full(positions.shape, PADDING, np.int64)
+        visits[inside] = self._at(positions[inside])
+        visits.flags.writeable = False
+        return visits
+
+    def _at(self, positions: Ints) -> Ints:
+        """The visits at positions of the epoch."""
+        blocks = np.searchsorted(self._block_bounds, positions, side="right") - 1
+        found = np.empty(len(positions), np.int64)
+        for block in np.unique(blocks).tolist():
+            here = blocks == block
+            found[here] = self._in_order(block)[positions[here] - self._block_bounds[block]]
+        return found
+
+    def _order_block(self, block: int) -> Ints:
+        """The visits of a block in their order."""
+        bounds = self._shard_bounds
+        parts = [np.arange(bounds[shard], bounds[shard + 1]) for shard in self._shards_of_block[block].tolist()]
+        numbers = np.concatenate(parts)  # ascending, as ties are decided
+        ordered = numbers[hash_order(self.order.seed, self.epoch, "visit", numbers)]
+        return ordered.astype(self.visits.first_visit.dtype)
 
     def questions_in_step(self, step: int) -> int:
         """Questions of the whole step, over all ranks: the denominator of its losses."""
         visits = self.step(step)
-        return int(self.visits.sizes[visits[visits != PADDING]].sum())
+        return int(self.visits.sizes_of(visits[visits != PADDING]).sum())
 
     def micro_batch(self, step: int, micro_step: int, share: Share) -> Ints:
         """The visits that a rank computes in one micro-step: (m,)."""
@@ -210,28 +294,30 @@ class EpochOrder:
         """The shards that a rank may read in a step: those of its visits, in their order, then those around them."""
         lanes = self.order.lanes // share.world_size
         own = self.step(step)[share.rank * lanes : (share.rank + 1) * lanes].ravel()
-        return self.shards_around(self.visits.image[own[own != PADDING]])
+        return self.shards_around(self.visits.images_of(own[own != PADDING]))
 
     def shards_of(self, images: Ints) -> Ints:
         """The shards of images, in their order."""
-        return in_first_order(self._shard_of_image[images])
+        return in_first_order(np.searchsorted(self._first_image, images, side="right") - 1)
 
     def shards_around(self, images: Ints) -> Ints:
         """The shards of images, in their order, then the others of their blocks, which negatives come from."""
-        near = np.flatnonzero(np.isin(self._block_of_shard, self._block_of_image[images]))
-        return in_first_order(np.concatenate([self.shards_of(images), near]))
+        own = self.shards_of(images)
+        near = np.flatnonzero(np.isin(self._block_of_shard, self._block_of_shard[own]))
+        return in_first_order(np.concatenate([own, near]))
 
     def questions(self, visit: int) -> Ints:
         """The questions of a visit as positions in their image's list: (size,)."""
-        image = self.visits.image[visit]
-        first, count = self.visits.first_question[image], self.visits.num_questions[image]
-        shuffled = hash_order(self.order.seed, self.epoch, "question", np.arange(first, first + count))
-        return shuffled[self.visits.span(visit)]
+        return self._shuffled(self.visits.image_of(visit))[self.visits.span(visit)]
+
+    def _shuffle(self, image: int) -> Ints:
+        first, count = int(self.visits.first_question[image]), int(self.visits.num_questions[image])
+        return hash_order(self.order.seed, self.epoch, "question", np.arange(first, first + count))
 
     def block(self, image: int) -> Ints:
         """The visits among which an image's question negatives are chosen: those of its block of shards."""
-        block = self._block_of_image[image]
-        return self.sequence[self._block_bounds[block] : self._block_bounds[block + 1]]
+        shard = int(np.searchsorted(self._first_image, image, side="right")) - 1
+        return self._in_order(int(self._block_of_shard[shard]))
 
 
 class EvaluationOrder:
@@ -254,8 +340,8 @@ class EvaluationOrder:
 
     def questions(self, visit: int) -> Ints:
         """The questions of a visit as positions in their image's list, in index order: (size,)."""
-        count = int(self.visits.num_questions[self.visits.image[visit]])
-        return np.arange(count)[self.visits.span(visit)]
+        span = self.visits.span(visit)
+        return np.arange(span.start, span.stop)
 
 
 def limit_images(num_questions: Ints, limit: int | None) -> Ints:

@@ -5,10 +5,11 @@ import logging
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -27,7 +28,7 @@ from model.reader.build import BuiltReader, build_reader
 from model.retrieval.build import BuiltRetrieval, build_retrieval
 from model.source import efficient_sam_sizes
 from model.towers.lxmert import RegionTower
-from model.towers.tokenizer import build_tokenizer, load_tokenizer
+from model.towers.tokenizer import build_tokenizer, count_words, load_tokenizer, tokenizer_of
 from model.vlm.build import BuiltVlm, build_vlm
 from shards.errors import ConfigError, DataError, UserError
 from shards.format.index import SplitIndex
@@ -150,28 +151,32 @@ def training_tokenizer(config: RunConfig, train: Split) -> PreTrainedTokenizerBa
 def shared_tokenizer(
     config: RunConfig, train: Split, directory: RunDirectory, world: World
 ) -> Callable[[], PreTrainedTokenizerBase]:
-    """The tokenizer of `scratch` towers, built once by rank 0 and kept in its run directory; collective.
+    """The tokenizer of `scratch` towers, built once by all ranks and kept in rank 0's run directory; collective.
 
     The other ranks get its files: they need not see that disk, nor wait until it shows them. Until there is a
     checkpoint it is built anew: the shards may have been.
     """
     path = directory.path / "tokenizer"
 
-    def provide() -> str:
+    def is_there() -> bool:
+        return world.rank == 0 and path.is_dir() and directory.has_checkpoint
+
+    def provide(words: Mapping[str, int] | None) -> str:
         if world.rank != 0:
             return ""
         aside = path.with_name(".tokenizer.partial")
         try:
-            if not (path.is_dir() and directory.has_checkpoint):
+            if words is not None:
                 shutil.rmtree(aside, ignore_errors=True)
-                training_tokenizer(config, train).save_pretrained(aside)
+                tokenizer_of(words, vocab_size=config.model.scratch.vocab_size).save_pretrained(aside)
                 replace_directory(aside, path)
             return json.dumps({file.name: file.read_text(encoding="utf-8") for file in sorted(path.iterdir())})
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error}); free some space on this disk") from error
 
     def tokenizer() -> PreTrainedTokenizerBase:
-        files = world.broadcast_text(world.agree_on(provide))
+        words = None if world.any_rank(is_there()) else _counted_together(train, world)
+        files = world.broadcast_text(world.agree_on(lambda: provide(words)))
         if world.rank == 0:
             return load_tokenizer(path)
         with tempfile.TemporaryDirectory(prefix="tokenizer.") as received:
@@ -182,9 +187,21 @@ def shared_tokenizer(
     return tokenizer
 
 
-def _texts(train: Split) -> Iterator[str]:
-    for image in train.visits.image[train.visits.part == 0].tolist():
-        for item in train.reader.sample(image).items:
+def _counted_together(train: Split, world: World) -> Counter[str]:
+    """The words of the split on rank 0, elsewhere none: each rank counts its part of the images; collective.
+
+    One rank alone needs hours for half a billion questions, and the others would be gone after their time-out.
+    """
+    own = world.agree_on(lambda: count_words(_texts(train, world.rank, world.world_size)))
+    parts = world.gather_text(json.dumps(own))
+    return sum((Counter(json.loads(part)) for part in parts or ()), Counter())
+
+
+def _texts(train: Split, part: int = 0, parts: int = 1) -> Iterator[str]:
+    """Of one of so many contiguous parts of the images."""
+    bounds = [number * train.index.num_images // parts for number in (part, part + 1)]
+    for image in bounds[0] + np.flatnonzero(train.visits.num_questions[slice(*bounds)]):
+        for item in train.reader.sample(int(image)).items:
             yield from item.texts
 
 

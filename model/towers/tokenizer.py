@@ -1,8 +1,9 @@
 """Texts to token ids: a deterministic WordPiece vocabulary for untrained models, and the codec of every tower."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from tokenizers.normalizers import BertNormalizer
@@ -13,6 +14,11 @@ from model.towers.checkpoint_files import short_reason
 from model.towers.spelling import join_punctuation
 from shards.errors import DataError
 
+_KNOWN_TEXTS = 1 << 14
+"""Kept of each tokenizer, in each process: about 8 MB."""
+
+_COUNTED_AT_ONCE = 1 << 18
+
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]")
 """BLIP's special tokens; [DEC] starts an answer and [SEP] ends it, [ENC] starts what is read with an image."""
 
@@ -20,19 +26,46 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]"
 def build_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerBase:
     """A lower-case WordPiece tokenizer whose vocabulary depends on nothing but the texts.
 
-    The vocabulary is the special tokens, every character (alone and as a continuation), then the most frequent words,
-    ties in alphabetical order. Unlike a trained vocabulary it is the same in every process and library version, and
-    no word of its texts becomes [UNK].
-
     Args:
         texts: the training texts, read once.
-        vocab_size: the number of entries aimed at; characters are never dropped for it.
+        vocab_size: see `tokenizer_of`.
+    """
+    return tokenizer_of(count_words(texts), vocab_size=vocab_size)
+
+
+def count_words(texts: Iterable[str]) -> Counter[str]:
+    """How often each word stands there, as BERT splits texts; those of parts of a data set add up to its own.
+
+    Memory: `_COUNTED_AT_ONCE` distinct texts, and the words.
     """
     normalizer, splitter = BertNormalizer(lowercase=True), BertPreTokenizer()
     words: Counter[str] = Counter()
-    for text, count in Counter(texts).items():
-        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)):
-            words[word] += count
+    counted: Counter[str] = Counter()
+
+    def split() -> None:
+        for text, count in counted.items():
+            for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)):
+                words[word] += count
+        counted.clear()
+
+    for text in texts:
+        counted[text] += 1  # to split a text takes a hundred times as long as to find it again
+        if len(counted) >= _COUNTED_AT_ONCE:
+            split()
+    split()
+    return words
+
+
+def tokenizer_of(words: Mapping[str, int], *, vocab_size: int) -> PreTrainedTokenizerBase:
+    """The tokenizer of words by their counts.
+
+    The vocabulary is the special tokens, every character (alone and as a continuation), then the most frequent words,
+    ties in alphabetical order. Unlike a trained vocabulary it is the same in every process and library version, and
+    no word becomes [UNK].
+
+    Args:
+        vocab_size: the number of entries aimed at; characters are never dropped for it.
+    """
     characters = sorted({character for word in words for character in word})
     pieces = [*characters, *(f"##{character}" for character in characters)]
     by_frequency = sorted((word for word in words if len(word) > 1), key=lambda word: (-words[word], word))
@@ -95,7 +128,21 @@ class _Codec:
         return text
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        known = _known_ids(self.tokenizer)
+        if len(known) > _KNOWN_TEXTS:
+            known.clear()
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        if new:
+            ids = self.tokenizer(new, add_special_tokens=False, verbose=False)["input_ids"]
+            known.update(zip(new, ids, strict=True))
+        return [known[text] for text in texts]
+
+
+@lru_cache(maxsize=4)
+def _known_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:  # noqa: ARG001 - the cache's key
+    """Texts to their ids: a question stands in a micro-batch once to be answered, and once for each answer that it is
+    matched with, and answers come again and again."""
+    return {}
 
 
 @dataclass(frozen=True, kw_only=True)

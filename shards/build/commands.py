@@ -1,4 +1,4 @@
-"""`duoflow shards build | verify | info`: arguments in, lines and an exit code out."""
+"""`duoflow shards build | verify | info | upgrade`: arguments in, lines and an exit code out."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from shards.annotations import READERS
 from shards.build.build_request import SHARD_BYTES, BuildRequest, EngineName
+from shards.build.columns import upgrade
 from shards.build.verify import verify_shards
 from shards.build.writer import build
 from shards.format.index import SplitIndex, read_index
@@ -32,7 +33,7 @@ def add_shards_parser(subparsers: Any) -> None:
         "(docs/data.md).",
         epilog="duoflow shards info data/easyvqa/train",
     )
-    verbs = shards.add_subparsers(dest="shards_verb", required=True, metavar="build | verify | info")
+    verbs = shards.add_subparsers(dest="shards_verb", required=True, metavar="build | verify | info | upgrade")
     _add_build(
         verbs.add_parser(
             "build",
@@ -55,6 +56,15 @@ def add_shards_parser(subparsers: Any) -> None:
         description="Counts, types and the most frequent answers of a directory of shards, from its index.",
         epilog="duoflow shards info data/easyvqa/train --json",
     )
+    columns = verbs.add_parser(
+        "upgrade",
+        help="give shards of an older build the columns that loaders map",
+        description="Write columns.bin beside the index of finished shards that have none, or those of another index. "
+        "Index and shards stay as they are.",
+        epilog="duoflow shards upgrade data/easyvqa/train",
+    )
+    columns.add_argument("directory", metavar="DIR", type=Path, help="a directory of shards")
+    columns.set_defaults(handler=run_upgrade)
     for parser, handler in ((verify, run_verify), (info, run_info)):
         parser.add_argument("directory", metavar="DIR", type=_place, help="a directory, or a URL")
         parser.add_argument("--json", action="store_true", help="print JSON")
@@ -113,6 +123,13 @@ def run_verify(arguments: argparse.Namespace) -> int:
         verdict = _amounts({"faults": len(report.faults)}) if report.faults else "no fault"
         say(f"{arguments.directory}: {verdict} in {_amounts(looked_at)}", error=bool(report.faults))
     return USERS_MISTAKE if report.faults else 0
+
+
+def run_upgrade(arguments: argparse.Namespace) -> int:
+    """Make the columns of a directory, or say that they are there; shards and index stay as they are."""
+    made = upgrade(arguments.directory, workers=_cores(), show_progress=True)
+    say(f"{arguments.directory}: {'columns made' if made else 'has its columns, nothing changed'}")
+    return 0
 
 
 def run_info(arguments: argparse.Namespace) -> int:

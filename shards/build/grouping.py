@@ -1,5 +1,6 @@
 """Items grouped by sample on disk, so that memory does not grow with their number."""
 
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
@@ -38,7 +39,8 @@ class Grouping:
     """A table of questions in a SQLite file: filled in any order, sealed, then read image by image.
 
     Use as a context manager: the file is closed and removed at the end. Memory: `CACHE_MIB` and a little.
-    Disk: the questions as JSON and two small indices, the second after the first is gone.
+    Disk: the questions as JSON twice, since they are read in the order of one external sort: looked up by an index,
+    each would be a random access, which takes 14 hours for half a billion of them.
     """
 
     def __init__(self, path: Path, join: Join | None = None) -> None:
@@ -116,7 +118,9 @@ class Grouping:
         dropped = sum(self._drop_repetitions(question_id, sources) for (question_id,) in repeated)
         self._database.execute("DROP TABLE repeated")
         self._database.execute("DROP INDEX by_id")
-        self._database.execute("CREATE INDEX by_image ON question (image, id, ref)")
+        self._database.execute(
+            "CREATE TABLE sample AS SELECT image, ref FROM question GROUP BY image, ref ORDER BY image, ref"
+        )
         self._database.execute("COMMIT")
         if self._join is None:
             self._refuse_two_files()
@@ -124,20 +128,32 @@ class Grouping:
 
     def refs(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """(sample id, files of its images) of every sample, sorted by id."""
-        by_refs = "" if self._join is None else ", ref"
-        rows = self._database.execute(f"SELECT image, min(ref) FROM question GROUP BY image{by_refs} ORDER BY image")
+        rows = self._database.execute("SELECT image, ref FROM sample ORDER BY rowid")
         for sample_id, found in groupby(rows, key=itemgetter(0)):
             yield sample_id, self._joined(sample_id, {ref for _, ref in found})
 
     def groups(self) -> Iterator[Group]:
-        """Every sample with its items, sorted by id."""
-        rows = self._database.execute("SELECT image, ref, body FROM question INDEXED BY by_image ORDER BY image, id")
+        """Every sample with its items, sorted by id.
+
+        Raises:
+            DataError: the disk has no room to sort them.
+        """
+        self._check_room()
+        rows = self._database.execute("SELECT image, ref, body FROM question ORDER BY image, id")
         for sample_id, found in groupby(rows, key=itemgetter(0)):
             refs, items = set(), []
             for _, ref, body in found:
                 refs.add(ref)
                 items.append(body)
             yield Group(sample_id, self._joined(sample_id, refs), items)
+
+    def _check_room(self) -> None:
+        needed, free = self._path.stat().st_size, shutil.disk_usage(self._path.parent).free
+        if free < needed:
+            raise DataError(
+                f"{self._path.parent}: sorting the questions takes {needed / 1e9:.1f} GB there, and "
+                f"{free / 1e9:.1f} GB are free; make room, or choose an --out on another disk"
+            )
 
     def _joined(self, sample_id: str, stored: set[str | None]) -> tuple[str, ...]:
         """The images of a sample."""
@@ -170,7 +186,7 @@ class Grouping:
 
     def _refuse_two_files(self) -> None:
         query = (
-            "SELECT image, min(coalesce(ref, image)), max(coalesce(ref, image)) FROM question "
+            "SELECT image, min(coalesce(ref, image)), max(coalesce(ref, image)) FROM sample "
             "GROUP BY image HAVING min(coalesce(ref, image)) <> max(coalesce(ref, image)) LIMIT 1"
         )
         for image_id, *both in self._database.execute(query):

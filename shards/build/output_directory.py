@@ -10,6 +10,7 @@ from pathlib import Path
 
 from shards.atomic import sync_directory, write_atomically
 from shards.errors import DataError
+from shards.format.columns import COLUMNS_NAME
 from shards.format.index import INDEX_NAME, SplitIndex, encode_index, read_index
 
 STAGING_NAME = ".building"
@@ -48,7 +49,7 @@ def present_index(directory: Path) -> SplitIndex | None:
     if INDEX_NAME in names:
         return read_index(directory)
     # Tars without an index are ours only if the staging directory of an interrupted `publish` stands beside them.
-    foreign = {name for name in names if STAGING_NAME not in names or not _shard_name.fullmatch(name)} - {STAGING_NAME}
+    foreign = {name for name in names if STAGING_NAME not in names or not _is_ours(name)} - {STAGING_NAME}
     if foreign:
         raise DataError(
             f"{directory}: holds {min(foreign)!r} but no {INDEX_NAME}; expected an empty or a new directory: "
@@ -90,7 +91,7 @@ def discard_unfinished(directory: Path) -> None:
 
 
 def publish(directory: Path, index: SplitIndex) -> None:
-    """Move the staged shards into their places and write the index, last.
+    """Move the staged shards and columns into their places and write the index, last.
 
     While there is no index, the directory is unfinished for every reader; the next build cleans it.
     """
@@ -100,8 +101,8 @@ def publish(directory: Path, index: SplitIndex) -> None:
     (directory / INDEX_NAME).unlink(missing_ok=True)
     sync_directory(directory)
     _remove_shards(directory)
-    for shard in index.shards:
-        os.replace(staging / shard.name, directory / shard.name)
+    for name in [shard.name for shard in index.shards] + [COLUMNS_NAME]:
+        os.replace(staging / name, directory / name)
     sync_directory(directory)
     os.replace(staged_index, directory / INDEX_NAME)
     sync_directory(directory)
@@ -109,8 +110,13 @@ def publish(directory: Path, index: SplitIndex) -> None:
 
 def _remove_shards(directory: Path) -> None:
     for path in directory.iterdir():
-        if _shard_name.fullmatch(path.name):
+        if _is_ours(path.name):
             path.unlink()
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a build puts a file of that name there before the index."""
+    return name == COLUMNS_NAME or _shard_name.fullmatch(name) is not None
 
 
 def _lock(descriptor: int, directory: Path) -> None:

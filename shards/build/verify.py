@@ -18,11 +18,21 @@ from msgspec import UNSET
 from numpy.typing import NDArray
 
 from shards.annotations import READERS, reader_of
+from shards.build.columns import Part as ShardPart
+from shards.build.columns import items_of
 from shards.build.packing import map_in_order
 from shards.build.tally import summarise, tally
 from shards.build.tar_writer import BLOCK, image_extensions, padded, sample_key, shard_name
 from shards.config import CacheConfig
 from shards.errors import DataError
+from shards.format.columns import (
+    COLUMNS_NAME,
+    SAMPLE_COLUMNS,
+    ItemColumns,
+    is_whole,
+    map_columns,
+    read_header,
+)
 from shards.format.images import UnreadableImage, decode_image, resized_size
 from shards.format.index import INDEX_NAME, RegionShape, Shard, SplitIndex, decode_index, is_intact, read_index_bytes
 from shards.format.records import Kind, Picture, Sample, decode_sample
@@ -63,6 +73,8 @@ class _Seen(NamedTuple):
     kinds: Counter[Kind]
     id_hashes: bytes
     """8 bytes per question instead of its id: all ids of a large split would not fit into memory."""
+    items: bytes
+    """sha256 of what the columns should say of its items; empty where that cannot be told."""
     bytes: int
 
 
@@ -91,7 +103,7 @@ def verify_shards(directory: str | Path, *, workers: int = 0, show_progress: boo
         return Report(faults + crooked, 0, 0, 0, 0)
     faults += _order_faults(index) + _stray_files(directory, index)
     kinds: Counter[Kind] = Counter()
-    hashes = io.BytesIO()
+    hashes, seen_items = io.BytesIO(), []
     size = 0
     with (
         _copies_of(directory, index, workers) as cache,
@@ -102,9 +114,14 @@ def verify_shards(directory: str | Path, *, workers: int = 0, show_progress: boo
             faults += seen.faults
             kinds.update(seen.kinds)
             hashes.write(seen.id_hashes)
+            seen_items.append(seen.items)
             size += seen.bytes
             progress.advance()
-        faults += _duplicate_ids(parts, np.frombuffer(hashes.getvalue(), np.uint64)) + _sum_faults(index, kinds)
+        faults += (
+            _column_faults(directory, index, seen_items)
+            + _duplicate_ids(parts, np.frombuffer(hashes.getvalue(), np.uint64))
+            + _sum_faults(index, kinds)
+        )
     return Report(faults, len(index.shards), index.num_images, kinds.total(), size)
 
 
@@ -202,7 +219,50 @@ def _look_at_shard(part: _Part) -> _Seen:
         faults.append(f"{shard.name}: cannot be read: {error.strerror}")
     except DataError as error:
         faults.append(str(error))
-    return _Seen(faults, kinds, hashes.getvalue(), size)
+    return _Seen(faults, kinds, hashes.getvalue(), _items_digest(part), size)
+
+
+def _items_digest(part: _Part) -> bytes:
+    if is_url(part.directory):
+        return b""
+    try:
+        return _digest_of(items_of(ShardPart(Path(part.directory) / part.shard.name, part.shard, part.format)))
+    except DataError:
+        return b""  # that the shard is damaged is said already
+
+
+def _digest_of(items: ItemColumns) -> bytes:
+    return hashlib.sha256(items.offsets + items.hashes).digest()
+
+
+def _column_faults(directory: str | Path, index: SplitIndex, seen: Sequence[bytes]) -> list[str]:
+    """The columns against their own digest, the index and the shards; there need not be any."""
+    if is_url(directory):
+        return []
+    path = Path(directory) / COLUMNS_NAME
+    try:
+        header, begin = read_header(path)
+    except FileNotFoundError:
+        return []
+    except DataError as error:
+        return [str(error)]
+    remedy = "make it again with `duoflow shards upgrade`"
+    if header.index_digest != index.digest:
+        return [f"{COLUMNS_NAME}: belongs to another index; {remedy}"]
+    if not is_whole(path, header, begin):
+        return [f"{COLUMNS_NAME}: its digest does not fit its content; {remedy}"]
+    found, expected = map_columns(path, header, begin), index.columns
+    faults = [
+        f"{COLUMNS_NAME}: {name} is not that of the index; {remedy}"
+        for name in SAMPLE_COLUMNS
+        if not np.array_equal(getattr(found, name), getattr(expected, name))
+    ]
+    items = expected.first_item[expected.first_sample].tolist()
+    for shard, digest, (first, end) in zip(index.shards, seen, pairwise(items), strict=True):
+        theirs = ItemColumns(found.item_offset[first:end].tobytes(), found.text_hash[first:end].tobytes())
+        if digest and _digest_of(theirs) != digest:
+            faults.append(f"{COLUMNS_NAME}: what it says of the questions of {shard.name} is wrong; {remedy}")
+    return faults
 
 
 def _samples(descriptor: int, part: _Part, faults: list[str]) -> Iterator[Sample]:

@@ -14,6 +14,7 @@ from msgspec import UNSET
 
 from shards.annotations import READERS
 from shards.build.build_request import SHARD_BYTES, BuildRequest, EngineName, OnMissing
+from shards.build.columns import make_columns
 from shards.build.engine import Engine, open_engine
 from shards.build.grouping import Grouping
 from shards.build.media import Medium, open_medium
@@ -24,6 +25,7 @@ from shards.build.same_input import hash_sources, images_digest, is_whole, refus
 from shards.build.tally import summarise
 from shards.build.tar_writer import TarShards
 from shards.errors import DataError
+from shards.format.columns import COLUMNS_NAME
 from shards.format.images import MissingImage
 from shards.format.index import RegionShape, Shard, SkippedImage, Source, SplitIndex, read_index
 from shards.format.records import Kind, with_lowercase_answer
@@ -137,6 +139,7 @@ def _write(
         left_out = read_and_group(request, files, grouping, staging)
         result = _pack_all(request, grouping, staging, engine)
     index = _index(request, sources, result, left_out)
+    make_columns(staging / COLUMNS_NAME, staging, index, workers=request.workers, show_progress=request.show_progress)
     publish(request.out, index)
     return read_index(request.out)
 

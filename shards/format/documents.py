@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Self
+from typing import ClassVar, Self
 
 import msgspec
 
@@ -71,6 +71,8 @@ class ReadQuestion(DocumentQuestion, frozen=True, kw_only=True):
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):
     """The JSON member of a sample of a document: all pages that its questions are asked of."""
+
+    ITEMS: ClassVar[str] = "questions"
 
     document_id: str
     pages: tuple[Page, ...]

@@ -17,7 +17,7 @@ class ShardFiles:
     """The shards of a directory; safe to hand to worker processes (files open on first use)."""
 
     def __init__(self, directory: str | Path) -> None:
-        self.directory = directory
+        self.directory, self._path = directory, str(Path(directory))
         self._open: dict[str, int] = {}
         """Shard -> descriptor; the one used last stands last."""
         weakref.finalize(self, close_all, self._open)
@@ -27,7 +27,7 @@ class ShardFiles:
 
     def place(self, shard: Shard) -> str:
         """Where a shard is, for messages."""
-        return str(Path(self.directory) / shard.name)
+        return f"{self._path}/{shard.name}"
 
     def descriptor(self, shard: Shard) -> int:
         """An open file of a shard, valid until another one is asked for.

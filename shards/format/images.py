@@ -108,7 +108,8 @@ def decode_image(
             extension = formats["JPEG" if image.format == "MPO" else image.format]
             if image.width * image.height <= max_pixels:
                 image.load()
-                return Decoded(ImageOps.exif_transpose(image), extension)
+                ImageOps.exif_transpose(image, in_place=True)  # the other way copies an image that stands upright
+                return Decoded(image, extension)
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"{where}: {error}") from None
     except Image.UnidentifiedImageError:
@@ -137,7 +138,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def resized_size(width: int, height: int, short_side: int) -> tuple[int, int]:

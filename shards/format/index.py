@@ -1,17 +1,19 @@
 """`index.json`: the only description of a split of shards, written last, read before anything else."""
 
 import hashlib
+import logging
 import re
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, Self
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import DataError
+from shards.format.columns import COLUMNS_NAME, Columns, SampleLists, columns_of, map_columns, read_header
 from shards.remote.address import is_url, joined
 from shards.remote.source import MissingError, read_remote_index
 
@@ -21,6 +23,11 @@ FORMAT = "duoflow-shards"
 VERSION = 1
 INDEX_NAME = "index.json"
 NO_DIGEST = "0" * 64
+_DIGEST = re.compile(rb'"digest": "([0-9a-f]{64})"')
+_HEAD_BYTES = 1024
+"""Of an index, in which its digest stands."""
+
+logger = logging.getLogger(__name__)
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,24 +139,72 @@ class SplitIndex(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return "pixels" if self.regions is msgspec.UNSET else "regions"
 
     @cached_property
+    def columns(self) -> Columns:
+        """What is looked up of every sample: made from the lists of the shards, unless the index came without them."""
+        return columns_of(
+            [
+                SampleLists(
+                    shard.image_ids,
+                    shard.image_offsets,
+                    shard.image_bytes,
+                    shard.json_offsets,
+                    shard.json_bytes,
+                    shard.num_questions,
+                    None if shard.images_per_sample is msgspec.UNSET else shard.images_per_sample,
+                )
+                for shard in self.shards
+            ]
+        )
+
+    @property
     def first_image(self) -> NDArray[np.int64]:
         """Number of the first image of each shard, and one past the last: (shards + 1,)."""
-        return np.cumsum([0] + [len(shard.image_ids) for shard in self.shards], dtype=np.int64)
+        return self.columns.first_sample
 
-    @cached_property
-    def num_questions(self) -> NDArray[np.int64]:
+    @property
+    def num_questions(self) -> NDArray[np.int32]:
         """Questions of each image, in index order: (images,)."""
-        counts = [np.asarray(shard.num_questions, dtype=np.int64) for shard in self.shards]
-        return np.concatenate([np.zeros(0, np.int64), *counts])
+        return self.columns.num_items
 
     @property
     def num_images(self) -> int:
-        return int(self.first_image[-1])
+        return len(self.num_questions)
 
     def locate(self, image: int) -> tuple[int, int]:
         """(shard number, position in the shard) of a sample, by its number in the split."""
         shard = int(np.searchsorted(self.first_image, image, side="right")) - 1
         return shard, image - int(self.first_image[shard])
+
+    def without_lists(self, columns: Columns | None = None) -> Self:
+        """The index with columns, its own or others, in place of the lists of its shards: 350 bytes an image less."""
+        shards = [msgspec.structs.replace(shard, **_NO_LISTS) for shard in self.shards]
+        light = msgspec.structs.replace(self, shards=shards, skipped=[])
+        light.__dict__["columns"] = self.columns if columns is None else columns
+        return light
+
+    def __reduce__(self) -> tuple:
+        """With its columns, which are no field: a process that gets them need not have the lists."""
+        return _restored, (msgspec.structs.asdict(self), self.__dict__.get("columns"))
+
+
+_NO_LISTS = {
+    "image_ids": [],
+    "image_formats": [],
+    "image_offsets": [],
+    "image_bytes": [],
+    "json_offsets": [],
+    "json_bytes": [],
+    "num_questions": [],
+    "image_refs": [],
+    "images_per_sample": msgspec.UNSET,
+}
+
+
+def _restored(fields: dict[str, object], columns: Columns | None) -> SplitIndex:
+    index = SplitIndex(**fields)
+    if columns is not None:
+        index.__dict__["columns"] = columns
+    return index
 
 
 def encode_index(index: SplitIndex) -> bytes:
@@ -161,7 +216,7 @@ def encode_index(index: SplitIndex) -> bytes:
 
 def is_intact(data: bytes) -> bool:
     """Whether the text of an index is, to the byte, what `encode_index` wrote."""
-    found = re.search(rb'"digest": "([0-9a-f]{64})"', data)
+    found = _DIGEST.search(data)
     if found is None:
         return False
     blank = data[: found.start(1)] + NO_DIGEST.encode() + data[found.end(1) :]
@@ -227,6 +282,70 @@ def read_index(directory: str | Path) -> SplitIndex:
     return index
 
 
+def open_index(directory: str | Path) -> SplitIndex:
+    """The index of a directory, or a URL, of shards as a run has it: with columns in place of lists.
+
+    Columns beside the index are mapped, and `index.json` is not read beyond its first lines; without them it is read
+    once per process.
+
+    Raises:
+        DataError: as `read_index`; or there are columns, and they are damaged.
+    """
+    found = _mapped(directory)
+    if found is not None:
+        return found.index
+    if isinstance(directory, str) and is_url(directory):
+        return read_index(directory).without_lists()
+    return _read_once(str(directory), _state_of(Path(directory) / INDEX_NAME))
+
+
 def index_digest(directory: str | Path) -> str:
     """sha256 of the index file: names the exact content of a split, since the index holds every shard's sha256."""
-    return hashlib.sha256(read_index_bytes(directory)).hexdigest()
+    found = _mapped(directory)
+    return hashlib.sha256(read_index_bytes(directory)).hexdigest() if found is None else found.sha256
+
+
+class _Mapped(NamedTuple):
+    index: SplitIndex
+    sha256: str
+    """Of the file of the whole index."""
+
+
+def _mapped(directory: str | Path) -> _Mapped | None:
+    """The index by the columns beside it; None where there are none, or those of another index."""
+    if isinstance(directory, str) and is_url(directory):
+        return None
+    states = [_state_of(Path(directory) / name) for name in (INDEX_NAME, COLUMNS_NAME)]
+    return None if None in states else _map_once(str(directory), *states)
+
+
+@lru_cache(maxsize=8)
+def _map_once(directory: str, *_: object) -> _Mapped | None:
+    path = Path(directory) / COLUMNS_NAME
+    header, begin = read_header(path)
+    with (path.parent / INDEX_NAME).open("rb") as file:
+        told = _DIGEST.search(file.read(_HEAD_BYTES))
+    if told is None or told.group(1).decode() != header.index_digest:
+        logger.warning(
+            "%s: belongs to another index than the one beside it, which is read without; `duoflow shards upgrade %s` "
+            "makes it again",
+            path,
+            directory,
+        )
+        return None
+    light = decode_index(bytes(header.index), path)
+    return _Mapped(light.without_lists(map_columns(path, header, begin)), header.index_sha256)
+
+
+@lru_cache(maxsize=8)
+def _read_once(directory: str, _: object) -> SplitIndex:
+    return read_index(directory).without_lists()
+
+
+def _state_of(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is replaced; None if it is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -1,8 +1,9 @@
 """What a sample says: its image or images with all their items, as stored in the JSON member of a shard."""
 
+import hashlib
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Generic, Literal, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, Protocol, Self, TypeVar
 
 import msgspec
 
@@ -49,6 +50,9 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
 
 class Sample(Protocol):
     """The JSON member of a sample: its images, in the order of their members, and the items about them."""
+
+    ITEMS: ClassVar[str]
+    """The field that holds them, which is the last one: an array of objects."""
 
     @property
     def sample_id(self) -> str: ...
@@ -216,6 +220,8 @@ Q = TypeVar("Q", Question, VqaQuestion, ScoredQuestion)
 class _OneImage(msgspec.Struct, Generic[Q], frozen=True, kw_only=True):
     """The JSON member of a sample of one image with questions. `width` and `height` are those of the original image."""
 
+    ITEMS: ClassVar[str] = "questions"
+
     image_id: str
     width: int
     height: int
@@ -258,6 +264,8 @@ class ScoredSample(_OneImage[ScoredQuestion], frozen=True, kw_only=True):
 
 class Scene(msgspec.Struct, frozen=True, kw_only=True):
     """The JSON member of a sample of one image or several with statements about them."""
+
+    ITEMS: ClassVar[str] = "statements"
 
     scene_id: str
     images: tuple[Picture, ...]
@@ -315,6 +323,46 @@ def decode_sample(data: bytes | memoryview, kind: type[S] = ImageSample) -> S:
         raise msgspec.DecodeError(str(error)) from None
 
 
+def decode_item(data: bytes | memoryview, kind: type[Sample] = ImageSample) -> Item:
+    """An item of a sample by itself.
+
+    Raises:
+        msgspec.DecodeError: the bytes are no such item.
+    """
+    try:
+        return _item_decoder(kind).decode(data)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from None
+
+
+def cut_items(data: bytes | memoryview, kind: type[Sample] = ImageSample) -> tuple[msgspec.Raw, ...]:
+    """The items of a sample as JSON each, read over but not decoded: a quarter of the time.
+
+    Raises:
+        msgspec.DecodeError: the bytes are not such a sample.
+    """
+    try:
+        return getattr(_cutter(kind).decode(data), kind.ITEMS)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from None
+
+
+def text_hash(text: str) -> int:
+    """64 bits that tell whether two texts ask the same: those of the normalised text."""
+    return int.from_bytes(hashlib.blake2b(normalise(text).encode(), digest_size=8).digest(), "little")
+
+
 @cache
 def _decoder(kind: type[S]) -> msgspec.json.Decoder[S]:
     return msgspec.json.Decoder(kind)
+
+
+@cache
+def _item_decoder(kind: type[Sample]) -> msgspec.json.Decoder[Item]:
+    fields = {field.name: field.type for field in msgspec.inspect.type_info(kind).fields}
+    return msgspec.json.Decoder(fields[kind.ITEMS].item_type.cls)
+
+
+@cache
+def _cutter(kind: type[Sample]) -> msgspec.json.Decoder:
+    return msgspec.json.Decoder(msgspec.defstruct("Cut", [(kind.ITEMS, tuple[msgspec.Raw, ...])]))

@@ -1,6 +1,8 @@
 """Which shards are needed when, from the plan alone: what to fetch ahead, and how much room a machine needs."""
 
+from collections import deque
 from collections.abc import Iterable
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -41,26 +43,24 @@ class Window:
 
     def __init__(self, route: Route, ahead: int) -> None:
         self._route, self._ahead = route, ahead
-        self._first = self._end = 0
-        self._last_need: dict[int, int] = {}
-        """Shard -> the last position before `_end` that needs it, in the order of first need."""
+        self._first = 0
+        self._needs: deque[list[int]] = deque()
+        """The shards that each position needs, from `_first` on."""
 
     def move_to(self, position: int) -> list[int]:
-        """Where the route is now; the shards that should be there, in the order in which they are first needed."""
-        if not self._first <= position <= self._end:
-            self._last_need.clear()
-            self._end = position
+        """Where the route is now; the shards that should be there, in the order in which they are needed from here."""
+        if self._first <= position <= self._first + len(self._needs):
+            for _ in range(position - self._first):
+                self._needs.popleft()
+        else:
+            self._needs.clear()
         self._first = position
-        for shard in [shard for shard, last in self._last_need.items() if last < position]:
-            del self._last_need[shard]
+        held = dict.fromkeys(chain.from_iterable(self._needs))
         enough = len(self._route.shards_at(position)) + self._ahead
-        while self._end <= position or (
-            len(self._last_need) < enough and self._end - position < self._route.length + 1
-        ):
-            for shard in self._route.shards_at(self._end).tolist():
-                self._last_need[shard] = self._end
-            self._end += 1
-        return list(self._last_need)[:enough]
+        while not self._needs or (len(held) < enough and len(self._needs) < self._route.length):
+            self._needs.append(self._route.shards_at(position + len(self._needs)).tolist())
+            held |= dict.fromkeys(self._needs[-1])
+        return list(held)[:enough]
 
 
 def bytes_at_once(order: EpochOrder, index: SplitIndex, shares: Iterable[Share]) -> int:

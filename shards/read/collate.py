@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import NamedTuple, Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -197,7 +199,10 @@ def ask(pixels: list[Tensor], questions: Sequence[Sequence[str]], layout: Layout
 def _stacked(images: Sequence[Shown]) -> Shown:
     if isinstance(images[0], SeenRegions):
         return SeenRegions(*(torch.stack(parts) for parts in zip(*images, strict=True)))
-    return torch.stack(images)
+    stacked = torch.empty(len(images), *images[0].shape, dtype=images[0].dtype)
+    for place, image in enumerate(images):
+        stacked[place] = image
+    return stacked
 
 
 def _numbered(
@@ -279,14 +284,12 @@ def _most(numbers: Tensor) -> int:
 
 def pad(rows: list[TokenIds], value: int, *, multiple: int = 1) -> tuple[Tensor, Tensor]:
     """Rows of ids as one tensor, padded behind to the longest rounded up to `multiple`: (rows, L) ids and bool mask."""
-    longest = max(map(len, rows))
-    length = -(-longest // multiple) * multiple
-    ids = torch.full((len(rows), length), value, dtype=torch.int64)
-    mask = torch.zeros(len(rows), length, dtype=torch.bool)
-    for number, row in enumerate(rows):
-        ids[number, : len(row)] = torch.tensor(row, dtype=torch.int64)
-        mask[number, : len(row)] = True
-    return ids, mask
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    length = -(-int(lengths.max()) // multiple) * multiple
+    mask = np.arange(length) < lengths[:, None]
+    ids = np.full((len(rows), length), value, np.int64)
+    ids[mask] = np.fromiter(chain.from_iterable(rows), np.int64, int(lengths.sum()))
+    return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
 def _rolled(shown: Shown, count: int) -> Shown:

@@ -29,7 +29,7 @@ class SeenVisit(NamedTuple):
     where: str
     """What to call it in a message."""
     pages: Sequence[Picture] = ()
-    """What the annotations say of each of its images."""
+    """What the annotations say of each of its images, of a task without a fixed number of them."""
 
 
 class AnyBatch(Protocol):

@@ -86,7 +86,8 @@ def eyes_for(index: SplitIndex, image_size: int | None) -> Eyes:
 def square_pixels(data: bytes, size: int, where: str, augment: Augment | None = None) -> Tensor:
     """An encoded image as (3, size, size) uint8: upright, RGB, resized bicubically without keeping the aspect ratio.
 
-    That is BLIP's evaluation transform (Resize((s, s), BICUBIC)); the towers normalise on the device.
+    That is BLIP's evaluation transform (Resize((s, s), BICUBIC)); the towers normalise on the device. It lies in memory
+    as Pillow has it, colours innermost: a batch of them is brought into order in one copy.
 
     Args:
         where: what to call the image in a message.
@@ -96,12 +97,16 @@ def square_pixels(data: bytes, size: int, where: str, augment: Augment | None = 
         UnreadableImage: not a JPEG, PNG or WebP image of a sane size, or damaged.
     """
     image = decode_image(data, where).image
-    return square_image(image if augment is None else augment(as_rgb(image)), size)
+    return _square(image if augment is None else augment(as_rgb(image)), size)
 
 
 def square_image(image: Image.Image, size: int) -> Tensor:
     """A decoded image as (3, size, size) uint8, in RGB on white."""
+    return _square(image, size).contiguous()
+
+
+def _square(image: Image.Image, size: int) -> Tensor:
     image = as_rgb(image)
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)

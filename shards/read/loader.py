@@ -17,7 +17,7 @@ from shards.annotations import reader_of
 from shards.config import CacheConfig
 from shards.errors import DataError, UserError
 from shards.format.images import UnreadableImage
-from shards.format.index import SplitIndex, read_index
+from shards.format.index import SplitIndex, open_index
 from shards.format.records import Item
 from shards.format.tar_reader import ShardReader
 from shards.plan import (
@@ -99,21 +99,29 @@ class Split:
         self, directory: str, order: Order, *, limit: int | None = None, cache: CacheConfig | None = None
     ) -> None:
         self.directory, self.order, self.cache = directory, order, cache or CacheConfig()
-        self.index: SplitIndex = read_index(directory)
+        self.index: SplitIndex = open_index(directory)
         kind = reader_of(self.index, directory).sample
         files = open_files(directory, self.index.shards, self.cache)
         self.reader = ShardReader(directory, self.index, kind, files)
-        self.visits = Visits(limit_images(self.index.num_questions, limit), order.questions_per_visit)
+        self._limit = limit
+        self.visits = self._visits()
         if not len(self.visits):
             raise DataError(f"{directory}: no questions in these shards; expected at least one")
         self.epoch = lru_cache(maxsize=2)(self._epoch)
 
     def __getstate__(self) -> dict:
-        return {key: value for key, value in self.__dict__.items() if key != "epoch"}
+        """Without what is counted faster than it is sent."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("epoch", "visits")}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
+        self.visits = self._visits()
         self.epoch = lru_cache(maxsize=2)(self._epoch)
+
+    def _visits(self) -> Visits:
+        # An image that is left out is none of those that are asked about, so that numbers of questions stay.
+        counts = limit_images(self.index.num_questions, self._limit)
+        return Visits(counts, self.order.questions_per_visit, self.index.columns.first_item[:-1])
 
     def _epoch(self, epoch: int) -> EpochOrder:
         return EpochOrder(self.visits, self.index.first_image, self.order, epoch)
@@ -178,7 +186,7 @@ class _MicroBatches(Dataset):
         self,
         visits: Ints,
         positions_of: Callable[[int], Ints],
-        image_of: Ints,
+        image_of: Callable[[int], int],
         draws_from: EpochOrder,
         *,
         loss_scale: float,
@@ -187,15 +195,15 @@ class _MicroBatches(Dataset):
     ) -> MicroBatch:
         numbers = [int(visit) for visit in visits if visit != PADDING]
         if keep_items:
-            joined = groupby(numbers, key=lambda number: int(image_of[number]))
+            joined = groupby(numbers, key=image_of)
             parts = [(image, list(group)) for image, group in joined]
         else:
-            parts = [(int(image_of[number]), [number]) for number in numbers]
+            parts = [(image_of(number), [number]) for number in numbers]
         task = TASKS[self.texts.task]
         read = [
             self._visit(image, np.concatenate([positions_of(number) for number in group])) for image, group in parts
         ]
-        draw = Draw(draws_from, self.split.index, self.split.reader.sample, is_training=not keep_items)
+        draw = Draw(draws_from, self.split.index, self.split.reader, is_training=not keep_items)
         made = [task.rows(visit, draw, self.texts.wanted) for visit in read]
         if task.images is None and task.by_window:
             windows = [window for visit, rows in zip(read, made, strict=True) for window in by_window(visit, rows)]
@@ -225,16 +233,16 @@ class _MicroBatches(Dataset):
         """The images of a visit: all of its sample, or of a task without a fixed number those that its rows name,
         which by window are the same ones for all of them."""
         shown = self._shown_image(visit.sample)
-        blocks, places = rows.blocks, None
+        blocks, places, pictures = rows.blocks, None, ()
         if TASKS[self.texts.task].images is None:
             blocks, places = only_named(rows.blocks)
+            pictures = _at(places, self.split.reader.sample(shown).pictures)
         images = self._images(shown, augment, places)
-        pictures = _at(places, self.split.reader.sample(shown).pictures)
         return SeenVisit(images, blocks, len(visit.items), self.split.reader.describe(visit.sample), pictures)
 
     def _visit(self, sample: int, positions: Ints) -> Visit:
-        items, first = self.split.reader.sample(sample).items, int(self.split.visits.first_question[sample])
-        return Visit(sample, [items[position] for position in positions.tolist()], (first + positions).tolist())
+        first = int(self.split.visits.first_question[sample])
+        return Visit(sample, self.split.reader.items(sample, positions.tolist()), (first + positions).tolist())
 
     def _shown_image(self, image: int) -> int:
         return image
@@ -289,7 +297,7 @@ class TrainingBatches(_MicroBatches):
         return self._assemble(
             visits,
             order.questions,
-            order.visits.image,
+            order.visits.image_of,
             order,
             loss_scale=scale,
             keep_items=False,
@@ -338,7 +346,7 @@ class EvaluationBatches(_MicroBatches):
 
     def shards_at(self, position: int) -> Ints:
         visits = self.order.micro_batch(position % self.length)
-        images = self.order.visits.image[visits[visits != PADDING]]
+        images = self.order.visits.images_of(visits[visits != PADDING])
         shown = images if self._shown is None else self._shown[images]
         epoch = self.split.epoch(0)
         if "match" in self.texts.wanted.blocks and "question" in self.texts.wanted.negatives:
@@ -349,7 +357,7 @@ class EvaluationBatches(_MicroBatches):
         self._expect(number)
         visits, order = self.order.micro_batch(number), self.order
         return self._assemble(
-            visits, order.questions, order.visits.image, self.split.epoch(0), loss_scale=1.0, keep_items=True
+            visits, order.questions, order.visits.image_of, self.split.epoch(0), loss_scale=1.0, keep_items=True
         )
 
 

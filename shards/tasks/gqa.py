@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from shards.format.records import Question
-from shards.tasks.negatives import answer_draw, answer_negative, question_negative
+from shards.tasks.negatives import answer_draws, answer_negative, question_draws, question_negative
 from shards.tasks.seam import Block, Draw, Row, Rows, Target, TaskData, Visit, Wanted
 
 
@@ -23,8 +23,10 @@ def rows(visit: Visit, draw: Draw, wanted: Wanted) -> Rows:
         ]
     if "match" in wanted.blocks:
         made["match"] = matches = []
-        for item, question in enumerate(questions):
-            negatives = _negatives(question, visit.sample, visit.numbers[item], draw, wanted.negatives)
+        # All at once: to hash a few numbers takes as long as to hash one.
+        draws = zip(answer_draws(draw.epoch, visit.numbers), question_draws(draw.epoch, visit.numbers), strict=True)
+        for item, (question, drawn) in enumerate(zip(questions, draws, strict=True)):
+            negatives = _negatives(question, visit.sample, drawn, draw, wanted.negatives)
             missing += len(wanted.negatives) - len(negatives)
             if question.answer is None:
                 continue
@@ -35,15 +37,16 @@ def rows(visit: Visit, draw: Draw, wanted: Wanted) -> Rows:
 
 
 def _negatives(
-    question: Question, image: int, number: int, draw: Draw, kinds: tuple[str, ...]
+    question: Question, image: int, drawn: tuple[int, list[int]], draw: Draw, kinds: tuple[str, ...]
 ) -> list[tuple[str, str]]:
     chosen: list[tuple[str, str]] = []
+    for_answer, for_question = drawn
     if "answer" in kinds:
-        wrong = answer_negative(question, draw.index.groups, draw.index.answers, answer_draw(draw.epoch, number))
+        wrong = answer_negative(question, draw.index.groups, draw.index.answers, for_answer)
         if wrong is not None:
             chosen.append((question.question, wrong))
     if "question" in kinds and question.answer is not None:
-        other = question_negative(image, number, draw.epoch, draw.sample_of)
+        other = question_negative(image, for_question, draw.epoch, draw.samples)
         if other is not None:
             chosen.append((other.question, other.answer))
     return chosen

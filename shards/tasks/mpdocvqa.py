@@ -22,7 +22,7 @@ def rows(visit: Visit, draw: Draw, wanted: Wanted) -> Rows:
     Its target is one of its answers, drawn anew each epoch; in evaluation the first of them. Its label is the page with
     the answer. A question without answers weighs nothing.
     """
-    document: Document = draw.sample_of(visit.sample)
+    document: Document = draw.samples.sample(visit.sample)
     questions: Sequence[DocumentQuestion] = visit.items
     places, made = document.places, []
     cut, answers = _drawn(draw, visit) if draw.is_training else (0, [0] * len(questions))

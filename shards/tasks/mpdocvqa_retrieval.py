@@ -23,7 +23,7 @@ def rows(visit: Visit, draw: Draw, wanted: Wanted) -> Rows:
 
     Its label is the place of the answer page among them. One whose answer page is not known weighs nothing.
     """
-    document: Document = draw.sample_of(visit.sample)
+    document: Document = draw.samples.sample(visit.sample)
     questions: Sequence[DocumentQuestion] = visit.items
     places = document.places
     windows = [[places[name] for name in question.pages] for question in questions]

@@ -1,18 +1,37 @@
 """Negatives for image-text matching, chosen from the data by hash: the same on every world size and resume."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 
-from shards.format.records import ImageSample, Question
-from shards.lower_case import normalise
-from shards.plan import EpochOrder, Ints, hash64
+from shards.format.records import Question
+from shards.plan import EpochOrder, hash64
+from shards.tasks.seam import Samples
 
 QUESTION_TRIES = 8
 _YES_NO = {"yes": "no", "no": "yes"}
 _MAX_OPTION_WORDS = 4
 _WORD = re.compile(r"[\w'-]+")
+
+_MOST_KNOWN = 8192
+
+
+class _Ordered(NamedTuple):
+    """The answers of a group in alphabetical order."""
+
+    counts: Mapping[str, int]
+    """The group itself: while it is kept, no other one has its id."""
+    answers: list[str]
+    ends: list[int]
+    """Of each answer, the count of all up to it."""
+
+
+_known: dict[int, _Ordered] = {}
+"""By the id of a group's counts."""
 
 
 def answer_negative(
@@ -64,45 +83,65 @@ def _named_options(text: str, vocabulary: Mapping[str, int]) -> Iterable[str]:
 
 
 def _weighted_choice(counts: Mapping[str, int], draw: int, *, excluded: str) -> str | None:
-    answers = sorted(answer for answer in counts if answer != excluded)
-    if not answers:
+    """One of the answers in alphabetical order, each as wide as its count, `excluded` left out."""
+    _, answers, ends = _in_order(counts)
+    place = bisect_left(answers, excluded)
+    start = width = 0
+    if place < len(answers) and answers[place] == excluded:
+        start, width = (ends[place - 1] if place else 0), counts[excluded]
+    total = (ends[-1] if ends else 0) - width
+    if total == 0:
         return None
-    cumulative = np.cumsum([counts[answer] for answer in answers])
-    return answers[int(np.searchsorted(cumulative, draw % int(cumulative[-1]), side="right"))]
+    drawn = draw % total
+    return answers[bisect_right(ends, drawn if drawn < start else drawn + width)]
 
 
-def question_negative(
-    image: int, question_number: int, epoch: EpochOrder, read_sample: Callable[[int], ImageSample]
-) -> Question | None:
+def _in_order(counts: Mapping[str, int]) -> _Ordered:
+    """Sorted once for a group of an index, and not for each of its questions."""
+    found = _known.get(id(counts))
+    if found is None or found.counts is not counts:
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        answers = sorted(counts)
+        found = _known[id(counts)] = _Ordered(counts, answers, list(accumulate(counts[name] for name in answers)))
+    return found
+
+
+def question_negative(image: int, draws: Sequence[int], epoch: EpochOrder, samples: Samples) -> Question | None:
     """A question, with its answer, that belongs to another image of the same block and is not asked of this one.
 
     Args:
         image: number of the image that the positive belongs to.
-        question_number: number of the positive over the whole split.
+        draws: of `question_draws` for the positive: one for each try.
         epoch: the order that defines the blocks, and in evaluation that of epoch 0.
+        samples: those of the split.
 
     Returns:
         None when the block offers none within 8 tries.
     """
-    asked = {normalise(question.question) for question in read_sample(image).questions}
+    asked = samples.text_hashes(image)
     block = epoch.block(image)
-    tries = np.arange(question_number * QUESTION_TRIES, (question_number + 1) * QUESTION_TRIES)
-    for draw in _draws(epoch, "question_negative", tries):
+    for draw in draws:
         visit = int(block[draw % len(block)])
-        other = int(epoch.visits.image[visit])
+        other = epoch.visits.image_of(visit)
         if other == image:
             continue
         positions = epoch.questions(visit)
-        candidate = read_sample(other).questions[int(positions[(draw // len(block)) % len(positions)])]
-        if candidate.answer is not None and normalise(candidate.question) not in asked:
+        position = int(positions[(draw // len(block)) % len(positions)])
+        if samples.text_hash(other, position) in asked:
+            continue
+        (candidate,) = samples.items(other, [position])
+        if candidate.answer is not None:
             return candidate
     return None
 
 
-def answer_draw(epoch: EpochOrder, question_number: int) -> int:
-    """The hash that chooses the answer negative of a question."""
-    return _draws(epoch, "answer_negative", np.asarray([question_number]))[0]
+def question_draws(epoch: EpochOrder, numbers: Sequence[int]) -> list[list[int]]:
+    """The hashes that choose the question negative of each of these questions, one for each try."""
+    tries = np.asarray(numbers, np.int64)[:, None] * QUESTION_TRIES + np.arange(QUESTION_TRIES)
+    return hash64(epoch.order.seed, epoch.epoch, "question_negative", tries).tolist()
 
 
-def _draws(epoch: EpochOrder, purpose: str, ids: Ints) -> list[int]:
-    return hash64(epoch.order.seed, epoch.epoch, purpose, ids).tolist()
+def answer_draws(epoch: EpochOrder, numbers: Sequence[int]) -> list[int]:
+    """The hash that chooses the answer negative of each of these questions."""
+    return hash64(epoch.order.seed, epoch.epoch, "answer_negative", np.asarray(numbers, np.int64)).tolist()

@@ -1,8 +1,8 @@
 """What a task says about data: which texts a model reads of a visit, and what each of them should lead to."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from shards.format.index import SplitIndex
 from shards.format.records import Item, Sample
@@ -96,13 +96,32 @@ class Wanted:
     """By item id the names of the pages that an evaluation reads, of `data.retrieved`; None reads whole windows."""
 
 
+class Samples(Protocol):
+    """The samples of a split, by their numbers; `shards.format.tar_reader.ShardReader` reads them."""
+
+    def sample(self, sample: int) -> Sample:
+        """A whole sample."""
+        ...
+
+    def items(self, sample: int, positions: Sequence[int]) -> Sequence[Item]:
+        """Items of a sample."""
+        ...
+
+    def text_hash(self, sample: int, position: int) -> int:
+        """`text_hash` of an item's own text."""
+        ...
+
+    def text_hashes(self, sample: int) -> Collection[int]:
+        """Those of all items of a sample."""
+        ...
+
+
 class Draw(NamedTuple):
     """Where a task may look for what is not in a visit; all that is random comes from the hashes of the epoch."""
 
     epoch: EpochOrder
     index: SplitIndex
-    sample_of: Callable[[int], Sample]
-    """The sample with a number."""
+    samples: Samples
     is_training: bool = False
     """Whether what is read may differ from epoch to epoch; an evaluation compares over epochs."""
 

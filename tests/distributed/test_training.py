@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from launch.processes.ranks import live_ranks
+from shards.format.index import read_index
 from shards.plan import PADDING, Share
 from shards.read.loader import Split
 from tests.distributed.launch import launch_ranks
@@ -323,7 +324,7 @@ def _damage(split: Split, *, step: int, rank: int) -> tuple[str, str]:
     images = epoch.visits.image[epoch.micro_batch(step, 0, share)]
     image = next(int(image) for image in images if epoch.visits.parts[image] == 1)
     number, position = split.index.locate(image)
-    shard = split.index.shards[number]
+    shard = read_index(split.directory).shards[number]
     with open(Path(split.directory) / shard.name, "r+b") as file:
         file.seek(shard.image_offsets[position])
         file.write(bytes(shard.image_bytes[position]))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from model.precision import T5_IS_WIDE
 from shards.errors import UserError
-from shards.format.index import read_index
+from shards.format.index import open_index
 from shards.remote.address import is_url
 from shards.tasks import TASKS
 from trainer.config import RunConfig
@@ -85,7 +85,7 @@ def _split_row(split: str, directory: str, config: RunConfig) -> Row:
     key = f"data.{split}"
     command = build_command(config.task, split, directory, config.data.image_size)
     try:
-        index = read_index(directory)
+        index = open_index(directory)
     except UserError as error:
         if is_url(directory):
             return Row(key, directory, str(error))

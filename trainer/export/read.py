@@ -11,7 +11,7 @@ from model.reader.build import BuiltReader
 from model.retrieval.build import BuiltRetrieval
 from model.vlm.build import BuiltVlm
 from shards.errors import ConfigError, DataError
-from shards.format.index import read_index
+from shards.format.index import open_index
 from trainer.build import AnyBuilt, assemble_model, classes_of
 from trainer.config import RunConfig, load_run_config
 from trainer.config.exported import MANIFEST, RECIPE, export_of, read_manifest, with_frozen
@@ -156,7 +156,7 @@ def _classes(config: RunConfig, exported: tuple[str, ...]) -> tuple[str, ...]:
         return exported
     assert config.data.train is not None, "the run was trained on something"
     try:
-        return classes_of(config, read_index(config.data.train))
+        return classes_of(config, open_index(config.data.train))
     except DataError as error:
         raise DataError(f"answers.by: rank takes the answers of data.train, and they cannot be read: {error}") from None
 

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from shards.atomic import check_writable, write_atomically
 from shards.errors import ConfigError, UserError
-from shards.format.index import read_index
+from shards.format.index import open_index
 from shards.progress import Progress
 from shards.read.loader import Split
 from shards.tasks import TASKS
@@ -95,9 +95,9 @@ def evaluate_export(
     if images == "own" and weights == "trained":
         by, usual = (pipeline, "direct") if pnp else (_answers_by(config), _answers_by(read_run(path)))
         name = split if by == usual else f"{split}.{by}"
-        ending, content = gather_predictions(evaluation.predictions, task, World())
-        written = RunDirectory(path).predictions(name, ending)
-        write_atomically(written, content)
+        submission = gather_predictions(evaluation.predictions, task, World())
+        written = RunDirectory(path).predictions(name, submission.ending)
+        write_atomically(written, submission.pieces)
     ceiling = _answer_ceiling(config, opened, split)
     metrics = {**evaluation.metrics, **ceiling, **_baselines(config, opened, task, split)}
     return Evaluated(metrics, evaluation.counts, written)
@@ -141,7 +141,7 @@ def _answer_ceiling(config: RunConfig, opened: Split, split: str) -> dict[str, f
     ):
         return {}
     try:
-        known = read_index(config.data.train).answers
+        known = open_index(config.data.train).answers
     except UserError:
         return {}  # the shards of training need not be where a model is evaluated
     return {f"{split}/answer_ceiling": sum(n for answer, n in opened.index.answers.items() if answer in known) / total}

@@ -7,6 +7,7 @@ from shards.format.index import SplitIndex
 from shards.format.records import Question
 from trainer.scoring.gqa import command
 from trainer.scoring.metrics import CLASSIFICATIONS, TRAINING_CELLS, AnswerScores, Scores
+from trainer.scoring.predictions import by_id
 from trainer.scoring.task import ScoreTask
 from trainer.tasks.seam import Json, Outputs, Submission, Task, paired
 
@@ -32,8 +33,8 @@ def observe(
 
 def dump(predictions: Mapping[str, Json]) -> Submission:
     """`[{"questionId", "prediction"}]`, by question id."""
-    rows = [{"questionId": question, "prediction": predictions[question]} for question in sorted(predictions)]
-    return Submission.of_rows(rows)
+    rows = ({"questionId": question, "prediction": said} for question, said in by_id(predictions))
+    return Submission.of_rows(rows, ensure_ascii=False)
 
 
 def metrics(losses: LossConfig) -> tuple[str, ...]:

@@ -1,13 +1,14 @@
 """VQA and GQA in LXMERT's form: the mean score of the answers, that of the best ones, and the files of both tasks."""
 
-import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 from model.config import LossConfig
 from shards.format.index import SplitIndex
 from shards.format.records import ScoredQuestion
 from trainer.scoring.metrics import Scores
 from trainer.scoring.official import add_no_options, score_lxmert
+from trainer.scoring.predictions import by_id, by_number
 from trainer.scoring.scored import CELLS, ScoredAnswers
 from trainer.scoring.task import ScoreTask
 from trainer.tasks.seam import Json, Outputs, Submission, Task, paired
@@ -31,11 +32,11 @@ def observe(
 def dump(predictions: Mapping[str, Json]) -> Submission:
     """`[{"question_id": 1, "answer"}]` by number for VQA, `[{"questionId": "1", "prediction"}]` by id for GQA; written
     as LXMERT's `dump_result` does."""
-    vqa = sorted((int(name), said) for name, (said, source) in predictions.items() if source == "vqa")
-    gqa = sorted((name, said) for name, (said, source) in predictions.items() if source == "gqa")
-    rows = [{"question_id": number, "answer": said} for number, said in vqa]
-    rows += [{"questionId": name, "prediction": said} for name, said in gqa]
-    return Submission("json", json.dumps(rows, indent=4, sort_keys=True).encode())
+    vqa = (
+        {"question_id": int(name), "answer": said} for name, (said, source) in by_number(predictions) if source == "vqa"
+    )
+    gqa = ({"questionId": name, "prediction": said} for name, (said, source) in by_id(predictions) if source == "gqa")
+    return Submission.of_rows(chain(vqa, gqa), indent=4, end="", sort_keys=True)
 
 
 def metrics(losses: LossConfig) -> tuple[str, ...]:  # noqa: ARG001 - there is one loss

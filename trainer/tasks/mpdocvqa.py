@@ -53,7 +53,7 @@ def dump(predictions: Mapping[str, Json]) -> Submission:
         **{title: _mean(predictions, name) for title, name in _MEANS.items()},
         "Scores by samples": {name: predictions[name] for name in sorted(predictions, key=_by_number)},
     }
-    return Submission("json", (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+    return Submission("json", [(json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()])
 
 
 def metrics(losses: LossConfig) -> tuple[str, ...]:  # noqa: ARG001 - answers and pages may come from either

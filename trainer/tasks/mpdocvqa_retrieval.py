@@ -39,7 +39,7 @@ def observe(
 def dump(predictions: Mapping[str, Json]) -> Submission:
     """The names of a question's pages, the best first, by question id: what `data.retrieved` takes."""
     ordered = {name: predictions[name] for name in sorted(predictions)}
-    return Submission("json", (json.dumps(ordered, indent=1, ensure_ascii=False) + "\n").encode())
+    return Submission("json", [(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n").encode()])
 
 
 def metrics(losses: LossConfig) -> tuple[str, ...]:  # noqa: ARG001 - there is one loss

@@ -8,6 +8,7 @@ from shards.format.records import Statement
 from trainer.scoring.metrics import Scores, Share
 from trainer.scoring.nlvr2 import consistent_sentences
 from trainer.scoring.official import add_no_options, score_nlvr2
+from trainer.scoring.predictions import by_id
 from trainer.scoring.task import ScoreTask
 from trainer.tasks.seam import Json, Outputs, Submission, Task, paired
 
@@ -34,7 +35,7 @@ def conclude(predictions: Mapping[str, Json]) -> list[Share]:
 
 def dump(predictions: Mapping[str, Json]) -> Submission:
     """`identifier,True|False`, one line for each pair, by identifier."""
-    return Submission("csv", "".join(f"{name},{predictions[name][0]}\n" for name in sorted(predictions)).encode())
+    return Submission("csv", (f"{name},{said}\n".encode() for name, (said, _) in by_id(predictions)))
 
 
 def metrics(losses: LossConfig) -> tuple[str, ...]:  # noqa: ARG001 - there is one loss

@@ -1,7 +1,7 @@
 """What a task measures, and the file that it hands in."""
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -35,17 +35,37 @@ def paired(items: Sequence[_Item], said: Sequence[str] | None) -> list[tuple[_It
     return list(zip(items, said or (), strict=False))
 
 
-class Submission(NamedTuple):
+@dataclass(frozen=True)
+class Submission:
     """A file of predictions as the task's server or script takes it."""
 
     ending: str
     """Of its name, such as `json`."""
-    content: bytes
+    pieces: Iterable[bytes]
+    """Its bytes, to be gone through once: half a million questions have 40 MB, ten million 1 GB."""
+
+    @property
+    def content(self) -> bytes:
+        """All of it."""
+        return b"".join(self.pieces)
 
     @classmethod
-    def of_rows(cls, rows: Sequence[Mapping[str, Json]]) -> Self:
-        """A JSON array."""
-        return cls("json", (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
+    def of_rows(cls, rows: Iterable[Mapping[str, Json]], *, indent: int = 1, end: str = "\n", **options: Any) -> Self:
+        """A JSON array, as `json.dumps` of all rows writes it.
+
+        Args:
+            end: what stands behind it.
+            options: those of `json.dumps`.
+        """
+
+        def pieces() -> Iterator[bytes]:
+            number = 0
+            for number, row in enumerate(rows, start=1):
+                alone = json.dumps([row], indent=indent, **options)
+                yield f"{'[' if number == 1 else ','}{alone[1:-2]}".encode()
+            yield f"{'[' if number == 0 else chr(10)}]{end}".encode()
+
+        return cls("json", pieces())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from shards.format.index import SplitIndex
 from shards.format.records import Statement
 from trainer.scoring.metrics import Scores, Share
 from trainer.scoring.official import add_no_options, score_snli_ve
+from trainer.scoring.predictions import by_id
 from trainer.scoring.task import ScoreTask
 from trainer.tasks.seam import Json, Outputs, Submission, Task, paired
 
@@ -28,8 +29,8 @@ def observe(
 
 def dump(predictions: Mapping[str, Json]) -> Submission:
     """`[{"pairID", "prediction"}]`, by name of the pair."""
-    rows = [{"pairID": name, "prediction": predictions[name]} for name in sorted(predictions)]
-    return Submission.of_rows(rows)
+    rows = ({"pairID": name, "prediction": said} for name, said in by_id(predictions))
+    return Submission.of_rows(rows, ensure_ascii=False)
 
 
 def metrics(losses: LossConfig) -> tuple[str, ...]:  # noqa: ARG001 - there is one loss

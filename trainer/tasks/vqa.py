@@ -7,6 +7,7 @@ from shards.format.index import SplitIndex
 from shards.format.records import VqaQuestion
 from trainer.scoring.metrics import Scores
 from trainer.scoring.official import add_vqa_options, score_vqa
+from trainer.scoring.predictions import by_number
 from trainer.scoring.task import ScoreTask
 from trainer.scoring.vqa import CELL_OF_TYPE, CELLS, VqaScores
 from trainer.tasks.seam import Json, Outputs, Submission, Task, paired
@@ -29,11 +30,11 @@ def observe(
 
 def dump(predictions: Mapping[str, Json]) -> Submission:
     """`[{"question_id", "answer"}]`, by question id; official ids are numbers."""
-    rows = [
-        {"question_id": int(name) if name.isdecimal() else name, "answer": predictions[name]} for name in predictions
-    ]
-    rows.sort(key=lambda row: (isinstance(row["question_id"], str), row["question_id"]))
-    return Submission.of_rows(rows)
+    rows = (
+        {"question_id": int(name) if name.isdecimal() else name, "answer": said}
+        for name, said in by_number(predictions)
+    )
+    return Submission.of_rows(rows, ensure_ascii=False)
 
 
 def measured(index: SplitIndex) -> frozenset[str]:

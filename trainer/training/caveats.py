@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from model.config import text_towers
 from model.references import SCRATCH
 from shards.errors import UserError
-from shards.format.index import SplitIndex, index_digest, read_index
+from shards.format.index import SplitIndex, index_digest, open_index
 from shards.plan import Visits, limit_images, steps_per_epoch
 from shards.tasks import TASKS
 from trainer.config import RunConfig
@@ -31,7 +31,7 @@ def caveats(config: RunConfig, previous: RunConfig | None) -> list[str]:
     if config.data.train is None:
         return []  # the checks of a start say so
     try:
-        index = read_index(config.data.train)
+        index = open_index(config.data.train)
         lines = [*_same_data(config), *_vocabulary(config, index)]
     except UserError:
         return []

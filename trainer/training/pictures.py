@@ -77,7 +77,7 @@ def build_pictures(config: RunConfig, built: BuiltModel, device: torch.device) -
 
 def _chosen(split: Split, wanted: int, size: int):
     """One question of each of some images, spread over the split: another one each time, so that types vary."""
-    images = np.unique(split.visits.image)
+    images = np.flatnonzero(split.visits.num_questions)
     places = np.unique(np.linspace(0, len(images) - 1, num=min(wanted, len(images))).round().astype(int))
     for number, image in enumerate(images[places].tolist()):
         questions, where = split.reader.sample(image).questions, split.reader.describe(image)

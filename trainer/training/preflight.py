@@ -11,7 +11,7 @@ from model.config import ModelConfig, text_towers, uses_efficient_sam, vision_re
 from model.references import Reference, read_reference
 from model.towers.checkpoint_files import medium_of
 from shards.errors import ConfigError, DataError, UserError
-from shards.format.index import SplitIndex, index_digest, read_index
+from shards.format.index import SplitIndex, index_digest, open_index
 from shards.plan import Share
 from shards.read.ahead import check_cache
 from shards.read.retrieved import read_retrieved
@@ -212,7 +212,7 @@ def _check_metric(config: RunConfig, index: SplitIndex, directory: str) -> None:
 
 def _read_index(key: str, directory: str) -> SplitIndex:
     try:
-        return read_index(directory)
+        return open_index(directory)
     except UserError as error:
         raise ConfigError(f"{key}: {error}") from None
 

@@ -120,7 +120,7 @@ def _keep(run: Run, state: TrainState, evaluation: Evaluation, *, improved: bool
         run.checkpoints.publish("best", saved.name)
         _on_main(run, lambda: _export(run, saved.state, state))
         _on_main(
-            run, lambda: write_atomically(run.directory.predictions("val", predictions.ending), predictions.content)
+            run, lambda: write_atomically(run.directory.predictions("val", predictions.ending), predictions.pieces)
         )
     return saved
 

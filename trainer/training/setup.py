@@ -94,7 +94,7 @@ def set_up(
         identity["answers"] = hashlib.sha256("\n".join(built.classes).encode()).hexdigest()
     if newest is not None:
         _resume(checkpoints, newest, engine, state, identity)
-    questions = int(validation[0].order.visits.sizes.sum()) if validation is not None else 0
+    questions = int(validation[0].order.visits.num_questions.sum()) if validation is not None else 0
     run = Run(
         config=config,
         task=task_named(config.task),

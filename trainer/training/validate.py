@@ -17,6 +17,7 @@ from model.pnp.pipeline import PnpPipeline
 from shards.read.loader import EvaluationBatches, Loader
 from trainer.engine.distributed import World
 from trainer.scoring.metrics import Scores, Share, merge_over_ranks
+from trainer.scoring.predictions import Predictions, gather
 from trainer.tasks import Outputs, Submission, Task
 from trainer.tasks.parts import loss_sums, part_scores, total_loss
 from trainer.tasks.seam import Json
@@ -29,7 +30,7 @@ class Evaluation(NamedTuple):
     """`val/accuracy`, `val/loss`, ...: accuracies are parts of 1."""
     counts: dict[str, int]
     """Items behind each accuracy."""
-    predictions: dict[str, Json]
+    predictions: Predictions
     """By item id, of this rank's items."""
 
 
@@ -62,11 +63,11 @@ def evaluate(
         DataError: an image or its annotations cannot be read.
     """
     sums = torch.zeros(len(objective.sum_names), dtype=torch.float64)
-    scores, predictions, vocabulary = task.scores(), {}, frozenset(built.classes)
+    scores, predictions, vocabulary = task.scores(), Predictions(), frozenset(built.classes)
     for item in loader.batches(batches.all_keys()):
         output = objective.evaluate(item.batch.to(world.device))
         sums += output.sums.double().cpu()
-        predictions |= task.observe(scores, item.items, said(built, output.predictions, vocabulary), detailed)
+        predictions.update(task.observe(scores, item.items, said(built, output.predictions, vocabulary), detailed))
         progress(item.num_visits)
         if world.any_rank(stop_requested()):
             return None
@@ -90,13 +91,11 @@ def said(built: Built, predictions: Mapping[str, Tensor], vocabulary: frozenset[
     return Outputs(answers, classes, vocabulary, pages)
 
 
-def _merged(
-    scores: Sequence[Scores], task: Task, world: World, prefix: str, predictions: dict[str, Json]
-) -> Evaluation:
+def _merged(scores: Sequence[Scores], task: Task, world: World, prefix: str, predictions: Predictions) -> Evaluation:
     """The scores of all ranks, and what can only be measured over a whole split; collective."""
     merged = merge_over_ranks(scores, lambda vector: world.sum_across_ranks(vector).tolist())
     if task.conclude is not None:
-        everything = _gathered(predictions, world)
+        everything = gather(predictions, world)
         concluded = None if everything is None else json.dumps([list(share) for share in task.conclude(everything)])
         merged += [Share(*share) for share in json.loads(world.broadcast_text(concluded))]
     return Evaluation(
@@ -118,26 +117,19 @@ def evaluate_pnp(
     progress: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
     """Answer this rank's part of a split by PNP-VQA; every rank must call this. There is no loss, only accuracies."""
-    scores, predictions = task.scores(), {}
+    scores, predictions = task.scores(), Predictions()
     for item in loader.batches(batches.all_keys()):
         if item.items:
             texts, keys = zip(*((question.question, question.item_id) for question in item.items), strict=True)
             images = torch.tensor(item.item_images)
             found = pipeline.answer(item.batch.shown.to(world.device), texts, images, keys)
-            predictions |= task.observe(scores, item.items, Outputs([answer.text for answer in found]), detailed)
+            predictions.update(task.observe(scores, item.items, Outputs([answer.text for answer in found]), detailed))
         progress(item.num_visits)
     return _merged(scores, task, world, prefix, predictions)
 
 
-def gather_predictions(predictions: dict[str, Json], task: Task, world: World) -> Submission | None:
+def gather_predictions(predictions: Mapping[str, Json], task: Task, world: World) -> Submission | None:
     """All ranks' predictions as the task's file; None on ranks other than 0. Collective."""
-    everything = _gathered(predictions, world)
+    own = predictions if isinstance(predictions, Predictions) else Predictions(predictions)
+    everything = gather(own, world)
     return None if everything is None else task.dump(everything)
-
-
-def _gathered(predictions: dict[str, Json], world: World) -> dict[str, Json] | None:
-    """All ranks' predictions on rank 0, elsewhere None; collective."""
-    parts = world.gather_text(json.dumps(predictions))
-    if parts is None:
-        return None
-    return {item: said for part in parts for item, said in json.loads(part).items()}

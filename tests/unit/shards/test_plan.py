@@ -1,5 +1,7 @@
 """The order of an epoch: what holds for every data set, batch and world size."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,6 +18,7 @@ from shards.plan import (
     accumulation_steps,
     default_lanes,
     hash64,
+    hash_order,
     limit_images,
     sample_images,
 )
@@ -131,6 +134,59 @@ def test_the_order_is_a_function_of_its_inputs_and_negatives_stay_in_the_block(c
         assert image in epoch.visits.image[epoch.block(image)]
 
 
+@given(epochs())
+@settings(max_examples=150, deadline=None)
+def test_an_order_made_block_by_block_is_that_of_one_sort_of_all_visits(case: tuple[EpochOrder, dict]) -> None:
+    """A changed order would change what a run that is resumed trains on."""
+    epoch, parts = case
+    order, counts = parts["order"], parts["num_questions"]
+    image = np.repeat(np.arange(len(counts)), -(-counts // order.questions_per_visit))
+    num_shards = len(parts["first_image"]) - 1
+    block_of_shard = np.empty(num_shards, np.int64)
+    in_order = hash_order(order.seed, epoch.epoch, "shard", np.arange(num_shards))
+    block_of_shard[in_order] = np.arange(num_shards) // order.shuffle_shards
+    block = block_of_shard[np.repeat(np.arange(num_shards), np.diff(parts["first_image"]))][image]
+    rank = np.empty(len(image), np.int64)
+    rank[hash_order(order.seed, epoch.epoch, "visit", np.arange(len(image)))] = np.arange(len(image))
+    sequence = np.lexsort((rank, block))
+    np.testing.assert_array_equal(epoch.sequence, sequence)
+    last = epoch.num_steps - 1
+    bounds = np.arange(order.lanes + 1) * len(image) // order.lanes
+    per_lane = order.visits_per_step // order.lanes
+    for lane, (start, stop) in enumerate(pairwise(bounds)):
+        expected = sequence[start:stop][last * per_lane : (last + 1) * per_lane].tolist()
+        assert epoch.step(last)[lane].tolist() == expected + [PADDING] * (per_lane - len(expected))
+
+
+def test_an_image_with_ten_thousand_questions_among_a_million_tiny_ones_is_gone_through_once() -> None:
+    counts = np.ones(1_000_000, np.int32)
+    counts[777_777] = 10_000
+    visits, first_image = Visits(counts, 16), np.arange(0, 1_000_001, 50_000)
+    order = Order(seed=1, questions_per_visit=16, visits_per_step=512, lanes=64, shuffle_shards=2)
+    epoch = EpochOrder(visits, first_image, order, 4)
+    assert len(visits) == 999_999 + 625
+    assert np.array_equal(np.sort(epoch.sequence), np.arange(len(visits)))
+    large = range(int(visits.first_visit[777_777]), int(visits.first_visit[777_778]))
+    assert sorted(np.concatenate([epoch.questions(visit) for visit in large]).tolist()) == list(range(10_000))
+    assert visits.sizes_of(np.array(large)).tolist() == [16] * 625
+    step = epoch.num_steps - 2
+    assert epoch.questions_in_step(step) == int(visits.sizes[epoch.step(step)].sum())
+
+
+def test_a_step_makes_the_blocks_that_its_lanes_are_in_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a billion questions would be sorted in every process before its first step."""
+    visits, first_image = Visits(np.full(4_000, 3), 2), np.arange(0, 4_001, 10)
+    order = Order(seed=1, questions_per_visit=2, visits_per_step=8, lanes=4, shuffle_shards=2)
+    made: list[int] = []
+    make = EpochOrder._order_block
+    monkeypatch.setattr(EpochOrder, "_order_block", lambda self, block: made.append(block) or make(self, block))
+    epoch = EpochOrder(visits, first_image, order, 0)
+    assert epoch.num_steps == 1_000
+    assert not made, "the length of an epoch needs no order"
+    epoch.questions_in_step(613)
+    assert len(made) <= 2 * order.lanes
+
+
 def test_epochs_and_seeds_give_other_orders() -> None:
     visits, first_image = Visits(np.full(200, 3), 2), np.arange(0, 201, 20)
 
@@ -195,3 +251,21 @@ def test_limits_and_samples_keep_whole_images() -> None:
     assert set(sampled.tolist()) <= set(counts.tolist())
     assert sample_images(counts, 4, seed=3) is counts
     np.testing.assert_array_equal(sampled, sample_images(counts, 2, seed=3))
+
+
+@pytest.mark.parametrize("world_size", [1, 64, 96, 192, 384])
+def test_lanes_that_were_set_let_a_run_grow_beyond_64_ranks(world_size: int) -> None:
+    """The lanes of a run stay what they are, and with them what a step is made of."""
+    order = Order(seed=1, questions_per_visit=4, visits_per_step=768, lanes=384, shuffle_shards=2)
+    epoch = EpochOrder(Visits(np.full(9_000, 7), 4), np.arange(0, 9_001, 100), order, 0)
+    ranks = [Share(rank=rank, world_size=world_size, micro_visits=2) for rank in range(world_size)]
+    micro_steps = accumulation_steps(order, ranks[0])
+    computed = [epoch.micro_batch(3, micro, rank) for rank in ranks for micro in range(micro_steps)]
+    assert sorted(np.concatenate(computed)) == sorted(epoch.step(3).ravel())
+
+
+def test_a_world_that_the_default_lanes_do_not_allow_is_told_how_to() -> None:
+    lanes = default_lanes(768)
+    order = Order(seed=1, questions_per_visit=4, visits_per_step=768, lanes=lanes, shuffle_shards=2)
+    with pytest.raises(ConfigError, match=r"set batch\.lanes to a multiple of 128 that divides batch\.visits=768"):
+        accumulation_steps(order, Share(rank=0, world_size=128, micro_visits=2))

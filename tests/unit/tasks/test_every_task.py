@@ -135,7 +135,7 @@ def test_items_of_which_nothing_is_known_weigh_nothing(trial_of: Trials, choice:
     for sample in (0, 3):
         items = [_unknown(item) for item in reader.sample(sample).items]
         visits.append(Visit(sample, items, list(range(len(items)))))
-    rows = [task.rows(visit, Draw(order, trial.train.index, reader.sample), texts.wanted).blocks for visit in visits]
+    rows = [task.rows(visit, Draw(order, trial.train.index, reader), texts.wanted).blocks for visit in visits]
     blank = eyes_for(trial.train.index, 32).blank
     sizes = {"items_per_visit": [len(visit.items) for visit in visits], "images_per_visit": [task.images] * len(visits)}
     batch, _ = collate([blank] * (2 * task.images), rows, texts.collation.layouts, loss_scale=1.0, blank=blank, **sizes)

@@ -128,7 +128,7 @@ class Trial:
             shown = [eyes.see(data, "an image") for data in reader.images(sample)]
             for position in order.questions(visit).tolist():
                 alone = Visit(sample, [items[position]], [first + position])
-                rows = task.rows(alone, Draw(order, self.train.index, reader.sample), texts.wanted)
+                rows = task.rows(alone, Draw(order, self.train.index, reader), texts.wanted)
                 scale = 1 / order.questions_in_step(step)
                 sizes = {"blank": eyes.blank, "images_per_visit": [task.images]}
                 layouts = texts.collation.layouts

@@ -88,9 +88,20 @@ def test_the_tokenizer_is_built_once_for_all_starts_of_a_run(project: Project, t
     train, directory = open_split(config, "train"), RunDirectory(tmp_path)
     first = shared_tokenizer(config, train, directory, World())()
     write_atomically(directory.checkpoints / "last", b"step0")
-    monkeypatch.setattr("trainer.build.training_tokenizer", lambda *_: pytest.fail("built a second time"))
+    monkeypatch.setattr("trainer.build.count_words", lambda *_: pytest.fail("built a second time"))
     second = shared_tokenizer(config, train, directory, World())()
     assert first.get_vocab() == second.get_vocab()
+
+
+@pytest.mark.parametrize("ranks", [1, 3, 5])
+def test_ranks_that_count_a_part_of_the_texts_each_have_the_tokenizer_of_all(
+    project: Project, tmp_path: Path, ranks: int
+):
+    config = project.config("data.limit=4")  # so that one of five has nothing to count
+    train = open_split(config, "train")
+    alone = training_tokenizer(config, train).get_vocab()
+    made = on_ranks(ranks, lambda world: shared_tokenizer(config, train, RunDirectory(tmp_path), world)())
+    assert [tokenizer.get_vocab() for tokenizer in made] == [alone] * ranks
 
 
 def test_a_tokenizer_that_a_start_left_behind_without_a_checkpoint_is_not_trusted(project: Project, tmp_path: Path):

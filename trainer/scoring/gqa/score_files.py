@@ -8,7 +8,7 @@ import numpy as np
 
 from shards.annotations.gqa import expand
 from shards.errors import DataError, UserError
-from shards.format.index import read_index
+from shards.format.index import open_index
 from shards.progress import Progress
 from trainer.scoring.gqa.attentions import AttentionForm, read_attentions
 from trainer.scoring.gqa.predictions import read_choices, read_predictions
@@ -166,7 +166,7 @@ def _training_answers(request: ScoreRequest, advance: Advance) -> set[str] | Non
     if not request.train_questions and request.train_shards is None:
         return None
     answers = read_answers(expand(request.train_questions), advance)
-    return answers if request.train_shards is None else answers | read_index(request.train_shards).answers.keys()
+    return answers if request.train_shards is None else answers | open_index(request.train_shards).answers.keys()
 
 
 def _ceiling(questions: QuestionSet, known: set[str]) -> float:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.towers.tokenizer import SPECIAL_TOKENS, BlipCodec, build_tokenizer, load_tokenizer
+from model.towers import tokenizer
+from model.towers.tokenizer import SPECIAL_TOKENS, BlipCodec, build_tokenizer, count_words, load_tokenizer
 from shards.errors import DataError
 
 TEXTS = ["Is the circle red?", "What color is the circle?", "yes", "no", "Is the square red?", "Überblick 42"]
@@ -22,6 +23,29 @@ def codec(**changes: int) -> BlipCodec:
 def test_the_vocabulary_depends_on_the_texts_alone() -> None:
     one, other = build_tokenizer(TEXTS, vocab_size=60), build_tokenizer(reversed(TEXTS), vocab_size=60)
     assert one.get_vocab() == other.get_vocab()
+
+
+def test_words_are_counted_as_often_as_they_stand_there_however_few_texts_are_kept(monkeypatch) -> None:
+    texts = [*TEXTS, *TEXTS[:2], "circle circle"]
+    whole = count_words(texts)
+    assert (whole["circle"], whole["?"], whole["uberblick"]) == (6, 5, 1)
+    assert count_words(texts[:4]) + count_words(texts[4:]) == whole
+    monkeypatch.setattr(tokenizer, "_COUNTED_AT_ONCE", 2)
+    assert count_words(texts) == whole
+
+
+def test_a_text_is_tokenised_once_and_has_the_same_ids_again(monkeypatch) -> None:
+    made, asked = codec(), []
+    before = made.questions(TEXTS)
+    call = type(made.tokenizer).__call__
+    monkeypatch.setattr(
+        type(made.tokenizer), "__call__", lambda self, texts, **o: asked.extend(texts) or call(self, texts, **o)
+    )
+    assert made.questions(TEXTS) == before
+    assert made.pairs(TEXTS[:2] * 3, ["new one"] * 6)[0] == [
+        [*ids, *made.answers(["new one"])[0], made.end_id] for ids in before[0][:2] * 3
+    ]
+    assert asked == ["new one"]
 
 
 def test_frequent_words_are_whole_and_rare_ones_fall_into_characters() -> None:

@@ -116,7 +116,7 @@ def test_a_build_killed_while_packing_leaves_no_process_and_is_mended(tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == [STAGING_NAME]
     wait_until_gone(workers)
     index = build_shards(**arguments(corpus, tmp_path / "out"))
-    assert contents(tmp_path / "out").keys() == {"index.json", *(shard.name for shard in index.shards)}
+    assert contents(tmp_path / "out").keys() == {"columns.bin", "index.json", *(shard.name for shard in index.shards)}
 
 
 def test_ctrl_c_reaches_the_parent_alone_and_leaves_nothing(tmp_path):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from shards.build.verify import verify_shards
 from shards.errors import DataError
+from shards.format.columns import COLUMNS_NAME
 from shards.format.index import INDEX_NAME, Shard, SplitIndex, encode_index, is_intact, read_index
 from shards.format.records import decode_sample, encode_sample
 from tests.corpora import build_corpus
@@ -43,7 +44,9 @@ def faults_of(directory: Path) -> list[str]:
 
 
 def reseal(directory: Path, index: SplitIndex) -> None:
-    """Write an index whose own digest and whose shard digests fit: only the content can be wrong."""
+    """Write an index whose own digest and whose shard digests fit: only the content can be wrong. Its columns, which
+    are those of the index before, go."""
+    (directory / COLUMNS_NAME).unlink(missing_ok=True)
     shards = []
     for shard in index.shards:
         data = (directory / shard.name).read_bytes()

@@ -11,9 +11,9 @@ import msgspec
 import pytest
 
 from shards.errors import DataError
-from shards.format import files
+from shards.format import files, tar_reader
 from shards.format.index import SplitIndex
-from shards.format.records import decode_sample
+from shards.format.records import decode_sample, text_hash
 from shards.format.tar_reader import ShardReader
 from tests.corpora import build_corpus
 
@@ -98,3 +98,34 @@ def test_the_shards_used_last_stay_open(built: tuple[Path, SplitIndex], monkeypa
     for image in (0, 1, 2, 0, 3, 0, 1):
         reader.images(image)[0]
     assert opened == ["000000.tar", "000001.tar", "000002.tar", "000003.tar", "000001.tar"]
+
+
+def test_items_are_those_of_the_whole_sample_and_hash_as_their_texts(built: tuple[Path, SplitIndex]) -> None:
+    reader = ShardReader(*built)
+    for number in range(12):
+        items = reader.sample(number).items
+        backwards = range(len(items) - 1, -1, -1)
+        assert reader.items(number, backwards) == list(items)[::-1]
+        hashes = [reader.text_hash(number, position) for position in range(len(items))]
+        assert hashes == [text_hash(f"  {item.question.upper()} ") for item in items]
+        assert reader.text_hashes(number) == set(hashes)
+
+
+def test_annotations_are_kept_up_to_a_number_of_bytes(
+    built: tuple[Path, SplitIndex], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand samples of 10,000 questions each would take 16 GB in every process."""
+    reads: list[int] = []
+    read = os.pread
+    monkeypatch.setattr(os, "pread", lambda *arguments: reads.append(1) or read(*arguments))
+    reader, twice = ShardReader(*built), [*range(12), *range(12)]
+    for number in twice:
+        reader.items(number, [0])
+    assert len(reads) == 12, "all fit"
+    monkeypatch.setattr(tar_reader, "KEPT_BYTES", 2_000)
+    reads.clear()
+    reader = ShardReader(*built)
+    for number in twice:
+        reader.items(number, [0])
+        assert reader._kept_bytes <= 2_000 or len(reader._kept) == 1
+    assert len(reads) == 24, "the ones used last do not come again"

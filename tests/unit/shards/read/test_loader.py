@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmarks.identity_data import texts_of
 from shards.errors import DataError
+from shards.format.index import read_index
 from shards.plan import Order, Share
 from shards.read.augment import RandAugment
 from shards.read.collate import IGNORED_LABEL
@@ -345,7 +346,7 @@ def test_an_image_that_lies_on_its_side_is_turned_upright() -> None:
     ("member", "damage", "what"),
     [
         ("image", lambda data: bytes(len(data)), "not a JPEG, PNG or WebP "),
-        ("json", lambda data: data.replace(b'"image_id":"', b'"image_id":\xff', 1), "damaged annotations "),
+        ("json", lambda data: data.replace(b'"question":"', b'"question":\xff', 1), "damaged annotations "),
         ("json", lambda data: data.replace(b"What", b"W\xffat", 1).replace(b"Is", b"I\xff", 1), "damaged annotations "),
     ],
     ids=["no image", "no JSON", "no UTF-8"],
@@ -356,7 +357,7 @@ def test_a_damaged_shard_is_named_with_its_image(
     broken = tmp_path / "broken"
     shutil.copytree(shards, broken)
     split = open_split(broken)
-    shard = split.index.shards[0]
+    shard = read_index(broken).shards[0]
     at, size = getattr(shard, f"{member}_offsets")[0], getattr(shard, f"{member}_bytes")[0]
     with (broken / shard.name).open("r+b") as file:
         file.seek(at)

@@ -32,7 +32,7 @@ def visit_of(split: Split, image: int) -> Visit:
 
 
 def rows_of(split: Split, visit: Visit, *kinds: str, blocks: frozenset[str] = BLOCKS) -> Rows:
-    draw = Draw(split.epoch(1), split.index, split.reader.sample)
+    draw = Draw(split.epoch(1), split.index, split.reader)
     return rows(visit, draw, Wanted(blocks=blocks, negatives=kinds))
 
 
@@ -116,7 +116,7 @@ def test_the_same_visit_has_the_same_rows_and_another_epoch_other_negatives(spli
     visits = [visit_of(split, image) for image in range(split.index.num_images)]
     first = [rows_of(split, visit, "answer", "question") for visit in visits]
     assert [rows_of(split, visit, "answer", "question") for visit in visits] == first
-    draw = Draw(split.epoch(2), split.index, split.reader.sample)
+    draw = Draw(split.epoch(2), split.index, split.reader)
     wanted = Wanted(blocks=BLOCKS, negatives=("answer", "question"))
     assert [rows(visit, draw, wanted) for visit in visits] != first
 

@@ -1,6 +1,7 @@
 """MP-DocVQA's rows: windows that hold the answer page for every epoch and seed, and documents that stay as they are."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -85,7 +86,7 @@ class Built:
         items = self.reader.sample(sample).items
         first = int(visits.first_question[sample])
         visit = Visit(sample, items, list(range(first, first + len(items))))
-        draw = Draw(drawn, self.index, self.reader.sample, is_training)
+        draw = Draw(drawn, self.index, self.reader, is_training)
         return rows(visit, draw, Wanted(blocks=frozenset({"ask"}), pages=pages)).blocks["ask"]
 
     @property
@@ -155,7 +156,7 @@ class TestRows:
         document = Document(document_id="d", pages=pages, questions=(question,))
         order = Order(seed=0, questions_per_visit=1, visits_per_step=1, lanes=1, shuffle_shards=1)
         epoch = EpochOrder(Visits(np.array([1]), 1), np.array([0, 1]), order, 0)
-        draw = Draw(epoch, None, lambda _: document, True)
+        draw = Draw(epoch, None, SimpleNamespace(sample=lambda _: document), True)
         for size, shown in ((None, (1, 3)), (1, (3,))):
             (row,) = rows(Visit(0, [question], [0]), draw, Wanted(blocks=frozenset({"ask"}), pages=size)).blocks["ask"]
             assert row.images == shown

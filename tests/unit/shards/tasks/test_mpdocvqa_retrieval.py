@@ -22,7 +22,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
 def rows(split: Split, sample: int, *, pages: int | None, epoch: int = 0, training: bool = True) -> list[Row]:
     items, first = split.reader.sample(sample).items, int(split.visits.first_question[sample])
     visit = Visit(sample, items, list(range(first, first + len(items))))
-    draw = Draw(split.epoch(epoch), split.index, split.reader.sample, is_training=training)
+    draw = Draw(split.epoch(epoch), split.index, split.reader, is_training=training)
     return TASK.rows(visit, draw, Wanted(blocks=frozenset({"find"}), pages=pages)).blocks["find"]
 
 
@@ -60,7 +60,7 @@ def test_other_pages_are_drawn_anew_in_each_epoch_and_can_be_had_again(split: Sp
 def test_what_a_question_draws_does_not_depend_on_the_others_of_its_visit(split: Split):
     sample = next(sample for sample, _, questions in documents(split) if len(questions) > 2)
     items, first = split.reader.sample(sample).items, int(split.visits.first_question[sample])
-    draw = Draw(split.epoch(0), split.index, split.reader.sample, is_training=True)
+    draw = Draw(split.epoch(0), split.index, split.reader, is_training=True)
     wanted = Wanted(blocks=frozenset({"find"}), pages=2)
     together = rows(split, sample, pages=2)
     for place, item in enumerate(items):
@@ -82,7 +82,7 @@ class TestRetrieved:
         sample = max(range(split.index.num_images), key=lambda number: len(split.reader.sample(number).pages))
         items, first = split.reader.sample(sample).items, int(split.visits.first_question[sample])
         visit = Visit(sample, items, list(range(first, first + len(items))))
-        draw = Draw(split.epoch(0), split.index, split.reader.sample, is_training=training)
+        draw = Draw(split.epoch(0), split.index, split.reader, is_training=training)
         wanted = Wanted(blocks=frozenset({"ask"}), retrieved=found)
         return TASKS["mpdocvqa"].rows(visit, draw, wanted).blocks["ask"]
 

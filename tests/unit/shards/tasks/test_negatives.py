@@ -11,7 +11,7 @@ from shards.format.records import Groups, Question, Types
 from shards.lower_case import normalise
 from shards.plan import Order
 from shards.read.loader import Split
-from shards.tasks.negatives import answer_draw, answer_negative, question_negative
+from shards.tasks.negatives import answer_draws, answer_negative, question_draws, question_negative
 from tests.corpora import build_corpus
 
 ORDER = Order(seed=3, questions_per_visit=3, visits_per_step=4, lanes=2, shuffle_shards=2)
@@ -84,7 +84,7 @@ def test_a_question_negative_comes_from_the_block_and_is_not_asked_of_the_image(
         }
         first = int(epoch.visits.first_question[image])
         for number in range(first, first + int(epoch.visits.num_questions[image])):
-            other = question_negative(image, number, epoch, split.reader.sample)
+            other = question_negative(image, question_draws(epoch, [number])[0], epoch, split.reader)
             if other is not None:
                 found += 1
                 assert normalise(other.question) not in asked
@@ -95,9 +95,9 @@ def test_a_question_negative_comes_from_the_block_and_is_not_asked_of_the_image(
 def test_a_block_of_one_image_offers_no_question_negative(tmp_path: Path) -> None:
     shards, _ = build_corpus(tmp_path, num_images=1, questions_per_image=4)
     split = Split(str(shards), ORDER)
-    assert question_negative(0, 0, split.epoch(0), split.reader.sample) is None
+    assert question_negative(0, question_draws(split.epoch(0), [0])[0], split.epoch(0), split.reader) is None
 
 
 def test_draws_differ_by_question_and_epoch(split: Split) -> None:
-    draws = [[answer_draw(split.epoch(epoch), number) for number in range(20)] for epoch in (0, 1)]
+    draws = [answer_draws(split.epoch(epoch), range(20)) for epoch in (0, 1)]
     assert len(np.unique(draws)) == 40

@@ -62,12 +62,14 @@ def test_a_question_without_a_label_is_answered_and_not_counted():
 def test_files_are_byte_for_byte_those_of_lxmerts_dump_result():
     """`json.dump(result, f, indent=4, sort_keys=True)` of its vqa_data.py and gqa_data.py."""
     task = task_named("lxmert")
-    assert task.dump({"10": ["red", "vqa"], "9": ["grün", "vqa"]}) == (
+    made = task.dump({"10": ["red", "vqa"], "9": ["grün", "vqa"]})
+    assert (made.ending, made.content) == (
         "json",
         b'[\n    {\n        "answer": "gr\\u00fcn",\n        "question_id": 9\n    },\n'
         b'    {\n        "answer": "red",\n        "question_id": 10\n    }\n]',
     )
-    assert task.dump({"b": ["red", "gqa"], "07": ["yes", "gqa"]}) == (
+    made = task.dump({"b": ["red", "gqa"], "07": ["yes", "gqa"]})
+    assert (made.ending, made.content) == (
         "json",
         b'[\n    {\n        "prediction": "yes",\n        "questionId": "07"\n    },\n'
         b'    {\n        "prediction": "red",\n        "questionId": "b"\n    }\n]',

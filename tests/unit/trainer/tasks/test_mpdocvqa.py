@@ -42,7 +42,8 @@ def said_of(items: list[DocumentQuestion]) -> Outputs:
 def test_the_file_scores_as_the_validation_did(asked: tuple[Path, list[DocumentQuestion]], tmp_path: Path):
     questions, items = asked
     scores = TASK.scores()
-    ending, content = TASK.dump(TASK.observe(scores, items, said_of(items), False))
+    made = TASK.dump(TASK.observe(scores, items, said_of(items), False))
+    ending, content = made.ending, made.content
     assert ending == "json"
     (tmp_path / "val.json").write_bytes(content)
     words = ["--questions", str(questions), "--predictions", str(tmp_path / "val.json")]

@@ -43,7 +43,8 @@ def test_hits_are_counted_over_all_documents_and_over_long_ones():
 
 def test_the_file_has_all_pages_of_every_question_by_name_and_is_read_as_it_was_written(tmp_path: Path):
     _, _, ranked = observed()
-    ending, content = TASK.dump(ranked)
+    made = TASK.dump(ranked)
+    ending, content = made.ending, made.content
     assert ending == "json"
     assert list(json.loads(content)) == ["a", "b", "c", "d", "e"]
     (tmp_path / "val.json").write_bytes(content)

@@ -110,7 +110,8 @@ class TestGqa:
         assert task.metrics(LossConfig(answer=0.0)) == ()
 
     def test_a_submission_is_in_the_order_of_question_ids(self) -> None:
-        ending, content = task_named("gqa").dump({"b": "nö", "a": "yes"})
+        made = task_named("gqa").dump({"b": "nö", "a": "yes"})
+        ending, content = made.ending, made.content
         assert ending == "json"
         assert json.loads(content) == [
             {"questionId": "a", "prediction": "yes"},
