@@ -7,6 +7,7 @@ neither shards, casts, broadcasts nor saves them; gradients still flow through t
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from model.config import GuidanceConfig, Tower
 from model.looking.guidance import look
+from model.looking.second_stream import cells_to_map
 from model.objective import EvaluationOutput, StepOutput
 from model.parts import PARTS
 from model.parts.seam import Part, Read
@@ -23,7 +25,7 @@ from model.towers.answer_towers import AnswerTower, T5AnswerTower
 from model.towers.lxmert import LxmertTower
 from model.towers.match_tower import MatchTower
 from model.towers.vision import VisionTower
-from shards.read.collate import Batch, Shown
+from shards.read.collate import Batch, CachedTokens, SeenFeatures, Shown
 
 
 class Towers(NamedTuple):
@@ -94,6 +96,10 @@ class FusionObjective(nn.Module):
     def tower(self, name: str) -> nn.Module | None:
         """A tower by name, frozen or trained; None when the recipe has none."""
         return self._frozen[name] if name in self._frozen else self._modules.get(name)
+
+    def is_frozen(self, name: Tower) -> bool:
+        """Whether there is a tower of that name, and nothing in it is trained."""
+        return name in self._frozen and name not in self.adapters
 
     def frozen_towers(self) -> Iterator[tuple[str, nn.Module]]:
         """The unregistered towers, by name."""
@@ -186,8 +192,11 @@ class FusionObjective(nn.Module):
 
     def image_tokens(self, shown: Shown) -> Tensor:
         """What B images show to (B, N, D) tokens of the first vision tower, the cells of its grid last."""
+        cached, looked_at = _apart(shown, "vision")
+        if cached is not None:
+            return cached.restored(_dtype(self.sight.module))
         with self._no_grad_if_frozen("vision"):
-            return self.sight.encode(shown)
+            return self.sight.encode(looked_at)
 
     def _reads(self, fused: Tensor, batch: Batch) -> dict[str, Read]:
         """Every block that is there with its reading, which the first part to ask for it makes and the others share."""
@@ -229,8 +238,11 @@ class FusionObjective(nn.Module):
         second_stream = self.tower("second_stream")
         if second_stream is None:
             return None
+        cached, looked_at = _apart(shown, "second_stream")
+        if cached is not None:
+            return cells_to_map(cached.restored(_dtype(second_stream)))
         with self._no_grad_if_frozen("second_stream"):
-            return second_stream(shown)
+            return second_stream(looked_at)
 
     def _no_grad_if_frozen(self, name: str) -> AbstractContextManager:
         return torch.no_grad() if name in self._frozen else nullcontext()
@@ -240,3 +252,12 @@ class FusionObjective(nn.Module):
 
     def _stack(self, sums: dict[str, Tensor]) -> Tensor:
         return torch.stack([sums[name] for name in self.sum_names])
+
+
+def _apart(shown: Shown, stream: str) -> tuple[CachedTokens | None, Shown | None]:
+    """What is cached of a stream, and what its encoder looks at where nothing is."""
+    return (getattr(shown, stream), shown.shown) if isinstance(shown, SeenFeatures) else (None, shown)
+
+
+def _dtype(tower: nn.Module) -> torch.dtype:
+    return next(chain(tower.parameters(), tower.buffers())).dtype

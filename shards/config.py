@@ -1,5 +1,7 @@
 """What a recipe says about data: where the shards are, and how an epoch is cut into visits."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from shards.config_base import Section
@@ -57,4 +59,9 @@ class DataConfig(Section):
     """Longer answers are cut."""
     workers: int = Field(default=2, ge=0)
     """Processes per rank that read and decode; 0 does it in the training process. Changes no result."""
+    features: Literal["auto", "off", "require"] = "auto"
+    """Tokens of frozen encoders that `duoflow features cache` has written, in the place of the images: `auto` uses what
+    fits and goes on without the rest, `require` refuses to (docs/features.md)."""
+    features_directory: str | None = Field(default=None, min_length=1)
+    """Where they lie, in a directory for each split; null is `features/` beside the shards of a split."""
     cache: CacheConfig = CacheConfig()

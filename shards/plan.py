@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import ConfigError, DataError
+from shards.micro_batches import Ints, Lengths, micro_batches_needed, pack
 
-Ints = NDArray[np.int64]
 Purpose = Literal[
     "question",
     "shard",
@@ -97,15 +97,23 @@ class Order:
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """Which part of every step a rank computes: rank r of W, in micro-batches of m visits."""
+    """Which part of every step a rank computes: rank r of W, in micro-batches of m visits, or of so many tokens."""
 
     rank: int
     world_size: int
     micro_visits: int
+    """m; with `micro_tokens` that of an evaluation, and in training the fewest that there can be."""
+    micro_tokens: int | None = None
+    """Padded tokens of the questions of a micro-batch at most; None cuts by visits."""
+
+    @property
+    def smallest(self) -> int:
+        """Visits of the smallest micro-batch of a step that is full."""
+        return self.micro_visits if self.micro_tokens is None else 1
 
 
 def accumulation_steps(order: Order, share: Share) -> int:
-    """Micro-batches that each rank computes for one step.
+    """Micro-batches that each rank computes for one step; by tokens, the most that it may be.
 
     Raises:
         ConfigError: the world size does not divide the lanes, or the micro-batch does not divide a rank's visits.
@@ -121,13 +129,13 @@ def accumulation_steps(order: Order, share: Share) -> int:
             f"{', '.join(map(str, fitting))} (or {remedy})"
         )
     per_rank = order.visits_per_step // share.world_size
-    if per_rank % share.micro_visits:
+    if per_rank % share.smallest:
         fitting = [size for size in range(1, per_rank + 1) if per_rank % size == 0]
         raise ConfigError(
             f"batch.micro_visits: {share.micro_visits} does not divide the {per_rank} visits of a rank (batch.visits="
             f"{order.visits_per_step} over {share.world_size} ranks); sizes that fit: {', '.join(map(str, fitting))}"
         )
-    return per_rank // share.micro_visits
+    return per_rank // share.smallest
 
 
 class Visits:
@@ -286,15 +294,35 @@ class EpochOrder:
 
     def micro_batch(self, step: int, micro_step: int, share: Share) -> Ints:
         """The visits that a rank computes in one micro-step: (m,)."""
-        lanes = self.order.lanes // share.world_size
-        own = self.step(step)[share.rank * lanes : (share.rank + 1) * lanes].ravel()
+        own = self._of_rank(step, share.rank, share.world_size)
         return own[micro_step * share.micro_visits : (micro_step + 1) * share.micro_visits]
+
+    def packed_micro_batches(self, step: int, share: Share, longest: Ints) -> list[Ints]:
+        """The visits of each micro-batch of a rank for a step, packed by tokens: as many for every rank.
+
+        The number is that of the rank that needs most; the others spread theirs over as many.
+
+        Args:
+            longest: (images,) tokens of the longest question of each image.
+        """
+        assert share.micro_tokens is not None, "cut by visits"
+        ranks = [self._real_visits(step, rank, share.world_size) for rank in range(share.world_size)]
+        lengths = [Lengths(self.visits.sizes_of(own), longest[self.visits.images_of(own)]) for own in ranks]
+        count = max(micro_batches_needed(found, share.micro_tokens) for found in lengths)
+        own = ranks[share.rank]
+        return [own[places] for places in pack(lengths[share.rank], count)]
+
+    def _of_rank(self, step: int, rank: int, world_size: int) -> Ints:
+        lanes = self.order.lanes // world_size
+        return self.step(step)[rank * lanes : (rank + 1) * lanes].ravel()
+
+    def _real_visits(self, step: int, rank: int, world_size: int) -> Ints:
+        own = self._of_rank(step, rank, world_size)
+        return own[own != PADDING]
 
     def shards_in_step(self, step: int, share: Share) -> Ints:
         """The shards that a rank may read in a step: those of its visits, in their order, then those around them."""
-        lanes = self.order.lanes // share.world_size
-        own = self.step(step)[share.rank * lanes : (share.rank + 1) * lanes].ravel()
-        return self.shards_around(self.visits.images_of(own[own != PADDING]))
+        return self.shards_around(self.visits.images_of(self._real_visits(step, share.rank, share.world_size)))
 
     def shards_of(self, images: Ints) -> Ints:
         """The shards of images, in their order."""

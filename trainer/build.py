@@ -32,15 +32,17 @@ from model.towers.tokenizer import build_tokenizer, count_words, load_tokenizer,
 from model.vlm.build import BuiltVlm, build_vlm
 from shards.errors import ConfigError, DataError, UserError
 from shards.format.index import SplitIndex
-from shards.plan import Share
+from shards.micro_batches import Ints
 from shards.read.augment import RandAugment
+from shards.read.features import CachedSight
+from shards.read.lengths import longest_questions
 from shards.read.loader import EvaluationBatches, Loader, Split, Texts, TrainingBatches
 from shards.read.retrieved import read_retrieved
 from shards.tasks import TASKS
 from shards.tasks.seam import Wanted
 from trainer.config import RunConfig
 from trainer.config.faults import without_words, wrong_medium
-from trainer.config.schema import plan_order
+from trainer.config.schema import plan_order, share_of
 from trainer.engine.distributed import World
 from trainer.run_directory import RunDirectory, replace_directory
 
@@ -259,13 +261,37 @@ def check_medium(config: RunConfig, built: AnyBuilt, split: Split) -> None:
         )
 
 
-def training_loader(config: RunConfig, split: Split, built: AnyBuilt, world: World) -> tuple[TrainingBatches, Loader]:
-    """The micro-batches of this rank, and the workers that prepare them."""
+def training_loader(
+    config: RunConfig, split: Split, built: AnyBuilt, world: World, *, features: CachedSight | None = None
+) -> tuple[TrainingBatches, Loader]:
+    """The micro-batches of this rank, and the workers that prepare them.
+
+    Args:
+        features: cached tokens in the place of the images.
+    """
     check_medium(config, built, split)
-    share = Share(rank=world.rank, world_size=world.world_size, micro_visits=config.batch.micro_visits)
+    share = share_of(config, world.rank, world.world_size)
     augment = None if config.data.augment is None else RandAugment(config.data.augment, config.run.seed)
-    batches = TrainingBatches(split, make_texts(config, built), image_size(config, built), share, augment=augment)
+    batches = TrainingBatches(
+        split,
+        make_texts(config, built),
+        image_size(config, built),
+        share,
+        augment=augment,
+        features=features,
+        longest=None if share.micro_tokens is None else _lengths(config, split, world),
+    )
     return batches, _loader(config, batches, world.device)
+
+
+def _lengths(config: RunConfig, split: Split, world: World) -> Ints:
+    """The longest question of each image, for every rank; collective. One of them reads the samples."""
+    most = config.data.max_question_tokens
+
+    def read() -> bytes | None:
+        return longest_questions(split, most=most).tobytes() if world.rank == 0 else None
+
+    return np.frombuffer(world.broadcast_bytes(world.agree_on(read)), dtype=np.int64)
 
 
 def evaluation_loader(
@@ -276,10 +302,15 @@ def evaluation_loader(
     *,
     max_images: int | None = None,
     shuffle_images: bool = False,
+    features: CachedSight | None = None,
 ) -> tuple[EvaluationBatches, Loader]:
-    """The micro-batches of this rank's part of a split, in index order."""
+    """The micro-batches of this rank's part of a split, in index order.
+
+    Args:
+        features: cached tokens in the place of the images.
+    """
     check_medium(config, built, split)
-    share = Share(rank=world.rank, world_size=world.world_size, micro_visits=config.batch.micro_visits)
+    share = share_of(config, world.rank, world.world_size)
     batches = EvaluationBatches(
         split,
         make_texts(config, built),
@@ -287,6 +318,7 @@ def evaluation_loader(
         share,
         max_images=max_images,
         shuffle_images=shuffle_images,
+        features=features,
     )
     return batches, _loader(config, batches, world.device)
 

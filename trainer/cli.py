@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from shards.errors import UserError
 from shards.progress import say, silence
-from trainer.command_line import Parser
+from trainer.command_line import SPLITS, Parser
 from trainer.exit_codes import EXIT_CODES, INTERRUPTED, USER_MISTAKE
 
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
@@ -19,8 +19,6 @@ _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE
 
 _TAKE_LAUNCHER_FLAGS = ("train", "launch")
 """Verbs after whose `--` the deepspeed launcher's own flags follow."""
-
-SPLITS = ("train", "val", "testdev", "test", "challenge")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,6 +72,10 @@ VERBS: dict[str, Verb] = {
     "shards": Verb(
         "build, verify and describe shards of images with their questions",
         _lazily("shards.build.commands", "add_shards_parser"),
+    ),
+    "features": Verb(
+        "keep the tokens of frozen encoders beside the shards",
+        _lazily("trainer.commands.features", "add_features_parser"),
     ),
     "train": Verb("train a recipe; the same command goes on after a stop", lambda verbs: _add_train(verbs)),
     "runs": Verb(
@@ -199,6 +201,12 @@ def _add_train(verbs: Any) -> None:
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and leave")
     parser.add_argument("--fresh", action="store_true", help="set an existing run of this name aside and start over")
     parser.add_argument("--limit", metavar="N", type=int, help="use the first N images of each split (data.limit=N)")
+    parser.add_argument(
+        "--profile",
+        metavar="N",
+        type=_count,
+        help="trace N steps into the run's profile/, for chrome://tracing (logging.profile_steps=N)",
+    )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--prepare",
@@ -224,6 +232,8 @@ def _train(arguments: argparse.Namespace) -> int:
     overrides = list(arguments.overrides)
     if arguments.limit is not None:
         overrides.append(f"data.limit={arguments.limit}")
+    if arguments.profile is not None:
+        overrides.append(f"logging.profile_steps={arguments.profile}")
     if arguments.print_config:
         say(dump_config(load_config(arguments.recipe, overrides)).rstrip("\n"))
         return 0

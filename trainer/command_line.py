@@ -7,6 +7,9 @@ from typing import Any, NoReturn
 
 from shards.errors import UserError
 
+SPLITS = ("train", "val", "testdev", "test", "challenge")
+"""What `--split` names: keys of a recipe's `data`."""
+
 _EXAMPLES = "examples:"
 _NO_DEFAULT = (None, False, argparse.SUPPRESS)
 

@@ -37,6 +37,8 @@ class Status:
     """Optimizer steps taken; None before the first."""
     epoch: int | None = None
     """Epochs completed."""
+    speed: dict[str, float | str] | None = None
+    """How fast it was at its last checkpoint and what bounds it, as metrics.jsonl names it below `speed/`."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,11 @@ class RunDirectory:
     @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
+
+    @property
+    def profile(self) -> Path:
+        """Traces of single steps."""
+        return self.path / "profile"
 
     @property
     def logs(self) -> Path:
@@ -185,9 +192,8 @@ class RunDirectory:
 
     def change_status(self, state: State, *, exit_code: int | None = None, message: str = "") -> None:
         """Another state; how far the run is stays as it was."""
-        before = self.read_status()
-        step, epoch = (None, None) if before is None else (before.global_step, before.epoch)
-        self.write_status(Status(state=state, exit_code=exit_code, message=message, global_step=step, epoch=epoch))
+        before = self.read_status() or Status(state=state)
+        self.write_status(dataclasses.replace(before, state=state, exit_code=exit_code, message=message))
 
     def read_status(self) -> Status | None:
         """How the run stands; None if it never was started.

@@ -1,5 +1,7 @@
 """The second token stream: a feature map of EfficientSAM or of a vision tower, pooled to the first tower's grid."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,8 +31,7 @@ class TowerStream(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """uint8 pixels (B, 3, S, S) to a map (B, C, g, g)."""
-        cells = self.tower.encode(pixels)[:, self.tower.prefix :]
-        return cells.transpose(1, 2).unflatten(2, (self.tower.grid, self.tower.grid))
+        return cells_to_map(self.tower.encode(pixels)[:, self.tower.prefix :])
 
 
 class EfficientSamStream(TowerStream):
@@ -88,7 +89,18 @@ class GridTokens(nn.Module):
         return torch.cat([first, cells], dim=1)
 
     def _cells(self, features: Tensor) -> Tensor:
-        return pool_to_grid(features, self.grid).flatten(2).transpose(1, 2)
+        return map_to_cells(pool_to_grid(features, self.grid))
+
+
+def cells_to_map(cells: Tensor) -> Tensor:
+    """(B, g², C) cells, row by row, to a map (B, C, g, g)."""
+    side = math.isqrt(cells.shape[1])
+    return cells.transpose(1, 2).unflatten(2, (side, side))
+
+
+def map_to_cells(features: Tensor) -> Tensor:
+    """The inverse of `cells_to_map`."""
+    return features.flatten(2).transpose(1, 2)
 
 
 def pool_to_grid(features: Tensor, grid: int) -> Tensor:

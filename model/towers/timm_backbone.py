@@ -8,7 +8,7 @@ Shapes: B images, S side of the input, P tokens in front of the grid, g cells on
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -67,12 +67,23 @@ class TimmVisionTower(VisionTower):
         self.image_size = self.reads.size
         self.starts_gated = backbone.reference.is_untrained  # Swin V2's norms, NFNet's gains
 
+    @property
+    def reads(self) -> str:
+        return f"{super().reads}, {self._reads}"
+
     def encode(self, shown: Tensor) -> Tensor:
         features = self.module(self.reads.pixels(shown, next(self.module.parameters()).dtype))
         if self._axes == "tokens":
             return features
         cells = features.flatten(2).transpose(1, 2) if self._axes == "NCHW" else features.flatten(1, 2)
         return cells.contiguous()
+
+    def skeleton_flops(self, count: Callable[..., tuple[float, float]], *, trained: bool) -> tuple[float, float]:
+        """What `count(model, pixels (1, 3, S, S), trained=trained)` says of the architecture on the meta device."""
+        model = deepcopy(self._backbone.skeleton).requires_grad_(trained)
+        for name in self._backbone.unused:
+            model.get_parameter(name).requires_grad_(False)
+        return count(model, torch.empty(1, 3, self.image_size, self.image_size, device="meta"), trained=trained)
 
     def save(self, weights: Mapping[str, Tensor], directory: Path) -> None:
         """Write a directory that a reference reads again, and timm itself (`local-dir:`), its head included.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import BlipVisionModel
 
 from model.efficient_sam.encoder import EfficientSamEncoder
-from model.pixels import blip_pixels
+from model.pixels import blip_pixels, blip_reads
 from model.towers.blip import encode_image
 from shards.format.index import Medium
 from shards.read.collate import Shown
@@ -37,6 +37,11 @@ class VisionTower(ABC):
     starts_gated: bool = False
     """Whether a factor in it may start at zero and hold back the gradients of others for a step."""
 
+    @property
+    def reads(self) -> str:
+        """What the module is given of an image, in words: with its weights, all that its tokens depend on."""
+        return f"{type(self).__name__} at {self.image_size}"
+
     @abstractmethod
     def encode(self, shown: Shown) -> Tensor:
         """What a batch shows, pixels (B, 3, S, S) uint8 of any S, to (B, P + g², D): the cells row by row. Of regions,
@@ -56,6 +61,10 @@ class BlipVisionTower(VisionTower):
         self.module, self._checkpointing = module, checkpointing
         self.width, self.image_size = module.config.hidden_size, module.config.image_size
         self.grid = module.config.image_size // module.config.patch_size
+
+    @property
+    def reads(self) -> str:
+        return f"{super().reads}, {blip_reads(self.image_size)}"
 
     def encode(self, shown: Tensor) -> Tensor:
         return encode_image(self.module, self.inputs(shown), checkpointing=self._checkpointing)

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import re
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from shards.errors import DataError
 from shards.format.columns import COLUMNS_NAME, Columns, SampleLists, columns_of, map_columns, read_header
+from shards.format.sealed import NO_DIGEST, is_intact, seal, told_digest
 from shards.remote.address import is_url, joined
 from shards.remote.source import MissingError, read_remote_index
 
@@ -22,8 +22,6 @@ Medium = Literal["pixels", "regions"]
 FORMAT = "duoflow-shards"
 VERSION = 1
 INDEX_NAME = "index.json"
-NO_DIGEST = "0" * 64
-_DIGEST = re.compile(rb'"digest": "([0-9a-f]{64})"')
 _HEAD_BYTES = 1024
 """Of an index, in which its digest stands."""
 
@@ -175,6 +173,17 @@ class SplitIndex(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         shard = int(np.searchsorted(self.first_image, image, side="right")) - 1
         return shard, image - int(self.first_image[shard])
 
+    def samples_in(self, shard: int) -> range:
+        """The numbers of the samples of a shard."""
+        return range(int(self.first_image[shard]), int(self.first_image[shard + 1]))
+
+    def images_of(self, sample: int) -> range:
+        """The numbers of the images of a sample within its shard."""
+        shard, _ = self.locate(sample)
+        before = self.columns.images_of(int(self.first_image[shard])).start
+        images = self.columns.images_of(sample)
+        return range(images.start - before, images.stop - before)
+
     def without_lists(self, columns: Columns | None = None) -> Self:
         """The index with columns, its own or others, in place of the lists of its shards: 350 bytes an image less."""
         shards = [msgspec.structs.replace(shard, **_NO_LISTS) for shard in self.shards]
@@ -209,18 +218,7 @@ def _restored(fields: dict[str, object], columns: Columns | None) -> SplitIndex:
 
 def encode_index(index: SplitIndex) -> bytes:
     """The index as JSON text with keys in a fixed order, sealed with its own digest."""
-    blank = msgspec.structs.replace(index, digest=NO_DIGEST)
-    data = msgspec.json.format(msgspec.json.encode(blank, order="deterministic"), indent=1)
-    return data.replace(NO_DIGEST.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
-
-
-def is_intact(data: bytes) -> bool:
-    """Whether the text of an index is, to the byte, what `encode_index` wrote."""
-    found = _DIGEST.search(data)
-    if found is None:
-        return False
-    blank = data[: found.start(1)] + NO_DIGEST.encode() + data[found.end(1) :]
-    return hashlib.sha256(blank).hexdigest().encode() == found.group(1)
+    return seal(index)
 
 
 def read_index_bytes(directory: str | Path) -> bytes:
@@ -324,8 +322,8 @@ def _map_once(directory: str, *_: object) -> _Mapped | None:
     path = Path(directory) / COLUMNS_NAME
     header, begin = read_header(path)
     with (path.parent / INDEX_NAME).open("rb") as file:
-        told = _DIGEST.search(file.read(_HEAD_BYTES))
-    if told is None or told.group(1).decode() != header.index_digest:
+        told = told_digest(file.read(_HEAD_BYTES))
+    if told != header.index_digest:
         logger.warning(
             "%s: belongs to another index than the one beside it, which is read without; `duoflow shards upgrade %s` "
             "makes it again",

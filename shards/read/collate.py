@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -95,8 +95,32 @@ class SeenRegions(NamedTuple):
     """(B, R, 4) float32: left, top, right, bottom in parts of the image's width and height"""
 
 
-Shown = Tensor | SeenRegions
-"""Pixels (B, 3, S, S) uint8, of one image (3, S, S); or regions."""
+class CachedTokens(NamedTuple):
+    """What a frozen encoder made of B images, as a cache keeps it."""
+
+    values: Tensor
+    """(B, N, D) float16 or int8; of one image (N, D), and so on"""
+    scales: Tensor | None
+    """(B, N, 1) float32 of int8: what the values of a token are multiplied with"""
+
+    def restored(self, dtype: torch.dtype) -> Tensor:
+        """(B, N, D) tokens."""
+        return (self.values if self.scales is None else self.values * self.scales).to(dtype)
+
+
+class SeenFeatures(NamedTuple):
+    """The cached tokens of B images, in the place of what they show."""
+
+    vision: CachedTokens | None
+    """Of the first stream; None where that is not cached"""
+    second_stream: CachedTokens | None
+    """(B, h·w, D) cells of the second stream's map, row by row"""
+    shown: Tensor | SeenRegions | None
+    """For an encoder whose tokens are not cached; None where nothing is left to look at"""
+
+
+Shown = Tensor | SeenRegions | SeenFeatures
+"""Pixels (B, 3, S, S) uint8, of one image (3, S, S); or regions; or what encoders made of either."""
 
 
 class Batch(NamedTuple):
@@ -104,7 +128,8 @@ class Batch(NamedTuple):
     the rows of one item with weight 0, so that every rank runs the same layers."""
 
     shown: Shown
-    """What its images show; all batches of a split hold pixels, or all of them regions."""
+    """What its images show; all batches of a split hold pixels, or all of them regions, or what is cached of them: a
+    batch that meets damage in a cache holds what the others do without one."""
     blocks: dict[str, Block]
     """By name; a block that nothing is learnt from is not there."""
     loss_scale: Tensor
@@ -117,7 +142,7 @@ class Batch(NamedTuple):
     @property
     def num_images(self) -> int:
         """B"""
-        return len(self.shown.features if isinstance(self.shown, SeenRegions) else self.shown)
+        return count_images(self.shown)
 
     def with_images_exchanged(self, num_samples: int) -> Self | None:
         """The same texts, each shown what the sample in front of its own shows; None where samples have several
@@ -174,7 +199,7 @@ def collate(
     made = [_collate_block(rows, layout, num_items) for rows, layout in zip(numbered, layouts.values(), strict=True)]
     blocks = dict(zip(layouts, (block for block, _ in made), strict=True))
     scale = torch.tensor(loss_scale, dtype=torch.float32)
-    return Batch(_stacked(images or [blank] * images_per_visit[0]), blocks, scale), made[0][1] if made else 0
+    return Batch(stacked(images or [blank] * images_per_visit[0]), blocks, scale), made[0][1] if made else 0
 
 
 def ask(pixels: list[Tensor], questions: Sequence[Sequence[str]], layout: Layout) -> Batch:
@@ -196,13 +221,23 @@ def ask(pixels: list[Tensor], questions: Sequence[Sequence[str]], layout: Layout
     return batch
 
 
-def _stacked(images: Sequence[Shown]) -> Shown:
-    if isinstance(images[0], SeenRegions):
-        return SeenRegions(*(torch.stack(parts) for parts in zip(*images, strict=True)))
-    stacked = torch.empty(len(images), *images[0].shape, dtype=images[0].dtype)
-    for place, image in enumerate(images):
-        stacked[place] = image
-    return stacked
+def stacked(images: Sequence[Any]) -> Any:
+    """What each image shows as one thing, tensor by tensor."""
+    if images[0] is None:
+        return None
+    if isinstance(images[0], Tensor):
+        together = torch.empty(len(images), *images[0].shape, dtype=images[0].dtype)
+        for place, image in enumerate(images):
+            together[place] = image
+        return together
+    return type(images[0])(*(stacked(parts) for parts in zip(*images, strict=True)))
+
+
+def count_images(shown: Any) -> int:
+    """B, by the first tensor that is there."""
+    if isinstance(shown, Tensor):
+        return len(shown)
+    return count_images(next(part for part in shown if part is not None))
 
 
 def _numbered(
@@ -292,10 +327,12 @@ def pad(rows: list[TokenIds], value: int, *, multiple: int = 1) -> tuple[Tensor,
     return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
-def _rolled(shown: Shown, count: int) -> Shown:
-    if isinstance(shown, SeenRegions):
-        return SeenRegions(*(part.roll(count, dims=0) for part in shown))
-    return shown.roll(count, dims=0)
+def _rolled(shown: Any, count: int) -> Any:
+    if shown is None:
+        return None
+    if isinstance(shown, Tensor):
+        return shown.roll(count, dims=0)
+    return type(shown)(*(_rolled(part, count) for part in shown))
 
 
 def to_device(value: object, device: torch.device) -> object:

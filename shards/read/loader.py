@@ -1,12 +1,13 @@
 """Micro-batches in the planned order: workers read, decode and tokenise, and cannot change the order."""
 
 import atexit
+import logging
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import groupby
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +19,6 @@ from shards.config import CacheConfig
 from shards.errors import DataError, UserError
 from shards.format.images import UnreadableImage
 from shards.format.index import SplitIndex, open_index
-from shards.format.records import Item
 from shards.format.tar_reader import ShardReader
 from shards.plan import (
     PADDING,
@@ -35,43 +35,22 @@ from shards.plan import (
 )
 from shards.read.augment import RandAugment, tells_sides
 from shards.read.collate import Shown
-from shards.read.collation import AnyBatch, Collation, SeenVisit, first_images
+from shards.read.collation import Collation, SeenVisit, first_images
 from shards.read.eyes import Augment
+from shards.read.features import CachedSight, DamagedFeaturesError
 from shards.read.fetcher import Errand, Fetcher
+from shards.read.micro_batch import Fault, MicroBatch
+from shards.read.packed import PackedSteps
 from shards.read.parcel import Parcel
 from shards.read.windows import by_window, only_named
-from shards.read.workers import leave_with_parent, worker_context
+from shards.read.workers import end_workers, leave_with_parent, worker_context
 from shards.remote.files import CachedFiles, open_files
 from shards.tasks import TASKS
 from shards.tasks.seam import Draw, Rows, Visit, Wanted
 
+logger = logging.getLogger(__name__)
+
 _Image = TypeVar("_Image")
-
-
-class MicroBatch(NamedTuple):
-    """A batch and what is known about it on the host."""
-
-    batch: AnyBatch
-    num_items: int
-    """Items (questions, statements) of this micro-batch, padding excluded."""
-    items_cut: int
-    """Of these, how many were longer than max_question_tokens."""
-    rows_missing: int
-    """Rows that were asked for and that the data does not offer, such as negatives: they have weight 0."""
-    items: tuple[Item, ...]
-    """The items by their number in the blocks, for scoring; empty in training."""
-    item_images: tuple[int, ...]
-    """The number of the first image of each of `items` in the order in which the batch has them."""
-    samples: tuple[int, ...]
-    """The number of each sample, in the order of its images in the batch."""
-    num_visits: int
-    """Visits, padding excluded: an evaluation joins those of a sample."""
-
-
-class Fault(NamedTuple):
-    """A user's error on its way out of a worker: raising there would bury the message in a traceback."""
-
-    message: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,11 +115,12 @@ class Split:
         return EvaluationOrder(Visits(counts, self.order.questions_per_visit), share)
 
 
-class _MicroBatches(Dataset):
+class MicroBatches(Dataset):
     """What training and evaluation share: visits to tensors."""
 
-    def __init__(self, split: Split, texts: Texts, image_size: int | None) -> None:
+    def __init__(self, split: Split, texts: Texts, image_size: int | None, features: CachedSight | None = None) -> None:
         self.split, self.texts, self.eyes = split, texts, texts.collation.eyes(split.index, image_size)
+        self.features = features
 
     @property
     def modules(self) -> set[str]:
@@ -212,9 +192,15 @@ class _MicroBatches(Dataset):
         def augment_of(visit: Visit) -> Augment | None:
             return None if augment is None or tells_sides(visit.items) else partial(augment, sample=visit.sample)
 
-        seen = [self._see(visit, rows, augment_of(visit)) for visit, rows in zip(read, made, strict=True)]
+        features, notes = self.features, ()
+        try:
+            seen = [self._see(*pair, augment_of(pair[0]), features) for pair in zip(read, made, strict=True)]
+        except DamagedFeaturesError as error:
+            features, notes = None, (f"{error}; its batch is made from the images",)
+            seen = [self._see(*pair, augment_of(pair[0]), None) for pair in zip(read, made, strict=True)]
+        eyes = self.eyes if features is None else features.beside(self.eyes)
         batch, cut = self.texts.collation.collate(
-            seen, loss_scale=loss_scale, eyes=self.eyes, blanks=task.images or 1, answering=keep_items
+            seen, loss_scale=loss_scale, eyes=eyes, blanks=task.images or 1, answering=keep_items
         )
         items = tuple(item for visit in read for item in visit.items)
         firsts = zip(first_images(seen), read, strict=True)
@@ -227,9 +213,10 @@ class _MicroBatches(Dataset):
             item_images=tuple(first for first, visit in firsts for _ in visit.items) if keep_items else (),
             samples=tuple(visit.sample for visit in read),
             num_visits=len(numbers),
+            notes=notes,
         )
 
-    def _see(self, visit: Visit, rows: Rows, augment: Augment | None) -> SeenVisit:
+    def _see(self, visit: Visit, rows: Rows, augment: Augment | None, features: CachedSight | None) -> SeenVisit:
         """The images of a visit: all of its sample, or of a task without a fixed number those that its rows name,
         which by window are the same ones for all of them."""
         shown = self._shown_image(visit.sample)
@@ -237,7 +224,7 @@ class _MicroBatches(Dataset):
         if TASKS[self.texts.task].images is None:
             blocks, places = only_named(rows.blocks)
             pictures = _at(places, self.split.reader.sample(shown).pictures)
-        images = self._images(shown, augment, places)
+        images = self._images(shown, augment, places) if features is None else self._cached(shown, places, features)
         return SeenVisit(images, blocks, len(visit.items), self.split.reader.describe(visit.sample), pictures)
 
     def _visit(self, sample: int, positions: Ints) -> Visit:
@@ -246,6 +233,13 @@ class _MicroBatches(Dataset):
 
     def _shown_image(self, image: int) -> int:
         return image
+
+    def _cached(self, sample: int, places: Sequence[int] | None, features: CachedSight) -> list[Shown]:
+        """What is cached of these images; they are read themselves only where an encoder still looks at them."""
+        shard, _ = self.split.index.locate(sample)
+        images = _at(places, self.split.index.images_of(sample))
+        shown = [None] * len(images) if features.is_whole else self._images(sample, None, places)
+        return features.see(shard, images, shown)
 
     def _images(self, sample: int, augment: Augment | None, places: Sequence[int] | None) -> list[Shown]:
         """Those of a sample at these places, or all of them; none where nobody looks at them."""
@@ -262,20 +256,36 @@ class _MicroBatches(Dataset):
             ) from None
 
 
-class TrainingBatches(_MicroBatches):
+class TrainingBatches(MicroBatches):
     """Micro-batches by (epoch, step, micro-step), for one rank.
 
     Args:
         augment: changes the pictures of visits whose texts tell no sides; for tasks that it may, and for pixels.
+        features: cached tokens in the place of the images, where none is changed.
+        longest: (images,) tokens of the longest question of each image, where micro-batches are packed by tokens.
     """
 
     def __init__(
-        self, split: Split, texts: Texts, image_size: int | None, share: Share, *, augment: RandAugment | None = None
+        self,
+        split: Split,
+        texts: Texts,
+        image_size: int | None,
+        share: Share,
+        *,
+        augment: RandAugment | None = None,
+        features: CachedSight | None = None,
+        longest: Ints | None = None,
     ) -> None:
-        super().__init__(split, texts, image_size)
+        super().__init__(split, texts, image_size, features)
+        assert augment is None or features is None, "what is cached was seen unchanged"
         assert augment is None or TASKS[texts.task].augments, f"{texts.task}: checked with the recipe"
         self.share, self._augment = share, augment
+        self.packed = None if share.micro_tokens is None else PackedSteps(split, share, longest)
         self.accumulation = accumulation_steps(split.order, share)
+
+    def micro_batches_in(self, epoch: int, step: int) -> int:
+        """Micro-batches of a step: as many on every rank."""
+        return self.accumulation if self.packed is None else len(self.packed.micro_batches(epoch, step))
 
     def position(self, epoch: int, step: int, _: int) -> int:
         return epoch * self.length + step
@@ -292,8 +302,12 @@ class TrainingBatches(_MicroBatches):
         order = self.split.epoch(epoch)
         self._expect(epoch, step, micro_step)
         # DeepSpeed averages over ranks and accumulation steps; the loss is a sum over the whole step divided by N.
+        # Packed, a step may have fewer micro-batches than DeepSpeed divides by.
         scale = self.share.world_size * self.accumulation / order.questions_in_step(step)
-        visits = order.micro_batch(step, micro_step, self.share)
+        if self.packed is None:
+            visits = order.micro_batch(step, micro_step, self.share)
+        else:
+            visits = self.packed.micro_batches(epoch, step)[micro_step]
         return self._assemble(
             visits,
             order.questions,
@@ -305,12 +319,13 @@ class TrainingBatches(_MicroBatches):
         )
 
 
-class EvaluationBatches(_MicroBatches):
+class EvaluationBatches(MicroBatches):
     """Micro-batches by number, for one rank; negatives are those of epoch 0, so that ITM accuracies compare.
 
     Args:
         max_images: evaluate so many hash-chosen images; None is all.
         shuffle_images: show every question the image of another sample, which tells what a model owes to its eyes.
+        features: cached tokens in the place of the images.
 
     Raises:
         DataError: images are to be shuffled, and there is only one.
@@ -325,8 +340,9 @@ class EvaluationBatches(_MicroBatches):
         *,
         max_images: int | None = None,
         shuffle_images: bool = False,
+        features: CachedSight | None = None,
     ) -> None:
-        super().__init__(split, texts, image_size)
+        super().__init__(split, texts, image_size, features)
         self.order = split.evaluation(share, max_images)
         self._shown = exchanged_images(self.order.visits.num_questions, split.order.seed) if shuffle_images else None
 
@@ -386,9 +402,10 @@ class Loader:
     changes nothing but the speed.
     """
 
-    def __init__(self, dataset: _MicroBatches, *, workers: int, pin_memory: bool) -> None:
+    def __init__(self, dataset: MicroBatches, *, workers: int, pin_memory: bool) -> None:
         self._dataset, self._fetcher = dataset, dataset.fetcher()
         self._keys = _Keys()
+        self._noted: set[str] = set()
         self._loader = DataLoader(
             dataset,
             batch_size=None,
@@ -402,7 +419,7 @@ class Loader:
         )
         if workers:
             # At exit Python would send its children a SIGTERM, which these never get, and wait for them for ever.
-            atexit.register(_end_workers, weakref.ref(self._loader))
+            atexit.register(end_workers, weakref.ref(self._loader))
 
     def batches(self, keys: list[tuple[int, ...]]) -> Iterator[MicroBatch]:
         """The micro-batches of these keys.
@@ -416,13 +433,15 @@ class Loader:
                 raise DataError(item.message)
             if self._fetcher is not None:
                 self._fetcher.move_to(self._dataset.position(*key))
-            yield item.open() if isinstance(item, Parcel) else item
+            made = item.open() if isinstance(item, Parcel) else item
+            self._note(getattr(made, "notes", ()))
+            yield made
 
-
-def _end_workers(loader: "weakref.ref[DataLoader]") -> None:
-    iterator = getattr(loader(), "_iterator", None)
-    if iterator is not None:
-        iterator._shutdown_workers()  # as when it is deleted, which a traceback that still refers to it would prevent
+    def _note(self, notes: Sequence[str]) -> None:
+        """Say each thing once: the same damage is met in every epoch."""
+        for note in sorted(set(notes) - self._noted):
+            self._noted.add(note)
+            logger.warning("%s", note)
 
 
 def _unchanged(made: MicroBatch | Parcel | Fault) -> MicroBatch | Parcel | Fault:
@@ -434,9 +453,12 @@ def _start_worker(_: int) -> None:
     leave_with_parent()
 
 
-def training_keys(epoch: int, first_step: int, last_step: int, accumulation: int) -> list[tuple[int, int, int]]:
-    """Keys of the micro-batches of steps first_step .. last_step - 1 of an epoch."""
-    return [(epoch, step, micro) for step in range(first_step, last_step) for micro in range(accumulation)]
+def training_keys(
+    epoch: int, first_step: int, last_step: int, accumulation: int | Callable[[int, int], int]
+) -> list[tuple[int, int, int]]:
+    """Keys of the micro-batches of steps first_step .. last_step - 1 of an epoch, so many of each (epoch, step)."""
+    counts = accumulation if callable(accumulation) else lambda _epoch, _step: accumulation
+    return [(epoch, step, micro) for step in range(first_step, last_step) for micro in range(counts(epoch, step))]
 
 
 def alone(micro_visits: int) -> Share:

@@ -5,9 +5,11 @@ import multiprocessing
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Iterable, Iterator
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
+from typing import Any
 
 _GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Terminals, launchers and Slurm send them to a whole process group, and the batches of the step at hand are still
@@ -71,3 +73,10 @@ def _without_reports_of_leaks() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
+
+
+def end_workers(loader: "weakref.ref[Any]") -> None:
+    """End the workers of a DataLoader that may be gone already."""
+    iterator = getattr(loader(), "_iterator", None)
+    if iterator is not None:
+        iterator._shutdown_workers()  # as when it is deleted, which a traceback that still refers to it would prevent

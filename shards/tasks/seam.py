@@ -67,6 +67,8 @@ class Block:
     """Whether its rows are pairs of texts."""
     labels: Labels = "items"
     """Whether a label belongs to a row or to an item."""
+    most_targets: int = 1
+    """The most texts that a decoder may be to write behind a row, where it writes any."""
 
 
 class Visit(NamedTuple):

@@ -39,9 +39,12 @@ def _label(question: VqaQuestion, classes: Mapping[str, int]) -> tuple[tuple[int
     return tuple((classes[answer], score) for answer, score in scores.items() if answer in classes)
 
 
+PEOPLE_ASKED = 10
+"""Of each question of VQA: it has at most so many different answers."""
+
 DATA = TaskData(
     formats=("vqa",),
-    blocks={"ask": Block(tower="answer")},
+    blocks={"ask": Block(tower="answer", most_targets=PEOPLE_ASKED)},
     reads={"answer": "ask", "classify": "ask"},
     losses={"answer": 1.0},
     rows=rows,

@@ -15,9 +15,9 @@ from transformers.utils import logging as transformers_logging
 from model.pnp.captions import Captioner
 from model.precision import t5_dtype
 from trainer.bench.answer_workload import MOST_ANSWER_TOKENS, AnswerSizes, Models, build_models, draw_questions
-from trainer.bench.measure import relative_difference
 from trainer.bench.rounds import Seconds, speedup, time_rounds
 from trainer.bench.stages import PIPELINES, STAGES, Asked
+from trainer.bench.step_path import relative_difference
 from trainer.bench.workload import GQA_QUESTION_TOKENS
 
 LARGEST_DIFFERENCE = 1e-4

@@ -1,6 +1,6 @@
 """What the step benchmark computes: BLIP-base's sizes, GQA's question lengths, random weights and contents."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -114,8 +114,13 @@ class Workload(NamedTuple):
         return len(self.batch.blocks["ask"].ids)
 
 
-def build_workload(sizes: Sizes, *, images: int, questions_per_image: int, seed: int = 1) -> Workload:
-    """An objective with frozen towers and a trained DIFNet fusion, and a batch for it; all on the CPU in fp32."""
+def build_workload(sizes: Sizes, *, questions: Sequence[int], seed: int = 1) -> Workload:
+    """An objective with frozen towers and a trained DIFNet fusion, and a batch for it; all on the CPU in fp32.
+
+    Args:
+        questions: of each image.
+    """
+    images = len(questions)
     torch.manual_seed(seed)
     task = TASKS["gqa"]
     towers = _towers(sizes, torch.randn(images, sizes.map_width, sizes.grid, sizes.grid))
@@ -127,21 +132,25 @@ def build_workload(sizes: Sizes, *, images: int, questions_per_image: int, seed:
         sum_names=sum_names(task.reads),
     )
     generator = torch.Generator().manual_seed(seed)
-    batch = draw_batch(sizes, images=images, questions_per_image=questions_per_image, generator=generator)
+    batch = draw_batch(sizes, questions=questions, generator=generator)
     return Workload(objective, batch)
 
 
-def draw_batch(sizes: Sizes, *, images: int, questions_per_image: int, generator: torch.Generator) -> Batch:
-    """Random pixels and ids; lengths from the two histograms; every question with its answer and a wrong one."""
-    count = images * questions_per_image
-    questions = _texts(GQA_QUESTION_TOKENS, count, sizes, generator, special=2)
+def draw_batch(sizes: Sizes, *, questions: Sequence[int], generator: torch.Generator) -> Batch:
+    """Random pixels and ids; lengths from the two histograms; every question with its answer and a wrong one.
+
+    Args:
+        questions: of each image.
+    """
+    images, count = len(questions), sum(questions)
+    texts = _texts(GQA_QUESTION_TOKENS, count, sizes, generator, special=2)
     answers = _texts(ANSWER_TOKENS, PAIRS_PER_QUESTION * count, sizes, generator)
     own = answers[::PAIRS_PER_QUESTION]
-    asked = [[_CLASS, *question, _END] for question in questions]
+    asked = [[_CLASS, *text, _END] for text in texts]
     pairs = [[*asked[number // PAIRS_PER_QUESTION], *answer, _END] for number, answer in enumerate(answers)]
     question_ids, question_mask = pad(asked, _PAD, multiple=_LENGTH_MULTIPLE)
     match_ids, match_mask = pad(pairs, _PAD, multiple=_LENGTH_MULTIPLE)
-    image = torch.arange(images).repeat_interleave(questions_per_image)
+    image = torch.arange(images).repeat_interleave(torch.tensor(questions))
     side = sizes.image_size
     ask = Block(
         ids=question_ids,
@@ -157,7 +166,7 @@ def draw_batch(sizes: Sizes, *, images: int, questions_per_image: int, generator
             weight=torch.ones(count),
             one_per_row=True,
         ),
-        rows_per_image=questions_per_image,
+        rows_per_image=max(questions),
         rows_per_item=1,
         tokens=int(question_mask.sum()),
     )
@@ -169,7 +178,7 @@ def draw_batch(sizes: Sizes, *, images: int, questions_per_image: int, generator
         weight=torch.full((PAIRS_PER_QUESTION * count,), 0.5),
         labels=torch.tensor([1, 0]).repeat(count),
         targets=None,
-        rows_per_image=PAIRS_PER_QUESTION * questions_per_image,
+        rows_per_image=PAIRS_PER_QUESTION * max(questions),
         rows_per_item=PAIRS_PER_QUESTION,
         tokens=int(match_mask.sum()),
     )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from trainer.bench import answer, loader, scaling, shards, step, vlm
+from trainer.bench import answer, every, loader, memory, overhead, scaling, shards, step, vlm
 
 
 def add_bench_parser(verbs: Any) -> None:
@@ -11,5 +11,5 @@ def add_bench_parser(verbs: Any) -> None:
         "bench", description="Measure; one table, one JSON.", epilog="duoflow bench scaling --table --json figures.json"
     )
     kinds = bench.add_subparsers(metavar="WHAT", required=True)
-    for kind in (step, loader, shards, answer, scaling, vlm):
+    for kind in (step, loader, shards, answer, scaling, vlm, overhead, memory, every):
         kind.add_parser(kinds)

@@ -84,6 +84,10 @@ def dry_run(config: RunConfig, *, fresh: bool = False, as_json: bool = False) ->
 
 def _batch_arithmetic(config: RunConfig, processes: int) -> str:
     accumulation = check_world_size(config, processes)
+    if config.batch.micro_tokens is not None:
+        return f"{processes} ranks x micro-batches of at most {config.batch.micro_tokens} padded tokens"
+    if config.batch.micro_visits == "auto":
+        return f"{processes} ranks x micro-batches of as many visits as the device has memory for"
     return f"{processes} ranks x {accumulation} micro-batches x {config.batch.micro_visits} visits"
 
 

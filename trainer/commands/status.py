@@ -45,6 +45,9 @@ class Report(NamedTuple):
     """Seconds since 1970 of the last line of metrics."""
     restarts: int = 0
 
+    bound_by: str | None = None
+    """What takes the time of its steps: docs/performance.md."""
+
     recorded_step: int | None = None
     """Of the last line of metrics; the status follows at checkpoints alone."""
 
@@ -116,6 +119,7 @@ def report(run: RunDirectory) -> Report:
         _number(speed.get("speed/left_seconds")) if runs_now else None,
         _number(lines[-1].get("time")) if lines else None,
         len(run.restarts.read_text(encoding="utf-8").splitlines()) if run.restarts.is_file() else 0,
+        speed.get("speed/bound_by") if runs_now else None,
         lines[-1].get("step") if lines else None,
     )
 
@@ -152,6 +156,7 @@ def document(found: Report) -> dict[str, Any]:
         "best": None if found.best is None else found.best._asdict(),
         "questions_per_second": found.questions_per_second,
         "left_seconds": found.left_seconds,
+        "bound_by": found.bound_by,
         "seconds_since_last_line": _age(found),
         "exit_code": None if found.status is None else found.status.exit_code,
         "message": "" if found.status is None else found.status.message,
@@ -189,7 +194,8 @@ def details(found: Report) -> Iterator[str]:
     if found.best is not None:
         rows.append(("best", f"{found.best.metric} {found.best.value:.4f} at step {found.best.step:,}"))
     if found.questions_per_second is not None:
-        rows.append(("speed", f"{render_rate(found.questions_per_second)} questions/s, {_left(found)} left"))
+        bound = "" if found.bound_by is None else f", bound by {found.bound_by}"
+        rows.append(("speed", f"{render_rate(found.questions_per_second)} questions/s{bound}, {_left(found)} left"))
     age = _age(found)
     if age is not None:
         rows.append(("metrics", f"last line {render_duration(age)} ago"))

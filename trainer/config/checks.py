@@ -62,7 +62,15 @@ def _validation(config: RunConfig) -> Iterator[Fault]:
 
 def _batch(config: RunConfig) -> Iterator[Fault]:
     visits, micro_visits, lanes = config.batch.visits, config.batch.micro_visits, config.batch.resolved_lanes
-    if visits % micro_visits:
+    if micro_visits is None and config.batch.micro_tokens is None:
+        yield Fault("batch.micro_visits", "is null; set it, or batch.micro_tokens in its place")
+    if micro_visits is not None and config.batch.micro_tokens is not None:
+        yield Fault(
+            "batch.micro_tokens",
+            f"{config.batch.micro_tokens} stands in place of batch.micro_visits, which is {micro_visits}; set one of "
+            "them to null",
+        )
+    if isinstance(micro_visits, int) and visits % micro_visits:
         yield Fault(
             "batch.micro_visits",
             f"{micro_visits} does not divide batch.visits {visits}; nearest: {_nearest(visits, micro_visits)}",

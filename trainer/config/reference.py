@@ -87,6 +87,8 @@ def value_kind(described: dict[str, Any]) -> str:
     """What a key takes, in words, from its JSON schema."""
     if "anyOf" in described:
         return " or ".join(value_kind(option) for option in described["anyOf"])
+    if "const" in described:
+        return f"`{described['const']}`"
     if "enum" in described:
         return ", ".join(f"`{choice}`" for choice in described["enum"])
     if described["type"] == "array":

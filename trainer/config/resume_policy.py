@@ -18,6 +18,7 @@ _FREE = (
     "data.challenge",
     "data.workers",
     "data.cache.",
+    "data.features_directory",
     "pnp.",
     "engine.processes",
     "engine.timeout_seconds",
@@ -37,14 +38,16 @@ _REFUSED = ("optim.name", "optim.options")
 _LOGGED = (
     "optim.",
     "batch.micro_visits",
+    "batch.micro_tokens",
     "engine.policy",
     "engine.link_gbits",
     "validate_every.max_images",
+    "data.features",
     "data.retrieved",
     "data.retrieved_pages",
 )
 """Another learning rate is an experiment; another micro-batch or ZeRO stage is how the same batch fits other machines;
-on other images or pages, a validation says something else than the best one did."""
+cached tokens are rounded; on other images or pages, a validation says something else than the best one did."""
 
 
 _ADAMW = {"optim.betas": (0.9, 0.999), "optim.eps": 1e-8}

@@ -1,7 +1,7 @@
 """A run as one frozen tree: what the tree says is all that a run knows."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -25,6 +25,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 """Where the packages lie; `ds_configs/` and `recipes/` are beside them in a checkout."""
 
 
+EVALUATED_AT_ONCE = 4
+"""Visits of an evaluation's micro-batch where `batch.micro_visits` is `auto` and nobody has planned."""
+
+
 class RunSection(Section):
     """What the run is called and where it lives."""
 
@@ -41,10 +45,26 @@ class BatchConfig(Section):
 
     visits: int = Field(ge=1)
     """B: visits of one optimizer step, over all ranks."""
-    micro_visits: int = Field(ge=1)
-    """m: visits that a rank computes at a time; divides B / ranks, and the quotient is accumulated."""
+    micro_visits: Annotated[int, Field(ge=1)] | Literal["auto"] | None
+    """m: visits that a rank computes at a time; divides B / ranks, and the quotient is accumulated. `auto` is the most
+    that the device has memory for (docs/performance.md)."""
+    micro_tokens: int | None = Field(default=None, ge=1)
+    """In place of `micro_visits`: tokens that the questions of a micro-batch are padded to, at most. Visits of like
+    lengths go together, and steps have as many micro-batches as they need."""
     lanes: int | None = Field(default=None, ge=1)
     """L: pieces that an epoch is cut into; the number of ranks divides it. Null is B's largest divisor up to 64."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tokens_in_place_of_visits(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("micro_tokens") is not None:
+            return {"micro_visits": None, **values}
+        return values
+
+    @property
+    def least_visits(self) -> int:
+        """m, or where it is still open the least that it can be."""
+        return self.micro_visits if isinstance(self.micro_visits, int) else 1
 
     @property
     def resolved_lanes(self) -> int:
@@ -162,6 +182,8 @@ class LoggingConfig(Section):
     """Whether to write TensorBoard event files, beside `metrics.jsonl`."""
     pictures: int = Field(default=4, ge=0)
     """Validation questions that TensorBoard shows at each validation: heatmap, points, mask, answer; 0 for none."""
+    profile_steps: int = Field(default=0, ge=0)
+    """Steps of each start that rank 0 traces, behind the first ones, as `--profile` sets it; 0 traces none."""
 
 
 class RunConfig(Section):
@@ -205,14 +227,28 @@ def plan_order(config: RunConfig) -> Order:
 
 
 def check_world_size(config: RunConfig, world_size: int) -> int:
-    """Gradient accumulation: micro-batches that each of `world_size` ranks computes for one step.
+    """Gradient accumulation: micro-batches that each of `world_size` ranks computes for one step, or may at most where
+    their size is still open.
 
     Raises:
         ConfigError: the lanes or the batch cannot be shared by so many ranks; the message names the sizes that can.
     """
     return accumulation_steps(
-        plan_order(config), Share(rank=0, world_size=world_size, micro_visits=config.batch.micro_visits)
+        plan_order(config), Share(rank=0, world_size=world_size, micro_visits=config.batch.least_visits)
     )
+
+
+def share_of(config: RunConfig, rank: int, world_size: int) -> Share:
+    """What a rank computes of every step.
+
+    With `batch.micro_tokens`, and with `auto` outside of training, an evaluation takes as many visits at a time as fit
+    into so many tokens, or some; it has no backward pass.
+    """
+    batch, data = config.batch, config.data
+    visits = batch.micro_visits if isinstance(batch.micro_visits, int) else EVALUATED_AT_ONCE
+    if batch.micro_tokens is not None:
+        visits = max(1, batch.micro_tokens // (data.questions_per_visit * data.max_question_tokens))
+    return Share(rank=rank, world_size=world_size, micro_visits=visits, micro_tokens=batch.micro_tokens)
 
 
 def policy_path(config: RunConfig) -> Path:

@@ -19,7 +19,7 @@ def add_doctor_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
         "doctor",
         description="Look at packages, GPUs, memory and disk, and start DeepSpeed once. With a recipe, look also for "
-        "its weights and shards, and print the commands that get what is missing. Asks no network.",
+        "its weights and shards, print the commands that get what is missing, and plan its memory. Asks no network.",
         epilog="duoflow doctor\nduoflow doctor recipes/easyvqa.yaml --json",
     )
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", type=Path, help="YAML file, or the config.yaml of a run")
@@ -73,8 +73,18 @@ def examine(recipe: Path | None, overrides: Sequence[str] = ()) -> list[Section]
 
     sections = [Section("machine", machine_rows()), Section("packages", package_rows())]
     if recipe is not None:
-        sections.append(Section(f"recipe {recipe}", _recipe_rows(recipe, overrides)))
+        of_recipe = Section(f"recipe {recipe}", _recipe_rows(recipe, overrides))
+        sections.append(of_recipe)
+        if not faults([of_recipe]):
+            sections.append(Section("memory", _memory_rows(recipe, overrides)))
     return sections
+
+
+def _memory_rows(recipe: Path, overrides: Sequence[str]) -> list[Row]:
+    from trainer.config import load_config
+    from trainer.doctor.memory import memory_rows  # it loads the model
+
+    return memory_rows(load_config(recipe, overrides))
 
 
 def _recipe_rows(recipe: Path, overrides: Sequence[str]) -> list[Row]:

@@ -129,6 +129,9 @@ def _ranks(config: RunConfig, machine: Machine) -> str:
     accumulation = check_world_size(config, machine.processes)
     where = "GPU" if machine.gpus else "CPU"
     sizes = f"{accumulation} micro-batches x {config.batch.micro_visits} visits"
+    if not isinstance(config.batch.micro_visits, int):
+        tokens = config.batch.micro_tokens
+        sizes = f"micro-batches of at most {tokens} tokens" if tokens else "micro-batches of a size chosen at the start"
     return f"{machine.processes} on {where}: {config.batch.visits} visits per step = {machine.processes} x {sizes}"
 
 
@@ -157,7 +160,7 @@ def _loader(config: RunConfig, ranks: int) -> Row:
     side, free = config.data.image_size, shared_memory_free()
     if side is None or free is None or config.data.workers == 0:
         return Row("loader", f"{config.data.workers} workers per rank")
-    pixels = 3 * side**2 * config.batch.micro_visits * (TASKS[config.task].images or 1)
+    pixels = 3 * side**2 * config.batch.least_visits * (TASKS[config.task].images or 1)
     needed = pixels * config.data.workers * PREFETCHED * ranks
     found = f"{config.data.workers} workers per rank keep {needed / 1e6:,.0f} MB in {SHARED_MEMORY}"
     if needed < free:

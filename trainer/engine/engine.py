@@ -22,6 +22,7 @@ from trainer.engine import partitions
 from trainer.engine.deepspeed_config import zero_stage
 from trainer.engine.distributed import World
 from trainer.engine.gradient_watch import GradientWatch
+from trainer.engine.network_time import Clock, EventClock, HostClock, time_collectives
 from trainer.engine.optimizers import DEFAULT, OptimizerChoice, build_optimizer, check_stage
 from trainer.engine.parameter_groups import parameter_groups
 from trainer.engine.state_file import EngineState
@@ -79,6 +80,7 @@ class Engine:
         self.module, self.zero_stage = module, zero_stage(deepspeed_config)
         check_stage(optimizer, self.zero_stage)
         self._world, self._optimizer_step, self._skipped_steps = world, 0, 0
+        self._expected: int | None = None
         self._names = {parameter: name for name, parameter in module.named_parameters()}
         self._optimizer_name = optimizer.name
         self._torch = build_optimizer(optimizer, groups or parameter_groups(module, 0.01), learning_rate)
@@ -86,6 +88,7 @@ class Engine:
         # parameters; with a learning rate of 0 it changes nothing that is not put back below.
         self.set_learning_rate(0.0)
         self._deepspeed = _initialize(module, self._torch, deepspeed_config, world)
+        self._network = _network_clock(world)
         self._optimizer = self._deepspeed.optimizer
         self._shelves = partitions.shelves(self._optimizer, self._names, self.zero_stage)
         if self.zero_stage == 0 and self._optimizer is not self._torch:
@@ -111,6 +114,10 @@ class Engine:
         """The module's forward, ready for `backward`."""
         return self._deepspeed(batch)
 
+    def network_seconds(self) -> float:
+        """How long collectives have let this rank wait since it was asked last; 0 for a rank alone."""
+        return 0.0 if self._network is None else self._network.take()
+
     def train(self) -> None:
         """Put the module in training mode."""
         self.module.train()
@@ -124,8 +131,20 @@ class Engine:
         for group in self._torch.param_groups:
             group["lr"] = learning_rate * group["lr_scale"] if "lr_scale" in group else learning_rate
 
+    def expect(self, micro_steps: int) -> None:
+        """The optimizer steps behind so many micro-steps, and not behind as many as its configuration says.
+
+        Losses are divided by the number of the configuration all the same. From the first call on it has to be called
+        before every step, with the same number on every rank.
+        """
+        assert micro_steps > 0, micro_steps
+        self._expected = micro_steps
+
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of one micro-step; call `step` after each."""
+        if self._expected is not None:
+            self._deepspeed.set_gradient_accumulation_boundary(self._expected == 1)
+            self._expected -= 1
         if self._scaler is not None and self.zero_stage == 0:
             # DeepSpeed 0.19 divides gradients by the loss scale at every stage, but multiplies only at 1 to 3.
             loss = loss.float() * self._scaler.cur_scale
@@ -289,6 +308,14 @@ def _initialize(
     with _new_groups_time_out(world.timeout_seconds):
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
     return engine
+
+
+def _network_clock(world: World) -> Clock | None:
+    if world.world_size == 1:
+        return None
+    clock = HostClock() if world.device.type == "cpu" else EventClock(world.device)
+    time_collectives(deepspeed.comm.comm.cdb, clock)
+    return clock
 
 
 def _import_muon() -> None:

@@ -1,6 +1,6 @@
 """The exported model of a run, loaded in a process of its own: what evaluates, answers and describes works with it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -35,7 +35,7 @@ Pipeline = Literal["direct", "pnp"]
 
 DATA = (
     *("data.val=", "data.testdev=", "data.test=", "data.challenge=", "data.retrieved=", "data.retrieved_pages="),
-    *("data.workers=", "precision="),
+    *("data.features=", "data.features_directory=", "data.workers=", "precision="),
 )
 """What may differ from the recipe of a run wherever its export is used: nothing that its weights depend on."""
 LOOKS = ("model.guidance.",)
@@ -92,7 +92,12 @@ def open_keys(*, looks: bool, pnp: bool, chooses: bool = False) -> tuple[str, ..
 
 
 def load_exported(
-    path: Path, config: RunConfig, *, weights: Weights = "trained", device: torch.device | None = None
+    path: Path,
+    config: RunConfig,
+    *,
+    weights: Weights = "trained",
+    device: torch.device | None = None,
+    look: Callable[[AnyBuilt], None] = lambda _: None,
 ) -> Exported:
     """Load an export, or that of a run.
 
@@ -101,6 +106,7 @@ def load_exported(
         config: of `read_run`.
         weights: `initial` leaves the fusion encoder as the seed made it: where training began.
         device: None is this machine's GPU, or its CPU.
+        look: is shown the model before it is cast to its precision.
 
     Raises:
         ConfigError, DataError: the export is missing, damaged, or that of another recipe; a file of it, or a frozen
@@ -134,6 +140,7 @@ def load_exported(
             start_answers(built, config.answers)
         if config.initialize_from is not None:
             initialize_from(objective, config.initialize_from)
+    look(built)
     dtype = _DTYPES[resolve_precision(config.precision, device.type, too_wide=objective.too_wide_for_fp16)]
     objective.to(device=device, dtype=dtype).eval()
     objective.place_frozen(device, dtype)

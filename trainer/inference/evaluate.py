@@ -7,14 +7,15 @@ from typing import Literal, NamedTuple
 from shards.atomic import check_writable, write_atomically
 from shards.errors import ConfigError, UserError
 from shards.format.index import open_index
-from shards.progress import Progress
+from shards.progress import Progress, say
 from shards.read.loader import Split
 from shards.tasks import TASKS
-from trainer.build import build_pnp, evaluation_loader, open_split
+from trainer.build import AnyBuilt, build_pnp, evaluation_loader, open_split
 from trainer.config import RunConfig
 from trainer.engine.distributed import World
 from trainer.export.read import Pipeline, Weights, load_exported, open_keys, read_run
 from trainer.export.run_arguments import other_than_fusion
+from trainer.features.use import Streams, cacheable_streams, cached_sight
 from trainer.run_directory import RunDirectory
 from trainer.tasks import Task, task_named
 from trainer.training.baselines import baselines
@@ -80,9 +81,20 @@ def evaluate_export(
         _check_predictions(RunDirectory(path).predictions(split))
     task, opened = task_named(config.task), open_split(config, split)
     check_format(config.task, opened.index, f"data.{split}", opened.directory)
-    exported = load_exported(path, config, weights=weights)
+    streams: list[Streams | None] = []
+
+    def look(built: AnyBuilt) -> None:
+        # PNP-VQA's captioner looks at the images themselves.
+        streams.append(None if pnp else cacheable_streams(config, built, [split], World()))
+
+    exported = load_exported(path, config, weights=weights, look=look)
     world = World(device=exported.device)
-    batches, loader = evaluation_loader(config, opened, exported.built, world, shuffle_images=images == "shuffled")
+    features = cached_sight(
+        config, split, opened, streams[0], exported.built, world, tell=lambda line: say(line, error=True)
+    )
+    batches, loader = evaluation_loader(
+        config, opened, exported.built, world, shuffle_images=images == "shuffled", features=features
+    )
     with Progress(f"evaluating {split}", len(batches.order.visits), "visits") as progress:
         common = {"task": task, "prefix": split, "detailed": True, "progress": progress.advance}
         if pnp:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from shards.progress import silence
+from trainer.reporting.gauge import Limits
 
 logger = logging.getLogger(__name__)
 
@@ -110,12 +111,13 @@ class StepReport:
     learning_rate: float
     grad_norm: float | None = None
     questions_per_second: float | None = None
+    limits: Limits | None = None
     eta_seconds: float | None = None
 
 
 def render_line(report: StepReport) -> str:
     """One line, like `step 120/1200 epoch 2/10 loss 1.234 (answer 0.9 itm 0.3) lr 1.0e-04 grad 0.8 412 questions/s
-    left 12 min 10 s`."""
+    MFU 38 % bound by compute (data 1 % network 3 % host 2 %) left 12 min 10 s`."""
     pieces = [
         f"step {report.step}/{report.total_steps}",
         f"epoch {report.epoch}/{report.epochs}",
@@ -128,9 +130,18 @@ def render_line(report: StepReport) -> str:
         pieces.append(f"grad {report.grad_norm:.3g}")
     if report.questions_per_second is not None:
         pieces.append(f"{render_rate(report.questions_per_second)} questions/s")
+    if report.limits is not None:
+        pieces.append(render_limits(report.limits))
     if report.eta_seconds is not None:
         pieces.append(f"left {render_duration(report.eta_seconds)}")
     return " ".join(pieces)
+
+
+def render_limits(limits: Limits) -> str:
+    """`MFU 38 % bound by compute (data 1 % network 3 % host 2 %)`; without MFU where there is none."""
+    mfu = "" if limits.mfu is None else f"MFU {100 * limits.mfu:.0f} % "
+    waits = " ".join(f"{name} {100 * getattr(limits, name):.0f} %" for name in ("data", "network", "host"))
+    return f"{mfu}bound by {limits.bound_by} ({waits})"
 
 
 def render_rate(per_second: float) -> str:

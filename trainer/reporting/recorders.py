@@ -21,8 +21,9 @@ logger = logging.getLogger(__name__)
 class Recorder(Protocol):
     """Takes what a run measures. Only rank 0 has one that writes; the others use `Recorders([])`."""
 
-    def record(self, step: int, values: Mapping[str, float]) -> None:
-        """Keep the metrics of a global step (the number of optimizer steps taken), by name ("val/accuracy")."""
+    def record(self, step: int, values: Mapping[str, float | str]) -> None:
+        """Keep the metrics of a global step (the number of optimizer steps taken), by name ("val/accuracy"): numbers,
+        and here and there a word."""
         ...
 
     def text(self, name: str, text: str) -> None:
@@ -48,7 +49,7 @@ class Recorders:
         self._recorders = tuple(recorders)
         self._failing: set[int] = set()
 
-    def record(self, step: int, values: Mapping[str, float]) -> None:
+    def record(self, step: int, values: Mapping[str, float | str]) -> None:
         for number, recorder in enumerate(self._recorders):
             self._attempt(number, lambda recorder=recorder: recorder.record(step, values))
 
@@ -105,15 +106,15 @@ class JsonlRecorder:
         write_atomically(self._path, b"".join(line + b"\n" for line in kept))
         self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 - it stays open until close()
 
-    def record(self, step: int, values: Mapping[str, float]) -> None:
+    def record(self, step: int, values: Mapping[str, float | str]) -> None:
         """Append one line.
 
         Raises:
             OSError: the line could not be written whole; the file is as it was before.
         """
         assert not {"step", "time"} & values.keys(), sorted(values)
-        finite = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
-        entry = {"step": int(step), "time": round(self._clock(), 3), **finite}
+        plain = {name: value if isinstance(value, str) else _finite(value) for name, value in values.items()}
+        entry = {"step": int(step), "time": round(self._clock(), 3), **plain}
         self._append(json.dumps(entry, allow_nan=False).encode() + b"\n")
 
     def text(self, name: str, text: str) -> None:
@@ -134,6 +135,10 @@ class JsonlRecorder:
         except OSError:
             os.ftruncate(self._file.fileno(), start)  # half a line would spoil the next one
             raise
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
 def _lines_up_to(path: Path, step: int) -> list[bytes]:
@@ -163,10 +168,15 @@ class TensorBoardRecorder:
 
         purge_step = 0 if resumed_step is None else resumed_step + 1
         self._writer = SummaryWriter(str(directory), purge_step=purge_step)
+        self._words: dict[str, str] = {}
 
-    def record(self, step: int, values: Mapping[str, float]) -> None:
+    def record(self, step: int, values: Mapping[str, float | str]) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            if not isinstance(value, str):
+                self._writer.add_scalar(name, value, step)
+            elif self._words.get(name) != value:  # a word stands until there is another one
+                self._words[name] = value
+                self._writer.add_text(name, value, step)
 
     def text(self, name: str, text: str) -> None:
         """Show the text as it is written: TensorBoard would read it as Markdown, which an indented block escapes."""

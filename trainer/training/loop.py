@@ -7,6 +7,7 @@ from itertools import islice
 from typing import NamedTuple
 
 import torch
+from torch.profiler import record_function
 
 from shards.errors import UserError
 from shards.read.loader import MicroBatch, training_keys
@@ -42,7 +43,7 @@ def fit(run: Run, state: TrainState) -> Outcome:
         return _stopped(run, state)
     watch = LossWatch()
     while not _is_over(run, state):
-        for step in _train_epoch(run, state, watch):
+        for step in train_epoch(run, state, watch):
             at_milestone = run.milestones.saves_at(state.global_step)
             if at_milestone and not validate_if_due(run, state):
                 return _stopped(run, state)
@@ -59,47 +60,66 @@ def _is_over(run: Run, state: TrainState) -> bool:
     return state.global_step >= run.milestones.total_steps or state.early_stopping.stopped
 
 
-def _train_epoch(run: Run, state: TrainState, watch: LossWatch) -> Iterator[Step]:
+def train_epoch(run: Run, state: TrainState, watch: LossWatch) -> Iterator[Step]:
     """The steps that are left of this epoch; `state` counts each one before it is handed out."""
-    per_epoch, accumulation = run.milestones.steps_per_epoch, run.train_batches.accumulation
+    per_epoch = run.milestones.steps_per_epoch
     epoch, first = divmod(state.global_step, per_epoch)
     last = min(per_epoch, first + run.milestones.total_steps - state.global_step)
-    batches = run.train_loader.batches(training_keys(epoch, first, last, accumulation))
+    batches = run.train_loader.batches(training_keys(epoch, first, last, run.micro_batches_in))
     since = time.monotonic()
-    for _ in range(first, last):
-        step = train_step(run, state.global_step, islice(batches, accumulation))
+    run.gauge.start()
+    for number in range(first, last):
+        if run.profiler is not None:
+            run.profiler.step_begins(state.global_step + 1)
+        count = run.micro_batches_in(epoch, number)
+        if run.config.batch.micro_tokens is not None:
+            run.engine.expect(count)
+        step = train_step(run, state.global_step, islice(batches, count))
         state.count(step)
         _check_finite(run, state, step)
         run.progress.step_done(time.monotonic() - since, round(step.sums["questions"]))
         since = time.monotonic()
         report_step(run, state, step, watch)
+        if run.profiler is not None:
+            run.profiler.step_ended()
         yield step
         if run.milestones.validates_at(state.global_step):
             since = time.monotonic()  # validations are timed apart; saving belongs to the step behind it
+            run.gauge.start()
 
 
 def train_step(run: Run, global_step: int, micro_batches: Iterator[MicroBatch]) -> Step:
     """Forward and backward over the micro-batches of a step, and the optimizer's step behind the last."""
-    rate = run.schedule(global_step)
+    rate, gauge = run.schedule(global_step), run.gauge
     run.engine.set_learning_rate(rate)
     names = run.built.objective.sum_names
     sums = torch.zeros(len(names), device=run.world.device)
-    counted = torch.zeros(3, dtype=torch.int64)
+    counted = [0, 0, 0]
     update = None
     run.world.at(f"step {global_step + 1}: reading data")
-    for micro_step, item in enumerate(micro_batches):
+    for micro_step, item in enumerate(gauge.reading(micro_batches)):
         run.world.at(f"step {global_step + 1}: computing")
         seed_generators(run.config.run.seed, global_step, micro_step, run.world.rank)
-        output = run.engine(item.batch.to(run.world.device))
-        run.engine.backward(output.loss)
-        update = run.engine.step()
-        sums += output.sums
-        counted += torch.tensor([item.num_items, item.items_cut, item.rows_missing])
+        batch = item.batch.to(run.world.device)
+        with gauge.computing(batch):
+            with record_function("forward"):
+                output = run.engine(batch)
+            with record_function("backward"):
+                run.engine.backward(output.loss)
+            with record_function("optimizer"):
+                update = run.engine.step()
+            sums += output.sums
+        counted = [sum(pair) for pair in zip(counted, (item.num_items, item.items_cut, item.rows_missing), strict=True)]
         run.world.at(f"step {global_step + 1}: reading data")
     assert update is not None, "the engine steps behind the last micro-batch"
     # One small collective per step. Waiting for the GPU here costs less than a rank that decides something alone.
-    own = [*sums.tolist(), *counted.tolist(), float(run.stop.requested)]
-    total = dict(zip((*names, *HOST_SUMS), run.world.sum_across_ranks(own).tolist(), strict=True))
+    with gauge.draining():
+        own = sums.tolist()
+    own += [*counted, float(run.stop.requested)]
+    with gauge.agreeing():
+        summed = run.world.sum_across_ranks([*own, *gauge.own()]).tolist()
+    total = dict(zip((*names, *HOST_SUMS), summed[: len(own)], strict=True))
+    gauge.add(summed[len(own) :])
     return Step(total, update, rate)
 
 

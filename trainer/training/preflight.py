@@ -131,7 +131,7 @@ def check_room(config: RunConfig, ranks: Iterable[int], world_size: int) -> None
 
         split = open_split(config, name)
         if name == "train":
-            sizes = {"world_size": world_size, "micro_visits": config.batch.micro_visits}
+            sizes = {"world_size": world_size, "micro_visits": config.batch.least_visits}
             shares = [Share(rank=rank, **sizes) for rank in ranks]
             check_cache(config.data.cache.bytes, place, split.epoch(0), split.index, shares)
 

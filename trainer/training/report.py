@@ -23,6 +23,7 @@ def report_step(run: Run, state: TrainState, step: Step, watch: LossWatch) -> No
         return
     window = state.take_window("since_log")
     losses = mean_losses(window, run.config, "train")
+    limits = run.gauge.take()
     report = StepReport(
         step=state.global_step,
         total_steps=run.milestones.total_steps,
@@ -33,6 +34,7 @@ def report_step(run: Run, state: TrainState, step: Step, watch: LossWatch) -> No
         learning_rate=step.learning_rate,
         grad_norm=step.update.grad_norm,
         questions_per_second=run.progress.questions_per_second,
+        limits=limits,
         eta_seconds=run.progress.eta_seconds(state.global_step),
     )
     run.console.show(report)
@@ -48,7 +50,17 @@ def report_step(run: Run, state: TrainState, step: Step, watch: LossWatch) -> No
         "progress/negatives_missing": window["negatives_missing"],
         "memory/gib": _memory_gib(run.world.device),
     }
-    run.recorder.record(state.global_step, losses | {k: float(v) for k, v in values.items() if v is not None})
+    numbers = losses | {name: float(value) for name, value in values.items() if value is not None}
+    run.recorder.record(state.global_step, numbers | ({} if limits is None else limits.as_metrics()))
+
+
+def speed_of(run: Run) -> dict[str, float | str] | None:
+    """How fast the run was at its last report, and what bounds it; None before the first."""
+    rate, limits = run.progress.questions_per_second, run.gauge.latest
+    if rate is None or limits is None:
+        return None
+    found = {"speed/questions_per_second": rate} | limits.as_metrics()
+    return {name.removeprefix("speed/"): value for name, value in found.items()}
 
 
 def _warn(run: Run, state: TrainState, step: Step, watch: LossWatch) -> None:

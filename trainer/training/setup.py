@@ -4,7 +4,9 @@ import hashlib
 import logging
 import os
 from collections.abc import Mapping
+from typing import Any
 
+from model.cost.flops import StepFlops, no_closed_form
 from model.layers import layer_scales
 from model.objective import Objective
 from shards.errors import DataError
@@ -20,13 +22,16 @@ from trainer.build import (
 )
 from trainer.config import RunConfig, dump_config
 from trainer.config.schema import check_world_size
-from trainer.engine.deepspeed_config import resolve, resolve_precision
+from trainer.engine.deepspeed_config import Precision, resolve, resolve_precision
 from trainer.engine.distributed import World
 from trainer.engine.engine import Engine
 from trainer.engine.parameter_groups import parameter_groups
+from trainer.engine.peak import matmul_peak
 from trainer.engine.signals import StopRequest
 from trainer.export.initial_weights import initialize_from, start_answers
+from trainer.features.use import cacheable_streams, cached_sight, described
 from trainer.reporting.environment import collect_environment
+from trainer.reporting.gauge import Gauge
 from trainer.reporting.progress import Console, Progress
 from trainer.reporting.recorders import JsonlRecorder, Recorders, TensorBoardRecorder
 from trainer.run_directory import RunDirectory, write_json
@@ -35,14 +40,21 @@ from trainer.training.agreement import agree_on_weights
 from trainer.training.checkpoints import Checkpoints
 from trainer.training.early_stopping import EarlyStopping
 from trainer.training.lost_answers import lost_answers
+from trainer.training.memory_plan import settle_micro_visits
 from trainer.training.milestones import Milestones
 from trainer.training.pictures import build_pictures
 from trainer.training.policy import settle_policy
+from trainer.training.profile import StepProfiler
 from trainer.training.schedule import schedule_of
 from trainer.training.sight import SightWatch
 from trainer.training.state import HOST_SUMS, Run, TrainState
 
 logger = logging.getLogger(__name__)
+
+CACHED = "cached_tokens"
+"""In the identity of a run: the caches that it reads."""
+PACKED_STEPS = 20
+"""Steps over which the start says what packing by tokens saves."""
 
 
 def set_up(
@@ -74,15 +86,24 @@ def set_up(
         logger.info("initialize_from: %s", world.agree_on(lambda: initialize_from(built.objective, source)))
     trained = sum(parameter.numel() for parameter in built.objective.parameters())  # under ZeRO-3 empty from now on
     check_medium(config, built, train)
-    engine = _engine(config, built.objective, world, trained)
+    precision = resolve_precision(config.precision, world.device.type, too_wide=built.objective.too_wide_for_fp16)
+    policy = settle_policy(config, world, parameters=trained, precision=precision)
+    config = settle_micro_visits(config, built, train.index, world, policy=policy, precision=precision)
+    splits = ("train", "val") if config.data.val is not None else ("train",)
+    streams = cacheable_streams(config, built, splits, world)  # before the weights are cast
+    engine = _engine(config, built.objective, world, policy, precision)
     built.objective.place_frozen(engine.device, engine.dtype)
     with engine.evaluation_module():
         built = built.settled(engine.device, world.any_rank)
-    batches, loader = training_loader(config, train, built, world)
+    sights = {"train": cached_sight(config, "train", train, streams, built, world)}
+    batches, loader = training_loader(config, train, built, world, features=sights["train"])
     validation = None
     if config.data.val is not None:
         split = open_split(config, "val")
-        validation = evaluation_loader(config, split, built, world, max_images=config.validate_every.max_images)
+        sights["val"] = cached_sight(config, "val", split, streams, built, world)
+        validation = evaluation_loader(
+            config, split, built, world, max_images=config.validate_every.max_images, features=sights["val"]
+        )
     milestones = Milestones.of(config, train.steps_per_epoch)
     early = config.early_stopping
     state = TrainState(
@@ -92,6 +113,8 @@ def set_up(
     identity = {name: index_digest(path) for name in ("train", "val") if (path := getattr(config.data, name))}
     if config.answers.list is not None:
         identity["answers"] = hashlib.sha256("\n".join(built.classes).encode()).hexdigest()
+    if cached := described(sights):
+        identity[CACHED] = cached
     if newest is not None:
         _resume(checkpoints, newest, engine, state, identity)
     questions = int(validation[0].order.visits.num_questions.sum()) if validation is not None else 0
@@ -122,21 +145,24 @@ def set_up(
             questions_per_validation=questions,
             validations_done=state.global_step // milestones.validate_every if milestones.validate_every else 0,
         ),
+        gauge=_gauge(config, built.objective, engine, world),
+        profiler=_profiler(config, directory, world),
         stop=stop,
     )
     _introduce(run, state, num_questions=int(train.visits.num_questions.sum()), num_trained=trained)
     return run, state
 
 
-def _engine(config: RunConfig, objective: Objective, world: World, trained: int) -> Engine:
+def _engine(
+    config: RunConfig, objective: Objective, world: World, policy: dict[str, Any], precision: Precision
+) -> Engine:
     batch, optim = config.batch, config.optim
     lr_scales = None if optim.layer_decay is None else layer_scales(objective, optim.layer_decay)
-    precision = resolve_precision(config.precision, world.device.type, too_wide=objective.too_wide_for_fp16)
     resolved = resolve(
-        settle_policy(config, world, parameters=trained, precision=precision),
+        policy,
         precision=precision,
         visits=batch.visits,
-        micro_visits=batch.micro_visits,
+        micro_visits=batch.least_visits,
         accumulation=check_world_size(config, world.world_size),
         world_size=world.world_size,
         max_grad_norm=optim.max_grad_norm,
@@ -152,6 +178,30 @@ def _engine(config: RunConfig, objective: Objective, world: World, trained: int)
     )
 
 
+def _gauge(config: RunConfig, objective: Objective, engine: Engine, world: World) -> Gauge:
+    """Collective: ranks that share a machine measure what it can do at the same time."""
+    missing, peak = no_closed_form(objective), None
+    if missing is None:
+        peak = world.sum_across_ranks([matmul_peak(engine.device, engine.dtype)]).item()
+        logger.info("large matrix products reach %.3g FLOP/s: MFU is a part of that", peak)
+    else:
+        logger.info("no MFU: %s", missing)
+    return Gauge(
+        flops=StepFlops(objective) if missing is None else None,
+        peak=peak,
+        ranks=world.world_size,
+        ahead=config.data.workers > 0,
+        asynchronous=engine.device.type != "cpu",
+        engine_network=engine.network_seconds,
+    )
+
+
+def _profiler(config: RunConfig, directory: RunDirectory, world: World) -> StepProfiler | None:
+    """On rank 0, which does what the others do."""
+    steps = config.logging.profile_steps
+    return StepProfiler(directory.profile, steps, world.device) if steps and world.rank == 0 else None
+
+
 def _resume(
     checkpoints: Checkpoints, name: str, engine: Engine, state: TrainState, identity: Mapping[str, str]
 ) -> None:
@@ -161,6 +211,10 @@ def _resume(
         raise DataError(
             "answers.list: the answers are not those that this run was trained on; put the file back, or start over "
             "with --fresh"
+        )
+    if progress["identity"].get(CACHED, "") != identity.get(CACHED, ""):
+        logger.info(
+            "features: other cached tokens than up to this checkpoint, or none: losses differ by rounding from here on"
         )
     engine.import_state(saved)
     state.load({key: value for key, value in progress.items() if key not in ("identity", "world_size")})
@@ -187,6 +241,18 @@ def _cost_of_guidance(run: Run) -> str:
     )
 
 
+def _packing(run: Run) -> str:
+    """What packing by tokens comes to, over the first steps of the first epoch and this rank."""
+    batches, steps = run.train_batches.packed, range(min(PACKED_STEPS, run.milestones.steps_per_epoch))
+    counts = [len(batches.micro_batches(0, step)) for step in steps]
+    packed, plain = (sum(tokens) for tokens in zip(*(batches.padded_tokens(0, step) for step in steps), strict=True))
+    return (
+        f"batch.micro_tokens {run.config.batch.micro_tokens}: {min(counts)} to {max(counts)} micro-batches a step; "
+        f"questions are padded to {packed:,} tokens in {len(steps)} steps, and as they come to {plain:,} "
+        f"({1 - packed / plain:.1%} fewer)"
+    )
+
+
 def _introduce(run: Run, state: TrainState, *, num_questions: int, num_trained: int) -> None:
     """Say what is about to be trained, and on what."""
     hosts = run.world.gather_text(os.uname().nodename)
@@ -204,6 +270,8 @@ def _introduce(run: Run, state: TrainState, *, num_questions: int, num_trained: 
     )
     if run.config.model.second_stream == "efficient_sam_masks":
         logger.info("%s", _cost_of_guidance(run))
+    if run.config.batch.micro_tokens is not None:
+        logger.info("%s", _packing(run))
     codec = run.built.answer_codec
     if codec is not None and (lost := lost_answers(codec, run.train_batches.split.index.answers)):
         logger.warning("%s: %s", run.config.data.train, lost)

@@ -10,6 +10,7 @@ from trainer.config import RunConfig
 from trainer.engine.distributed import World
 from trainer.engine.engine import Engine, Update
 from trainer.engine.signals import StopRequest
+from trainer.reporting.gauge import Gauge
 from trainer.reporting.progress import Console, Progress
 from trainer.reporting.recorders import Recorders
 from trainer.run_directory import RunDirectory
@@ -18,6 +19,7 @@ from trainer.training.checkpoints import Checkpoints
 from trainer.training.early_stopping import EarlyStopping
 from trainer.training.milestones import Milestones
 from trainer.training.pictures import Pictures
+from trainer.training.profile import StepProfiler
 from trainer.training.sight import SightWatch
 
 HOST_SUMS = ("questions", "questions_cut", "negatives_missing", "stop_requests")
@@ -124,7 +126,16 @@ class Run:
     sight: SightWatch
     console: Console
     progress: Progress
+    gauge: Gauge = field(default_factory=Gauge)
+    profiler: StepProfiler | None = None
+    """None where no step is traced."""
     stop: StopRequest
+
+    def micro_batches_in(self, epoch: int, step: int) -> int:
+        """Micro-batches of a step of an epoch, on every rank."""
+        if self.config.batch.micro_tokens is None:
+            return self.train_batches.accumulation
+        return self.train_batches.micro_batches_in(epoch, step)
 
     @property
     def is_main(self) -> bool:

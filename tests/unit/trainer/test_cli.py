@@ -97,7 +97,7 @@ def test_help_imports_neither_torch_nor_deepspeed():
 def test_the_verbs_are_those_that_are_built():
     verbs = next(action for action in cli.build_parser()._actions if isinstance(action, argparse._SubParsersAction))
     built = {"init", "scenes", "shards", "train", "evaluate", "answer", "export", "score", "tasks", "doctor", "bench"}
-    assert set(verbs.choices) == built | {"launch", "attach", "stop", "status", "runs", "completion"}
+    assert set(verbs.choices) == built | {"launch", "attach", "stop", "status", "runs", "completion", "features"}
     assert list(verbs.choices) == list(cli.VERBS)
 
 

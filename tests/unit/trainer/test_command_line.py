@@ -154,7 +154,7 @@ class TestCompletion:
         [
             ("", list(cli.VERBS)),
             ("sha", ["shards"]),
-            ("shards ", ["build", "verify", "info"]),
+            ("shards ", ["build", "verify", "info", "upgrade"]),
             ("shards build --form", ["--format"]),
             ("shards build --format js", ["jsonl"]),
             ("train r.yaml --dry", ["--dry-run"]),
