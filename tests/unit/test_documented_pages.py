@@ -16,6 +16,7 @@ from shards.tasks import TASKS
 from tests.unit.test_documented_commands import PAGES, ROOT, fenced
 from trainer.config import RunConfig
 from trainer.config.faults import leaf_keys
+from trainer.reporting.gauge import Limits
 from trainer.scoring.baselines import MAJORITY, QUESTION_ONLY
 from trainer.tasks import task_named
 from trainer.tasks.parts import part_metrics
@@ -126,6 +127,7 @@ def recorded_names() -> set[str]:
     names = set(part_metrics(PARTS)) | {"train/loss", "val/loss", "val/count"}
     names |= {f"val/{name}" for task in TASKS for name in task_named(task).metrics(everything)}
     names |= {f"epoch/{part}_loss" for part in PARTS} | {"epoch/loss"}
+    names |= set(Limits("compute", 1.0, 0.0, 0.0, 0.0, None).as_metrics())
     names |= {f"val/{name}" for name in (MAJORITY, QUESTION_ONLY, "answer_ceiling")}
     for tree in sources().values():
         strings = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
