@@ -7,7 +7,7 @@ WORKERS := $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$(((n < 4 ? n : 4) +
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 HOST_PACKAGES := openssh-server pdsh iproute2 ethtool slurm-wlm munge
 
-.PHONY: demo test test-slow test-multinode lint clean
+.PHONY: demo test test-slow test-multinode lint docs clean
 
 $(STAMP): setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -33,5 +33,8 @@ test-multinode: $(STAMP)    ## training over hosts, which are namespaces of this
 		DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes --no-install-recommends $(HOST_PACKAGES); }
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/multinode $(SELECTION)
 
+docs: $(STAMP)    ## docs/ as a site in site/: every link is followed, nothing of it comes from a network
+	$(BIN)/python -m mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo site

@@ -42,6 +42,7 @@ setup(
         "dev": [
             "aiohttp>=3.13",
             "hypothesis>=6.100",
+            "mkdocs-material>=9.6",
             "moto[server]>=5",
             "num2words>=0.5",
             "pytest>=8",
@@ -49,6 +50,7 @@ setup(
             "ruff>=0.14",
             "s3fs>=2025.3",
         ],
+        "docs": ["mkdocs-material>=9.6"],
         "gcs": ["gcsfs>=2025.3"],
         "hf": ["huggingface_hub>=1.0"],
         "http": ["aiohttp>=3.13"],

@@ -34,11 +34,11 @@ def frozen_streams(objective: FusionObjective, image_size: int | None) -> list[F
     loaded = "regions" if image_size is None else f"squares of {image_size} pixels"
     found = []
     if objective.is_frozen("vision"):
-        made = f"{loaded} by {objective.sight.reads}"
+        made = f"{loaded} by {objective.sight.preprocessing}"
         found.append(FrozenStream("vision", weights_digest(objective.sight.module), made))
     second = objective.tower("second_stream")
     if objective.is_frozen("second_stream") and isinstance(second, TowerStream):
-        made = f"{loaded} by {second.tower.reads}, {_kept_of_map(objective)}"
+        made = f"{loaded} by {second.tower.preprocessing}, {_kept_of_map(objective)}"
         found.append(FrozenStream("second_stream", weights_digest(second.tower.module), made))
     return found
 

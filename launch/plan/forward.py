@@ -22,7 +22,7 @@ FORWARDED = frozenset(
 )
 PREFIXES = (
     *("OMP_", "KMP_", "MKL_", "NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "CUDA_", "UCX_", "FI_"),
-    *("HF_", "FSSPEC_", "DUOFLOW_", "MALLOC_"),
+    *("HF_", "FSSPEC_", "DUOFLOW_"),
 )
 """Every variable that begins so is forwarded as well."""
 NEVER = frozenset({"CUDA_VISIBLE_DEVICES"})

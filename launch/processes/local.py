@@ -26,14 +26,6 @@ POLL_SECONDS = 0.1
 POLL_HOSTS_SECONDS = 2.0
 """Between two looks at ranks on other hosts, each a round of ssh."""
 
-CPU_ALLOCATOR = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TOP_PAD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
-}
-"""The C library keeps what a step has freed for the next one, instead of giving pages back and asking for fresh ones,
-which on a virtual machine are dear: each is zeroed, and mapped by the host as well."""
-
 _GPU_FILES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """A machine without any of these (CUDA, ROCm, WSL) has no GPU that torch could use."""
 
@@ -113,7 +105,6 @@ def launcher_environment(
     result.setdefault("TOKENIZERS_PARALLELISM", "false")
     if gpus == 0:
         result.setdefault("DS_ACCELERATOR", "cpu")
-        result = CPU_ALLOCATOR | result
     # `python -m` puts the working directory first, where a folder called `model` would hide the project's.
     result["PYTHONSAFEPATH"] = "1"
     if import_from is not None:

@@ -156,7 +156,7 @@ def reading(source: Source, names: Sequence[str]) -> Iterator[None]:
 def _load(source: Source, architectures: Sequence[str], answer_head: bool) -> Checkpoint:
     name, revision = source.name, source.revision
     with reading(source, [CONFIG]):
-        config = AutoConfig.from_pretrained(name, revision=revision)
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
         kind = architecture_of(config.to_dict())
     if kind not in architectures:
         raise ConfigError(f"{source.said}: is a {kind}; expected {' or '.join(architectures)}")
@@ -179,7 +179,7 @@ def _load(source: Source, architectures: Sequence[str], answer_head: bool) -> Ch
     for child in left_out:
         delattr(model, child)  # it would be random, and go into the next export
     with reading(source, TOKENIZERS):
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     vocab_size = getattr(config, "text_config", config).vocab_size
     if 2 * len(tokenizer) < vocab_size:
         # transformers 5 makes up a tokenizer of a few tokens where the files of one are missing

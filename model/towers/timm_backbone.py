@@ -68,8 +68,8 @@ class TimmVisionTower(VisionTower):
         self.starts_gated = backbone.reference.is_untrained  # Swin V2's norms, NFNet's gains
 
     @property
-    def reads(self) -> str:
-        return f"{super().reads}, {self._reads}"
+    def preprocessing(self) -> str:
+        return f"{super().preprocessing}, {self.reads}"
 
     def encode(self, shown: Tensor) -> Tensor:
         features = self.module(self.reads.pixels(shown, next(self.module.parameters()).dtype))

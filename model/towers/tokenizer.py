@@ -87,7 +87,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         DataError: it is not there, or damaged.
     """
     try:
-        return AutoTokenizer.from_pretrained(str(directory))
+        return AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers each fail in ways of their own
         raise DataError(f"{directory}: no readable tokenizer ({short_reason(error)}); bring its files back") from None
 

@@ -38,7 +38,7 @@ class VisionTower(ABC):
     """Whether a factor in it may start at zero and hold back the gradients of others for a step."""
 
     @property
-    def reads(self) -> str:
+    def preprocessing(self) -> str:
         """What the module is given of an image, in words: with its weights, all that its tokens depend on."""
         return f"{type(self).__name__} at {self.image_size}"
 
@@ -63,8 +63,8 @@ class BlipVisionTower(VisionTower):
         self.grid = module.config.image_size // module.config.patch_size
 
     @property
-    def reads(self) -> str:
-        return f"{super().reads}, {blip_reads(self.image_size)}"
+    def preprocessing(self) -> str:
+        return f"{super().preprocessing}, {blip_reads(self.image_size)}"
 
     def encode(self, shown: Tensor) -> Tensor:
         return encode_image(self.module, self.inputs(shown), checkpointing=self._checkpointing)

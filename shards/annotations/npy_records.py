@@ -7,7 +7,9 @@ somebody wrote by hand can make them take any number for the address of an objec
 
 import io
 import pickle
+import resource
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ FORM = "a .npy file with an array of records, the first of which is its header"
 _PLAIN_KINDS = "biufSU"
 """Truth values, numbers and texts: all that an array may hold beside objects."""
 _MAX_HEADER = 10_000
+_BYTES_PER_BYTE = 100
+"""Of memory that objects take for each byte of their pickle, at most: a None is one byte, and eight in a list."""
+_SPARE_BYTES = 2**30
 
 
 class _Dtype:
@@ -165,10 +170,35 @@ def _records(data: bytes) -> list:
         raise DataError(f"no NumPy file: {' '.join(str(error).split())}") from None
     if not dtype.hasobject or dtype.names is not None or len(shape) != 1:
         raise DataError(f"an array of {dtype} of shape {shape}")
-    found = _PlainUnpickler(file).load()
+    with _bounded_memory(_BYTES_PER_BYTE * len(data) + _SPARE_BYTES):
+        found = _PlainUnpickler(file).load()
     if not isinstance(found, _Array):
         raise DataError(f"a {type(found).__name__} in place of an array")
     return _plain(found.values, {})
+
+
+@contextmanager
+def _bounded_memory(more: int) -> Iterator[None]:
+    """Let this process have so many bytes more than it has, where the system can say and hold that (Linux).
+
+    One damaged byte makes a pickle number a value with four bytes of text, and its reader makes a table up to that
+    number: tens of gigabytes, for which the system ends the process. Bounded, that is a MemoryError.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    try:
+        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except OSError:
+        yield
+        return
+    bound = held + more
+    if soft != resource.RLIM_INFINITY and soft < bound:
+        yield
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _plain(value: Any, seen: dict[int, Any]) -> Any:

@@ -164,7 +164,7 @@ def test_shuffled_images_are_those_of_other_samples(alone: Runs) -> None:
 
 def test_the_model_card_names_what_was_adapted(alone: Runs, recipe: Path) -> None:
     card = (alone["shared"].path / "export" / "README.md").read_text()
-    assert f"base_model: {recipe.parent / 'base'}" in card
+    assert f"on {recipe.parent / 'base'}, trained with DuoFlow" in card
     config = json.loads((alone["shared"].path / "export" / "lora_vlm" / "adapter_config.json").read_text())
     assert config["r"] == 4
     assert set(config["rank_pattern"].values()) == {2}

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -95,6 +96,25 @@ def test_an_image_is_in_one_split_alone(desk: Path):
         rows[split] = {json.loads(line)["image"] for line in lines}
     assert rows["train"].isdisjoint(rows["val"])
     assert len(rows["train"] | rows["val"]) == 10
+
+
+@pytest.mark.usefixtures("followed")
+def test_the_page_of_the_run_directory_has_every_file(desk: Path):
+    text = (REPOSITORY / "docs" / "run_directory.md").read_text(encoding="utf-8")
+    named = [re.sub(r"\bSPLIT\b", "val", name) for name in re.findall(r"`([\w./*]+)`", text)]
+    named = [re.escape(re.sub(r"N{8}", "*", name)).replace(r"\*", "[^/]*") for name in named]
+    run = desk / "runs" / "my_run"
+    for file in (str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()):
+        assert any(re.fullmatch(name + (".*" if name.endswith("/") else ""), file) for name in named), file
+
+
+@pytest.mark.usefixtures("followed")
+def test_the_page_of_metrics_has_every_name_that_a_run_writes(desk: Path):
+    text = (REPOSITORY / "docs" / "metrics.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w/@]+)`", text))
+    lines = (desk / "runs" / "my_run" / "metrics.jsonl").read_text().splitlines()
+    written = set().union(*map(json.loads, lines))
+    assert not {name for name in written if not {name, name.removesuffix("/count")} & named}
 
 
 @pytest.mark.usefixtures("followed")

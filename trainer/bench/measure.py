@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import transformers
 
-from launch.processes.local import CPU_ALLOCATOR
 from shards.errors import UserError
 from trainer.bench.paths import CACHED, GROUPED, IMAGE_PER_QUESTION, IMAGES_ONCE, KEYS_PER_ROW, PLAIN
 from trainer.bench.rounds import Seconds, speedup
@@ -39,11 +38,16 @@ LARGEST_ROUNDED_LOSS, LARGEST_ROUNDED_DIFFERENCE = 1e-3, 5e-2
 LARGEST_EXACT_DIFFERENCE = 1e-9
 """The same in fp64, from the pixels on; the losses themselves are computed in fp32 there too."""
 
-DEFAULTS = "_malloc_defaults"
-"""Behind the name of a path: computed with the C library's own settings for memory, as ranks were before."""
+KEPT_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TOP_PAD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+}
+"""The C library keeps what a step has freed for the next one. Paths that free gigabytes would otherwise be timed asking
+for fresh pages, which on a virtual machine are dear: each is zeroed, and mapped by the host as well."""
 
-Contender = tuple[str, bool]
-"""A path, and whether memory is had with the settings of ranks on a CPU."""
+DEFAULTS = "_malloc_defaults"
+"""Behind the name of a path: computed with the C library's own settings for memory, which ranks have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +258,7 @@ def measure(
             "question_tokens": dict(GQA_QUESTION_TOKENS),
             "answer_tokens": dict(ANSWER_TOKENS),
             "rounds": rounds,
-            "allocator": dict(CPU_ALLOCATOR) if device.type == "cpu" else {},
+            "allocator": dict(KEPT_MEMORY) if device.type == "cpu" else {},
         },
     )
 
@@ -279,10 +283,10 @@ def is_rounded(name: str) -> bool:
 
 
 def _environment(name: str, device: torch.device) -> dict[str, str]:
-    """This process's own, with the settings for memory that ranks have, or with none; what the user has set stands."""
+    """This process's own, on a CPU with KEPT_MEMORY but for a path with the defaults; what the user has set stands."""
     if device.type != "cpu" or name.endswith(DEFAULTS):
         return dict(os.environ)
-    return {**CPU_ALLOCATOR, **os.environ}
+    return {**KEPT_MEMORY, **os.environ}
 
 
 def _near(loss: float, expected: float, rounded: bool) -> bool:

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,38 +111,14 @@ def _cache_here(config: RunConfig, split: str, dtype: TokenType) -> int:
 
 
 def _launch(config: RunConfig, split: str, dtype: TokenType, machine: Any) -> int:
-    from launch.network import free_port
-    from launch.processes.local import launcher_command, launcher_environment, run_launcher
     from launch.processes.ranks import read_records
-    from trainer.commands.start import import_from
+    from trainer.commands.start import launch_ranks
 
     with tempfile.TemporaryDirectory(prefix="duoflow.features.") as aside:
         recipe, ranks = Path(aside) / "config.yaml", Path(aside) / "ranks"
         recipe.write_text(dump_config(config), encoding="utf-8")
         ranks.mkdir()
-        command = launcher_command(
-            _RANK_MODULE,
-            [str(recipe), split, dtype, str(ranks)],
-            python=sys.executable,
-            processes=machine.processes,
-            port=free_port(),
-            gpus=machine.gpu_numbers,
-        )
-        environment = launcher_environment(
-            os.environ,
-            processes=machine.processes,
-            gpus=machine.gpus,
-            cores=len(os.sched_getaffinity(0)),
-            import_from=import_from(),
-        )
-        outcome = run_launcher(
-            command,
-            environment=environment,
-            ranks=ranks,
-            processes=machine.processes,
-            leave_seconds=config.engine.timeout_seconds,
-            say=lambda line: say(line, error=True),
-        )
+        outcome = launch_ranks(_RANK_MODULE, [str(recipe), split, dtype, str(ranks)], config, machine, ranks)
         codes = [record.exit_code for record in read_records(ranks)]
     return STOPPED if outcome.stopped_early else exit_code(codes, machine.processes)
 

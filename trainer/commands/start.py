@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from launch.hosts.deaths import describe_deaths
@@ -233,15 +233,33 @@ def _occupy(run: RunDirectory, locks: contextlib.ExitStack, *, fresh: bool) -> N
 
 
 def _launch(run: RunDirectory, config: RunConfig, machine: Machine) -> Outcome:
+    occupied = {OCCUPIED: str(run.path.resolve())}
+    return launch_ranks(TRAINING_MODULE, [str(run.config.resolve())], config, machine, run.ranks, occupied)
+
+
+def launch_ranks(
+    module: str,
+    arguments: list[str],
+    config: RunConfig,
+    machine: Machine,
+    ranks: Path,
+    environment: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Start a module on every device of this machine through the launcher, and wait for its end.
+
+    Args:
+        ranks: the directory in which ranks leave their records.
+        environment: what they get beside this process's own.
+    """
     command = launcher_command(
-        TRAINING_MODULE,
-        [str(run.config.resolve())],
+        module,
+        arguments,
         python=sys.executable,
         processes=machine.processes,
         port=free_port(),
         gpus=machine.gpu_numbers,
     )
-    environment = launcher_environment(
+    given = launcher_environment(
         os.environ,
         processes=machine.processes,
         gpus=machine.gpus,
@@ -250,8 +268,8 @@ def _launch(run: RunDirectory, config: RunConfig, machine: Machine) -> Outcome:
     )
     return run_launcher(
         command,
-        environment=environment | {OCCUPIED: str(run.path.resolve())},
-        ranks=run.ranks,
+        environment={**given, **(environment or {})},
+        ranks=ranks,
         processes=machine.processes,
         leave_seconds=config.engine.timeout_seconds,
         say=lambda line: say(line, error=True),

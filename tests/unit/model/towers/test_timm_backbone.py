@@ -59,7 +59,7 @@ def random_pixels(side: int, *, images: int = 2) -> Tensor:
 def test_tokens_are_the_features_of_timm_and_the_cells_lie_row_by_row(backbones: Backbones, family: str):
     tower, model, known = tower_of(backbones(family)), plain(backbones(family)), FAMILIES[family]
     pixels = random_pixels(tower.image_size)
-    inputs = tower._reads.pixels(pixels, torch.float32)
+    inputs = tower.reads.pixels(pixels, torch.float32)
     tokens, features = tower.encode(pixels), model.forward_features(inputs)
     assert (tower.prefix, tower.grid) == (known.prefix, known.grid)
     assert tokens.shape == (2, tower.prefix + tower.grid**2, tower.width)
@@ -138,9 +138,9 @@ def test_pixels_are_those_of_timms_own_transform(tmp_path: Path, family: str, in
     transform = timm.data.create_transform(**config, is_training=False)
     pixels = random_pixels(tower.image_size, images=1)
     image = Image.fromarray(np.ascontiguousarray(pixels[0].permute(1, 2, 0).numpy()))
-    found = tower._reads.pixels(pixels, torch.float32)[0]
+    found = tower.reads.pixels(pixels, torch.float32)[0]
     torch.testing.assert_close(found, transform(image), atol=1e-6, rtol=0)
-    assert tower._reads.interpolation == interpolation
+    assert tower.reads.interpolation == interpolation
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

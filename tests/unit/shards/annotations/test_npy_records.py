@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import pickletools
+import resource
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -187,6 +188,16 @@ def test_every_cut_of_a_file_is_one_line(tmp_path: Path):
     for end in range(len(whole)):
         path.write_bytes(whole[:end])
         refused(path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this system does not say what a process holds")
+def test_a_number_that_would_take_all_memory_is_a_fault_of_the_file(tmp_path: Path):
+    path = saved(tmp_path / "a.npy", RECORD)
+    header = path.read_bytes().partition(b"\n")[0]
+    path.write_bytes(header + b"\n\x80\x02]r\xff\xff\xff\x7f.")  # a list, remembered as number 2^31 - 1
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    assert "damaged: MemoryError" in refused(path)
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
 @given(st.data())

@@ -272,7 +272,7 @@ class TestProcesses:
         with pytest.raises(UserError, match=r"bench step: path grouped ended with 1: RuntimeError: .*nowhere"):
             Processes().time(wrong, os.environ)
 
-    def test_each_round_begins_with_another_path_and_all_but_the_defaults_have_the_settings_of_ranks(self, monkeypatch):
+    def test_each_round_begins_with_another_path_and_all_but_the_defaults_keep_freed_memory(self, monkeypatch):
         monkeypatch.setenv("MALLOC_TOP_PAD_", "7")
         started = []
 
