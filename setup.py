@@ -54,11 +54,13 @@ setup(
         "gcs": ["gcsfs>=2025.3"],
         "hf": ["huggingface_hub>=1.0"],
         "http": ["aiohttp>=3.13"],
+        "mlflow": ["mlflow-skinny>=3"],
         "onnx": ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"],
         "qlora": ["bitsandbytes>=0.49"],
         "ray": ["ray>=2.49"],
         "s3": ["s3fs>=2025.3"],
         "trl": ["trl>=1.16", "accelerate>=1.15", "datasets>=5.2"],
+        "wandb": ["wandb>=0.22"],
     },
     entry_points={"console_scripts": ["duoflow=duoflow.__main__:main"]},
 )

@@ -7,7 +7,9 @@ import torch
 
 from model.parts import PARTS
 from trainer.config import RunConfig
+from trainer.reporting.confusion_picture import confusion_picture
 from trainer.reporting.progress import StepReport, render_duration
+from trainer.reporting.recorders import Recorder
 from trainer.tasks.parts import loss_sums, total_loss
 from trainer.training.loss_watch import LossWatch
 from trainer.training.state import Run, Step, TrainState
@@ -35,6 +37,9 @@ def report_step(run: Run, state: TrainState, step: Step, watch: LossWatch) -> No
         grad_norm=step.update.grad_norm,
         questions_per_second=run.progress.questions_per_second,
         limits=limits,
+        best=state.early_stopping.best,
+        best_step=state.best_step,
+        stops_at=stops_at(run, state),
         eta_seconds=run.progress.eta_seconds(state.global_step),
     )
     run.console.show(report)
@@ -52,6 +57,15 @@ def report_step(run: Run, state: TrainState, step: Step, watch: LossWatch) -> No
     }
     numbers = losses | {name: float(value) for name, value in values.items() if value is not None}
     run.recorder.record(state.global_step, numbers | ({} if limits is None else limits.as_metrics()))
+
+
+def stops_at(run: Run, state: TrainState) -> int | None:
+    """The step at which the run stops early if no validation until then brings progress; None if it ends before."""
+    left = state.early_stopping.patience_left
+    if left is None:
+        return None
+    at = run.milestones.validation_after(state.validated_step, left)
+    return at if at < run.milestones.total_steps else None
 
 
 def speed_of(run: Run) -> dict[str, float | str] | None:
@@ -105,6 +119,9 @@ def report_validation(
     run.recorder.record(state.global_step, values)
     if not run.is_main:
         return
+    _show(run.recorder, state.global_step, evaluation)
+    if improved:
+        run.recorder.best(state.global_step, evaluation.metrics)
     metrics = evaluation.metrics
     shown = [(label, f"val/{name}") for label, name in run.task.headline]
     rates = ", ".join(f"{label} {100 * metrics[name]:.2f} %" for label, name in shown if name in metrics)
@@ -118,6 +135,14 @@ def report_validation(
         render_duration(seconds),
         "best so far, saved" if improved else _best_before(state),
     )
+
+
+def _show(recorder: Recorder, step: int, evaluation: Evaluation) -> None:
+    """What is looked at, and is no number."""
+    if evaluation.confusion is not None:
+        recorder.picture(step, "val/confusion", confusion_picture(evaluation.confusion))
+    if evaluation.matching is not None:
+        recorder.precision_recall(step, "val/itm", evaluation.matching)
 
 
 def _best_before(state: TrainState) -> str:
@@ -136,8 +161,19 @@ def report_data(run: Run, window: dict[str, float]) -> None:
             questions,
             limit,
         )
-    if run.is_main and window["negatives_missing"]:
-        wanted = questions * len(run.config.losses.negatives)
+    if run.is_main and window["negatives_missing"] and run.told.first("negatives_missing"):
+        asked = run.config.losses.negatives
+        wanted, missing = questions * len(asked), round(window["negatives_missing"])
+        if asked == ("question",):
+            way_out = "images with more questions, or losses.negatives=[answer], give more"
+        else:
+            way_out = "losses.negatives=[question] takes the texts of other images, which every data set has"
         logger.info(
-            "%d of %d negatives have weight 0: the data offers none", round(window["negatives_missing"]), wanted
+            "%d of %d negatives have weight 0: for their questions the data names no wrong answer of the kind %s, so "
+            "matching learns from the other %d; %s (docs/losses.md)",
+            missing,
+            wanted,
+            " or ".join(asked),
+            wanted - missing,
+            way_out,
         )

@@ -18,6 +18,8 @@ from model.objective import Built, Objective
 from model.pnp.pipeline import PnpPipeline
 from shards.read.loader import EvaluationBatches, Loader
 from trainer.engine.distributed import World
+from trainer.scoring.confusion import Confusion
+from trainer.scoring.matching_curve import MatchingCurve, PrecisionRecall
 from trainer.scoring.metrics import Scores, Share, merge_over_ranks
 from trainer.scoring.predictions import Predictions, gather
 from trainer.tasks import Outputs, Submission, Task
@@ -36,6 +38,10 @@ class Evaluation(NamedTuple):
     """By item id, of this rank's items."""
     probabilities: Mapping[str, float] = MappingProxyType({})
     """Of the predictions of this rank's items, where the model gives one and they were asked for."""
+    confusion: Confusion | None = None
+    """Over all ranks; None of what answers nothing."""
+    matching: PrecisionRecall | None = None
+    """Over all ranks; None without losses.itm."""
 
 
 def evaluate(
@@ -71,11 +77,17 @@ def evaluate(
     sums = torch.zeros(len(objective.sum_names), dtype=torch.float64)
     scores, predictions, vocabulary = task.scores(), Predictions(), frozenset(built.classes)
     likely = Predictions()
+    confusion, matching = Confusion.over(batches.split.index.answers), MatchingCurve()
     told = {"probabilities": True} if probabilities and isinstance(objective, FusionObjective) else {}
     for item in loader.batches(batches.all_keys()):
         output = objective.evaluate(item.batch.to(world.device), **told)
         sums += output.sums.double().cpu()
         outputs = said(built, output.predictions, vocabulary)
+        if "itm" in output.predictions:
+            _count_pairs(matching, output.predictions["itm"])
+        for one, text in paired(item.items, outputs.answers or outputs.classes):
+            if one.kind.answer is not None:
+                confusion.add(text, one.kind.answer)
         predictions.update(task.observe(scores, item.items, outputs, detailed))
         if outputs.probabilities is not None:
             likely.update({one.item_id: value for one, value in paired(item.items, outputs.probabilities)})
@@ -83,9 +95,23 @@ def evaluate(
         if world.any_rank(stop_requested()):
             return None
     named = dict(zip(objective.sum_names, sums.tolist(), strict=True))
-    merged = _merged([loss_sums(named), *scores, *part_scores(named)], task, world, prefix, predictions)
+    parts = [loss_sums(named), *scores, *part_scores(named)]
+    *_, confusion, matching = everything = _over_ranks([*parts, confusion, matching], world)
+    merged = _concluded(everything, task, world, prefix, predictions)
     metrics = {**total_loss(merged.metrics, losses, prefix), **merged.metrics}
-    return merged._replace(metrics=metrics, probabilities=likely)
+    return merged._replace(
+        metrics=metrics,
+        probabilities=likely,
+        confusion=confusion if confusion.counts.any() else None,
+        matching=matching.precision_recall(),
+    )
+
+
+def _count_pairs(matching: MatchingCurve, pairs: Tensor) -> None:
+    """The rows of a micro-batch that count: see `MatchingPart.predict`."""
+    probabilities, truth = pairs.double().cpu().T
+    counted = truth >= 0
+    matching.add(probabilities[counted].numpy(), truth[counted].int().tolist())
 
 
 def said(built: Built, predictions: Mapping[str, Tensor], vocabulary: frozenset[str]) -> Outputs:
@@ -109,9 +135,13 @@ def said(built: Built, predictions: Mapping[str, Tensor], vocabulary: frozenset[
     return Outputs(answers, classes, vocabulary, pages, probabilities)
 
 
-def _merged(scores: Sequence[Scores], task: Task, world: World, prefix: str, predictions: Predictions) -> Evaluation:
-    """The scores of all ranks, and what can only be measured over a whole split; collective."""
-    merged = merge_over_ranks(scores, lambda vector: world.sum_across_ranks(vector).tolist())
+def _over_ranks(scores: Sequence[Scores], world: World) -> list[Scores]:
+    """Of all ranks; collective."""
+    return merge_over_ranks(scores, lambda vector: world.sum_across_ranks(vector).tolist())
+
+
+def _concluded(merged: list[Scores], task: Task, world: World, prefix: str, predictions: Predictions) -> Evaluation:
+    """The scores of all ranks with what can only be measured over a whole split; collective."""
     if task.conclude is not None:
         everything = gather(predictions, world)
         concluded = None if everything is None else json.dumps([list(share) for share in task.conclude(everything)])
@@ -144,7 +174,8 @@ def evaluate_pnp(
             predictions.update(task.observe(scores, item.items, Outputs([answer.text for answer in found]), detailed))
             likely.update({one.item_id: answer.confidence for one, answer in zip(item.items, found, strict=True)})
         progress(item.num_visits)
-    return _merged(scores, task, world, prefix, predictions)._replace(probabilities=likely)
+    merged = _concluded(_over_ranks(scores, world), task, world, prefix, predictions)
+    return merged._replace(probabilities=likely)
 
 
 def gather_predictions(predictions: Mapping[str, Json], task: Task, world: World) -> Submission | None:
