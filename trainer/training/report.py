@@ -2,6 +2,7 @@
 
 import logging
 import resource
+from collections.abc import Sequence
 
 import torch
 
@@ -162,18 +163,19 @@ def report_data(run: Run, window: dict[str, float]) -> None:
             limit,
         )
     if run.is_main and window["negatives_missing"] and run.told.first("negatives_missing"):
-        asked = run.config.losses.negatives
-        wanted, missing = questions * len(asked), round(window["negatives_missing"])
-        if asked == ("question",):
-            way_out = "images with more questions, or losses.negatives=[answer], give more"
-        else:
-            way_out = "losses.negatives=[question] takes the texts of other images, which every data set has"
-        logger.info(
-            "%d of %d negatives have weight 0: for their questions the data names no wrong answer of the kind %s, so "
-            "matching learns from the other %d; %s (docs/losses.md)",
-            missing,
-            wanted,
-            " or ".join(asked),
-            wanted - missing,
-            way_out,
-        )
+        kinds = run.config.losses.negatives
+        logger.info("%s", negatives_note(round(window["negatives_missing"]), questions * len(kinds), kinds))
+
+
+def negatives_note(missing: int, wanted: int, kinds: Sequence[str]) -> str:
+    """What it means that the data does not offer all negatives, and what to do; said once."""
+    meaning = f"matching learns from the other {wanted - missing}"
+    if missing == wanted:
+        meaning = "matching only ever sees what belongs together, and learns nothing"
+    way_out = "losses.negatives=[question] takes the texts of other images"
+    if "question" in kinds:
+        way_out = "with the same questions for every image there are none, and losses.itm=0 leaves matching out"
+    return (
+        f"{missing} of {wanted} negatives have weight 0: the data offers none of the kind {' or '.join(kinds)} for "
+        f"them, so {meaning}; {way_out} (docs/losses.md)"
+    )

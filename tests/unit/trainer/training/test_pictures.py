@@ -16,7 +16,8 @@ from model.efficient_sam.weights import save_segmenter
 from shards.errors import ConfigError, UserError
 from tests.runs import Project
 from trainer.build import build_viewer
-from trainer.reporting.recorders import JsonlRecorder, Recorders, TensorBoardRecorder
+from trainer.reporting.recorders import JsonlRecorder, Recorders
+from trainer.reporting.tensorboard import TensorBoardRecorder
 from trainer.training.pictures import Pictures, build_pictures
 
 TENSORBOARD = "logging.tensorboard=true"
