@@ -45,6 +45,7 @@ setup(
             "mkdocs-material>=9.6",
             "moto[server]>=5",
             "num2words>=0.5",
+            "playwright>=1.55",
             "pytest>=8",
             "pytest-xdist>=3.7",
             "ruff>=0.14",

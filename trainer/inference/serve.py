@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from PIL import Image
 
+from model.looking.points import to_pixels
 from shards.errors import ConfigError, UserError
 from shards.read.photo import check_question, photo_in
 from trainer.export.read import load_exported, open_keys, read_run
@@ -73,10 +74,11 @@ def reply_about(asking: Asking, data: bytes, question: str) -> Reply:
     try:
         found = asking.look(photo, asked, answered.text)
     except ConfigError as error:  # the run trained nothing that looks
-        return {**reply, "overlay": None, "no_overlay": str(error)}
+        return {**reply, "points": [], "overlay": None, "no_overlay": str(error)}
     out = io.BytesIO()
     picture(photo, found, asked, answered, notes).save(out, "PNG")
-    return {**reply, "overlay": data_uri(out.getvalue())}
+    points = to_pixels(found.points[0], found.refined.shape[-1], photo.size)
+    return {**reply, "points": [list(point) for point in points], "overlay": data_uri(out.getvalue())}
 
 
 def overlay_of(asking: Asking, data: bytes, question: str, answer: str, probability: float | None) -> str:

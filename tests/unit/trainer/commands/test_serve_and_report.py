@@ -3,15 +3,16 @@
 import json
 import re
 import shutil
-import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.runs import Project
 from tests.unit.trainer.inference.test_answer import QUESTION, finished_run
@@ -70,6 +71,10 @@ def test_the_page_gives_the_answer_of_the_command_with_where_it_looked(url: str,
     assert (status, reply["answer"], reply["notes"]) == (200, expected.text, list(expected.notes))
     assert reply["probability"] == pytest.approx(expected.confidence)
     assert reply["overlay"].startswith("data:image/png;base64,")
+    with Image.open(photo) as opened:
+        width, height = opened.size
+    assert reply["points"]
+    assert all(0 <= x <= width and 0 <= y <= height for x, y in reply["points"])
 
 
 @pytest.mark.parametrize(
@@ -128,9 +133,48 @@ def test_the_worst_errors_are_those_that_the_model_is_surest_of():
     assert [one.item_id for one in worst_errors(rows)] == ["c", "a", "d"]
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-def test_a_browser_shows_the_page(url: str):
-    options = ("--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", "--dump-dom")
-    shown = subprocess.run([CHROMIUM, *options, url], capture_output=True, text=True, timeout=120, check=True).stdout
-    assert "Ask about a photo" in shown
-    assert 'aria-label="question"' in shown
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+def test_in_a_browser_a_photo_gets_its_answer_and_where_it_looked(browser: Any, url: str, run: Path, photo: Path):
+    page, failed = browser.new_page(), []
+    page.on("requestfailed", lambda request: failed.append(request.url))
+    page.on("pageerror", lambda error: failed.append(str(error)))
+    page.goto(url)
+    page.get_by_role("button", name="Ask").click()
+    page.get_by_label("question").fill(QUESTION)
+    page.get_by_role("button", name="Ask").click()
+    assert page.get_by_role("alert").inner_text() == "Choose a photo first."
+    page.locator("#file").set_input_files(photo)
+    page.get_by_role("button", name="Ask").click()
+    page.locator("#looked").wait_for(state="visible")
+    expected = answer_photo(run, photo, QUESTION)
+    assert page.locator("#answer").inner_text() == f"{expected.text}  ({100 * expected.confidence:.1f} %)"
+    assert page.locator("#looked").evaluate("picture => picture.naturalWidth") > 0
+    page.locator("#file").set_input_files(run / "status.json")
+    page.get_by_role("button", name="Ask").click()
+    page.get_by_role("alert").filter(has_text="photo: ").wait_for()
+    assert not failed
+    page.close()
+
+
+def test_in_a_browser_a_report_shows_itself_without_asking_anybody(browser: Any, run: Path, tmp_path: Path):
+    assert main(["evaluate", str(run), "--split", "val"]) == 0
+    assert main(["report", str(run), "--out", str(tmp_path / "report.html")]) == 0
+    page, asked = browser.new_page(), []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((tmp_path / "report.html").as_uri())
+    assert [link for link in asked if not link.startswith(("file:", "data:"))] == []
+    widths = page.locator("img").evaluate_all("pictures => pictures.map(picture => picture.naturalWidth)")
+    assert len(widths) >= 6
+    assert all(widths)
+    assert page.get_by_role("heading", name="Recipe").is_visible()
+    page.close()
