@@ -6,13 +6,12 @@ configuration, never a value of it.
 
 import base64
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 RUNNER = "deepspeed.launcher.runner"
-"""Starts every node's part, through pdsh or by itself on this machine."""
+"""Starts every node's part, through pdsh."""
 NODE_LAUNCHER = "deepspeed.launcher.launch"
 """Starts the ranks of one node."""
 
@@ -103,15 +102,12 @@ def pdsh_argv(plan: LaunchPlan, hostfile: str, flags: Sequence[str] = ()) -> lis
 
 
 def local_argv(plan: LaunchPlan) -> list[str]:
-    """The command that starts a plan of one node on this machine.
+    """The command that starts a plan of one node on this machine, where the caller says how ranks have ended.
 
-    With a number of processes the launcher would drop CUDA_VISIBLE_DEVICES, so chosen GPUs are named one by one.
+    DeepSpeed's runner comes to the same command, after seconds of imports.
     """
-    (node,) = plan.nodes
-    where = f"--include=localhost:{','.join(node.devices)}" if node.devices else f"--num_accelerators={node.slots}"
-    # Without a host file of its own the launcher would look for /job/hostfile and might leave this machine.
-    options = [f"--hostfile={os.devnull}", where, f"--master_port={plan.port}", "--log_level=critical"]
-    return [plan.python, "-m", RUNNER, *options, *_module(plan)]
+    assert len(plan.nodes) == 1, plan.nodes
+    return _node_argv(plan, 0, log_level="critical")
 
 
 def world_info(nodes: Sequence[Node]) -> str:
@@ -124,9 +120,10 @@ def _ranked(plan: LaunchPlan) -> list[tuple[int, Node]]:
     return list(enumerate(plan.nodes))
 
 
-def _node_argv(plan: LaunchPlan, rank: int) -> list[str]:
+def _node_argv(plan: LaunchPlan, rank: int, log_level: str = "error") -> list[str]:
     where = [f"--world_info={world_info(plan.nodes)}", f"--node_rank={rank}"]
-    return [plan.python, "-u", "-m", NODE_LAUNCHER, *where, *_rendezvous(plan), "--log_level=error", *_module(plan)]
+    options = [*where, *_rendezvous(plan), f"--log_level={log_level}"]
+    return [plan.python, "-u", "-m", NODE_LAUNCHER, *options, *_module(plan)]
 
 
 def _rendezvous(plan: LaunchPlan) -> list[str]:

@@ -78,8 +78,8 @@ def launcher_command(
     """The command that starts `processes` ranks of a module: the plan of one node.
 
     Args:
-        gpus: numbers of the GPUs to use, one per rank; empty takes the first ones, or none on a CPU. With a number of
-            processes the launcher would drop CUDA_VISIBLE_DEVICES, so that variable has to come in here.
+        gpus: numbers of the GPUs to use, one per rank; empty takes the first ones, or none on a CPU. The launcher sets
+            CUDA_VISIBLE_DEVICES anew, so what the user has chosen there has to come in here.
     """
     here = Node("localhost", processes, tuple(gpus))
     address = "127.0.0.1"

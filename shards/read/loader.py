@@ -1,6 +1,7 @@
 """Micro-batches in the planned order: workers read, decode and tokenise, and cannot change the order."""
 
 import atexit
+import contextlib
 import logging
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +40,7 @@ from shards.read.collation import Collation, SeenVisit, first_images
 from shards.read.eyes import Augment
 from shards.read.features import CachedSight, DamagedFeaturesError
 from shards.read.fetcher import Errand, Fetcher
+from shards.read.handed_ahead import handed_ahead
 from shards.read.micro_batch import Fault, MicroBatch
 from shards.read.packed import PackedSteps
 from shards.read.parcel import Parcel
@@ -406,6 +408,7 @@ class Loader:
         self._dataset, self._fetcher = dataset, dataset.fetcher()
         self._keys = _Keys()
         self._noted: set[str] = set()
+        self._needs_thread = workers > 0 and not pin_memory  # the one that pins takes items ahead as well
         self._loader = DataLoader(
             dataset,
             batch_size=None,
@@ -428,14 +431,19 @@ class Loader:
             DataError: one of them could not be read; the message names shard and image.
         """
         self._keys.keys = keys
-        for key, item in zip(keys, self._loader, strict=True):
-            if isinstance(item, Fault):
-                raise DataError(item.message)
-            if self._fetcher is not None:
-                self._fetcher.move_to(self._dataset.position(*key))
-            made = item.open() if isinstance(item, Parcel) else item
-            self._note(getattr(made, "notes", ()))
-            yield made
+        with contextlib.closing(self._items()) as items:
+            for key, item in zip(keys, items, strict=True):
+                if isinstance(item, Fault):
+                    raise DataError(item.message)
+                if self._fetcher is not None:
+                    self._fetcher.move_to(self._dataset.position(*key))
+                made = item.open() if isinstance(item, Parcel) else item
+                self._note(getattr(made, "notes", ()))
+                yield made
+
+    def _items(self) -> Iterator[MicroBatch | Parcel | Fault]:
+        items = iter(self._loader)  # here, because only the main thread hears of a worker that was killed
+        yield from handed_ahead(items) if self._needs_thread else items
 
     def _note(self, notes: Sequence[str]) -> None:
         """Say each thing once: the same damage is met in every epoch."""

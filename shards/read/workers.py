@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,8 @@ from typing import Any
 _GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Terminals, launchers and Slurm send them to a whole process group, and the batches of the step at hand are still
 needed then. Workers end when the training process says so, or is gone."""
+_LAST_WORDS_SECONDS = 1.0
+"""How long an error of a worker's threads may still turn out to be the end of the process that started it."""
 
 
 def worker_context(modules: Iterable[str]) -> BaseContext:
@@ -47,6 +50,13 @@ def leave_with_parent() -> None:
         started_by.join()
         os._exit(1)
 
+    def show(*error: Any) -> None:
+        started_by.join(_LAST_WORDS_SECONDS)
+        if started_by.is_alive():
+            sys.__excepthook__(*error)
+
+    # A process that is killed while a worker hands it memory breaks that connection a moment before it is gone.
+    sys.excepthook = show
     threading.Thread(target=wait, daemon=True).start()
 
 

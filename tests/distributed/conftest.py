@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.launch import launch_alone, launch_ranks
+from tests.distributed.forked_ranks import fork_ranks
+from tests.distributed.launch import launch_ranks
 
 # Nothing may need a compiler: DeepSpeed would build an operator for its CPU collectives.
 NO_COMPILER = {"CXX": "/nonexistent", "CC": "/nonexistent"}
@@ -47,7 +48,7 @@ def two_ranks(workplace: Path) -> Results:
 def alone(workplace: Path, two_ranks: Results) -> Results:  # noqa: ARG001 (its checkpoints are continued)
     """The cases on one process without a launcher; bf16 and fp16 resume the same alone."""
     cases = ("losses", "elsewhere", "no_gradient", "agreements", "failed_save", "rounding", "imports")
-    done = launch_alone(WORKER, str(workplace), *cases, env=NO_COMPILER)
+    done = fork_ranks(WORKER, str(workplace), *cases, processes=1, env=NO_COMPILER)
     assert done.returncode == 0, done.stdout[-3000:]
     return _read(workplace, cases, 1)
 

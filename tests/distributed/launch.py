@@ -44,22 +44,14 @@ def launch_ranks(
     return run(command, env=env, timeout_seconds=timeout_seconds)
 
 
-def launch_alone(
-    module: str, *args: str, env: Mapping[str, str] | None = None, timeout_seconds: float = 300.0
-) -> subprocess.CompletedProcess[str]:
-    """Run `python -m MODULE ARGS` without any launcher; otherwise as `launch_ranks`."""
-    return run([sys.executable, "-m", module, *args], env=env, timeout_seconds=timeout_seconds)
-
-
 def run(
     command: list[str], *, env: Mapping[str, str] | None, timeout_seconds: float
 ) -> subprocess.CompletedProcess[str]:
     """Run a command in a process group of its own, so that killing it touches nothing else."""
-    outer = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")}
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env=outer | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"} | dict(env or {}),
+        env=outer_environment(env or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -74,6 +66,12 @@ def run(
     if process.returncode != 0:
         print(output)
     return subprocess.CompletedProcess(command, process.returncode, output)
+
+
+def outer_environment(additions: Mapping[str, str]) -> dict[str, str]:
+    """That of a process that belongs to no ranks yet, on the CPU."""
+    outer = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")}
+    return {**outer, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", **additions}
 
 
 def free_port() -> int:

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.distributed.launch import launch_ranks
+from tests.distributed.forked_ranks import fork_ranks
 
 pytestmark = pytest.mark.distributed
 
@@ -34,7 +34,7 @@ def test_a_process_alone_agrees_with_itself(alone):
 
 
 def test_a_rank_that_is_late_or_gone_makes_the_others_leave_saying_what_they_waited_for(tmp_path):
-    done = launch_ranks("tests.distributed.leaving_worker", str(tmp_path))
+    done = fork_ranks("tests.distributed.leaving_worker", str(tmp_path))
     assert done.returncode != 0
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
     assert "Timed out waiting 2000ms" in first["step"], "DeepSpeed's collectives should know the timeout too"

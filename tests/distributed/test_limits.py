@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import launch_alone
+from tests.distributed.forked_ranks import fork_ranks
 from tests.distributed.training_runs import Runs, launched
 from tests.distributed.training_worker import Case, Fault
 from tests.models import FUSION, SCRATCH
@@ -126,7 +126,7 @@ def test_a_micro_batch_that_does_not_fit_ends_with_a_line_and_the_number_to_set(
     scratch = SCRATCH | {"image_size": 320, "vision_layers": 1, "text_layers": 1}
     model = {"scratch": scratch, "second_stream": "none", "fusion": FUSION, "freeze": []}
     recipe = write_recipe(tmp_path / "tight.yaml", data, model=model, batch={"visits": 32, "micro_visits": 32})
-    ended = launch_alone("tests.distributed.tight_worker", str(900 * 2**20), str(recipe), env=NO_COMPILER)
+    ended = fork_ranks("tests.distributed.tight_worker", str(900 * 2**20), str(recipe), processes=1, env=NO_COMPILER)
     said = [line for line in ended.stdout.splitlines() if "out of memory" in line]
     assert ended.returncode == MISTAKE, ended.stdout[-2000:]
     assert "Traceback" not in ended.stdout

@@ -1,4 +1,4 @@
-"""Every optimizer of timm's that is offered, under the real launcher: what timm computes, and resumed bit for bit."""
+"""Every optimizer of timm's that is offered, on ranks of their own: what timm computes, and resumed bit for bit."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.launch import launch_alone, launch_ranks
+from tests.distributed.forked_ranks import fork_ranks
 from tests.selection import chosen, with_slow
 from trainer.engine.optimizers import COUNTS_BY_GROUP, ELEMENT_WISE, WHOLE_PARAMETERS
 
@@ -28,9 +28,9 @@ def results(
 ) -> dict[int, list[dict[str, Any]]]:
     """By world size what each rank saw; one process continues the checkpoints of two."""
     out, names = tmp_path_factory.mktemp("optimizers"), sorted(chosen(request, "name"))
-    done = launch_ranks(WORKER, str(out), *names, env=NO_COMPILER, timeout_seconds=900.0)
+    done = fork_ranks(WORKER, str(out), *names, env=NO_COMPILER, timeout_seconds=900.0)
     assert done.returncode == 0, done.stdout[-3000:]
-    done = launch_alone(WORKER, str(out), *names, env=NO_COMPILER, timeout_seconds=900.0)
+    done = fork_ranks(WORKER, str(out), *names, processes=1, env=NO_COMPILER, timeout_seconds=900.0)
     assert done.returncode == 0, done.stdout[-3000:]
     return {world: [_read(out, world, rank) for rank in range(world)] for world in (1, 2)}
 

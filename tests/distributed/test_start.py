@@ -4,15 +4,14 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import ROOT, free_port
+from tests.distributed.forked_ranks import Forked
+from tests.distributed.launch import free_port
 from tests.runs import write_recipe, write_shards
 
 pytestmark = pytest.mark.distributed
@@ -21,28 +20,17 @@ STARTERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "SLURM_", "OMPI_", "P
 
 
 class Start:
-    """A rank as a user starts it by hand."""
+    """A rank with the environment that a user gives it by hand, as `python -m trainer.train` starts it."""
 
     def __init__(self, recipe: Path, environment: Mapping[str, str], *overrides: str) -> None:
         plain = {name: value for name, value in os.environ.items() if not name.startswith(STARTERS)}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "trainer.train", str(recipe), *overrides],
-            cwd=ROOT,
-            env=plain | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"} | dict(environment),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        own = plain | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"} | dict(environment)
+        self.process = Forked("trainer.train", [str(recipe), *overrides], [own])
 
     def end(self) -> tuple[int, list[str]]:
         """Exit code and lines."""
-        try:
-            output, _ = self.process.communicate(timeout=600)
-        except BaseException:
-            self.process.kill()
-            self.process.wait()
-            raise
-        return self.process.returncode, output.splitlines()
+        ended = self.process.wait(timeout_seconds=600)
+        return ended.returncode, ended.stdout.splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -171,9 +159,9 @@ def test_tasks_of_srun_find_themselves_and_a_killed_one_is_named(recipe: Path):
     ]
     metrics = recipe.parent / "runs" / "slurm" / "metrics.jsonl"
     deadline = time.monotonic() + 300
-    while not metrics.exists() and tasks[0].process.poll() is None and time.monotonic() < deadline:
+    while not metrics.exists() and tasks[0].process.is_running and time.monotonic() < deadline:
         time.sleep(0.2)
-    tasks[1].process.kill()
+    tasks[1].process.send_signal(signal.SIGKILL)
     (first, lines), (second, _) = (task.end() for task in tasks)
     assert (first, second) == (1, -signal.SIGKILL)
     assert "rank 1 on" in lines[-1] or "rank 1 ended" in lines[-1]

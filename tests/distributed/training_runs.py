@@ -2,13 +2,15 @@
 
 import contextlib
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from subprocess import CompletedProcess
 
 from shards.build.writer import build_shards
 from tests.corpora import write_corpus
-from tests.distributed.launch import launch_alone, launch_ranks
+from tests.distributed.forked_ranks import fork_ranks
+from tests.distributed.launch import launch_ranks
 from tests.distributed.training_worker import Case, Fault, read_codes, write_cases
 from tests.models import FUSION, tiny_checkpoints, tiny_t5
 from tests.runs import NO_COMPILER, STEPS_PER_EPOCH, LeftOver, write_recipe
@@ -16,6 +18,8 @@ from tests.selection import STAGES
 from trainer.run_directory import RunDirectory
 
 WORKER = "tests.distributed.training_worker"
+Start = Callable[..., CompletedProcess[str]]
+"""`fork_ranks`, or `launch_ranks` where the launcher is part of what is tested."""
 DROPOUT = ("model.fusion.dropout=0.1", "model.scratch.dropout=0.1")
 LORA = {
     "blip": (
@@ -117,7 +121,7 @@ def train_together(out: Path, data: dict[str, str], alone: Runs, stages_with_ada
         _case(recipe, "occupied"),
     ]
     with _occupied(out / "runs" / "occupied"):
-        return launched(out, cases, processes=2)
+        return launched(out, cases, processes=2, start=launch_ranks)
 
 
 @contextlib.contextmanager
@@ -138,11 +142,10 @@ def _again(case: Case) -> Case:
     return replace(case, name=f"{case.name}_again", fault=None)
 
 
-def launched(out: Path, cases: Sequence[Case], *, processes: int) -> Runs:
+def launched(out: Path, cases: Sequence[Case], *, processes: int, start: Start = fork_ranks) -> Runs:
     """All cases one after the other in one launch; what is left of them below `out`."""
     write_cases(out, cases)
-    launch = launch_alone if processes == 1 else launch_ranks
-    done = launch(WORKER, str(out), env=NO_COMPILER, timeout_seconds=600)
+    done = start(WORKER, str(out), processes=processes, env=NO_COMPILER, timeout_seconds=600)
     assert done.returncode == 0, done.stdout[-3000:]
     return Runs(out, done.stdout, read_codes(out, processes))
 

@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from transformers import LxmertModel
 
 from model.towers.lxmert import dead_modules
-from tests.distributed.launch import ROOT, launch_alone
-from tests.distributed.training_worker import Case, Fault, read_codes, write_cases
+from tests.distributed.launch import ROOT
+from tests.distributed.training_runs import launched
+from tests.distributed.training_worker import Case, Fault
 from tests.official import Official
 from tests.regions import shared_lxmert
 from tests.runs import NO_COMPILER, LeftOver
@@ -107,11 +108,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     for task in LOSSES:
         half = {"recipe": recipes[task], "overrides": ["run.name=half"]}
         cases += [Case(name=f"{task} killed", fault=IN_SECOND_EPOCH, **half), Case(name=f"{task} again", **half)]
-    write_cases(home, cases)
-    worker = launch_alone("tests.distributed.training_worker", str(home), env=NO_COMPILER)
-    assert worker.returncode == 0, worker.stdout[-3000:]
-    codes = {name: code for name, (code,) in read_codes(home, 1).items()}
-    output = dict.fromkeys(LOSSES, worker.stdout)
+    done = launched(home, cases, processes=1)
+    codes = {name: code for name, (code,) in done.codes.items()}
+    output = dict.fromkeys(LOSSES, done.output)
     codes[BY_COMMAND], output[BY_COMMAND] = _train(recipes[BY_COMMAND])
     halves = {task: (codes[f"{task} killed"], codes[f"{task} again"]) for task in LOSSES}
     return {task: Trained(task, home / task, val[task], codes[task], output[task], halves[task]) for task in LOSSES}

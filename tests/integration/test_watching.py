@@ -175,12 +175,7 @@ def test_ranks_whose_starter_was_killed_are_found_adopted_and_stopped(place: Pla
 
 
 def _children(pid: int) -> list[int]:
-    """Process ids of the launcher that an attendant has started, and of the process that the launcher has."""
-    found = [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return found + [child for own in found for child in _children_once(own)]
-
-
-def _children_once(pid: int) -> list[int]:
+    """Process ids of what a process has started: of an attendant, the launcher."""
     return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from launch.plan.forward import environment_file, runner_environment
-from launch.plan.launch_plan import LaunchPlan, Node, local_argv, node_commands, pdsh_argv, typed_commands, world_info
+from launch.plan.launch_plan import LaunchPlan, Node, node_commands, pdsh_argv, typed_commands, world_info
 from launch.render.show import shown_pdsh, shown_typed
 from tests.unit.launch.render.golden import check_golden
 
@@ -73,15 +73,6 @@ class TestDeepSpeedReadsIt:
         assert (read.node_rank, read.master_addr, read.master_port) == (1, "10.0.0.1", 20_001)
         assert (read.training_script, read.training_script_args, read.module) == ("trainer.train", [CONFIG], True)
         assert json.loads(base64.urlsafe_b64decode(read.world_info)) == {"node1": [0, 1], "node2": [0, 1]}
-
-
-def test_a_plan_of_one_node_is_the_local_launch():
-    here = LaunchPlan(
-        nodes=(Node("localhost", 2),), address="127.0.0.1", port=5, module="m", arguments=("c",), python="py"
-    )
-    assert local_argv(here)[3:6] == ["--hostfile=/dev/null", "--num_accelerators=2", "--master_port=5"]
-    with pytest.raises(ValueError, match="unpack"):
-        local_argv(PLAN)
 
 
 def test_what_a_dry_run_shows():

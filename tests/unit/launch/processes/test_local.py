@@ -3,6 +3,8 @@
 The launchers here are a few lines of Python with the habits of the real one.
 """
 
+import argparse
+import base64
 import json
 import os
 import signal
@@ -71,27 +73,32 @@ def saved(ranks: Path) -> dict[str, str]:
 
 
 class TestCommand:
-    def test_no_value_of_the_recipe_travels_through_the_launcher(self):
-        command = launcher_command("trainer.train", ["/runs/a/config.yaml"], python="py", processes=2, port=4321)
-        assert command[:3] == ["py", "-m", "deepspeed.launcher.runner"]
-        assert command[-3:] == ["--module", "trainer.train", "/runs/a/config.yaml"]
-        assert {"--num_accelerators=2", "--master_port=4321"} < set(command)
+    def read(self, monkeypatch: pytest.MonkeyPatch, processes: int, *gpus: str) -> argparse.Namespace:
+        """The command as DeepSpeed's launcher of a node reads it."""
+        launcher = pytest.importorskip("deepspeed.launcher.launch")
+        command = launcher_command(
+            "trainer.train", ["config.yaml"], python="py", processes=processes, port=4321, gpus=gpus
+        )
+        assert command[:4] == ["py", "-u", "-m", "deepspeed.launcher.launch"]
+        monkeypatch.setattr("sys.argv", command[3:])
+        return launcher.parse_args()
 
-    def test_it_stays_on_this_machine_whatever_host_file_lies_around(self):
-        assert "--hostfile=/dev/null" in launcher_command("m", [], python="py", processes=1, port=1)
+    def test_no_value_of_the_recipe_travels_through_the_launcher(self, monkeypatch: pytest.MonkeyPatch):
+        read = self.read(monkeypatch, 2)
+        assert (read.training_script, read.training_script_args, read.module) == (
+            "trainer.train",
+            ["config.yaml"],
+            True,
+        )
 
-    def test_chosen_gpus_are_named_because_a_number_would_take_the_first_ones(self):
-        command = launcher_command("m", [], python="py", processes=2, port=1, gpus=("2", "3"))
-        assert "--include=localhost:2,3" in command
-        assert not [word for word in command if word.startswith("--num")]
+    def test_ranks_meet_on_this_machine_at_the_port(self, monkeypatch: pytest.MonkeyPatch):
+        read = self.read(monkeypatch, 3)
+        assert (read.node_rank, read.master_addr, read.master_port) == (0, "127.0.0.1", 4321)
+        assert json.loads(base64.urlsafe_b64decode(read.world_info)) == {"localhost": [0, 1, 2]}
 
-    def test_the_real_launcher_understands_it(self):
-        runner = pytest.importorskip("deepspeed.launcher.runner")
-        command = launcher_command("trainer.train", ["config.yaml"], python="py", processes=3, port=4321)
-        parsed = runner.parse_args(command[3:])
-        assert (parsed.num_gpus, parsed.master_port, parsed.module) == (3, 4321, True)
-        assert (parsed.user_script, parsed.user_args) == ("trainer.train", ["config.yaml"])
-        assert runner.fetch_hostfile(parsed.hostfile) is None
+    def test_chosen_gpus_are_named_one_by_one(self, monkeypatch: pytest.MonkeyPatch):
+        read = self.read(monkeypatch, 2, "2", "3")
+        assert json.loads(base64.urlsafe_b64decode(read.world_info)) == {"localhost": [2, 3]}
 
 
 class TestEnvironment:
