@@ -55,7 +55,7 @@ setup(
         "gcs": ["gcsfs>=2025.3"],
         "hf": ["huggingface_hub>=1.0"],
         "http": ["aiohttp>=3.13"],
-        "mlflow": ["mlflow-skinny>=3"],
+        "mlflow": ["mlflow>=3"],
         "onnx": ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"],
         "qlora": ["bitsandbytes>=0.49"],
         "ray": ["ray>=2.49"],

@@ -29,7 +29,7 @@ def add_report_parser(verbs: Any) -> None:
         description="Write one HTML file about a run: curves, scores of the best validation, answers with what was "
         "looked at, the wrong answers that the model is surest of, recipe and environment. It loads nothing from "
         "elsewhere. Answers come from the table that `duoflow evaluate` writes.",
-        epilog="duoflow evaluate runs/my_run --split val\nduoflow report runs/my_run --out report.html",
+        epilog="duoflow report runs/my_run --out report.html",
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/NAME, or an export")
     parser.add_argument("--out", required=True, metavar="F.html", type=Path, help="the file to write")

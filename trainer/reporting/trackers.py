@@ -93,7 +93,7 @@ class WandbRecorder(Recorder):
 
     @_as_os_error
     def close(self) -> None:
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 class MlflowRecorder(Recorder):

@@ -13,7 +13,7 @@ OTHER = "(other)"
 """Every answer that is not among the most frequent."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Confusion:
     """Counts over the most frequent answers of a split; they merge over ranks by addition."""
 
@@ -30,6 +30,9 @@ class Confusion:
 
     def __post_init__(self) -> None:
         self._places = {name: number for number, name in enumerate(self.names)}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Confusion) and self.names == other.names and np.array_equal(self.counts, other.counts)
 
     def add(self, said: str, right: str) -> None:
         """Count an answer."""

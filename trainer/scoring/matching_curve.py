@@ -34,12 +34,15 @@ def _empty() -> NDArray[np.int64]:
     return np.zeros((2, THRESHOLDS), dtype=np.int64)
 
 
-@dataclass
+@dataclass(eq=False)
 class MatchingCurve:
     """Pairs by the highest threshold that their probability reaches: those that do not match, and those that do."""
 
     counts: NDArray[np.int64] = field(default_factory=_empty)
     """(2, THRESHOLDS)"""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MatchingCurve) and np.array_equal(self.counts, other.counts)
 
     def add(self, probabilities: ArrayLike, matches: Iterable[int]) -> None:
         """Count pairs: (R,) probabilities in [0, 1], and 1 for each pair that matches, 0 for each that does not. NaN
@@ -48,10 +51,8 @@ class MatchingCurve:
         reached = np.floor(known * (THRESHOLDS - 1)).astype(np.int64)
         np.add.at(self.counts, (np.fromiter(matches, dtype=np.int64, count=len(reached)), reached), 1)
 
-    def precision_recall(self) -> PrecisionRecall | None:
-        """The curve; None where nothing was counted."""
-        if not self.counts.any():
-            return None
+    def precision_recall(self) -> PrecisionRecall:
+        """The curve; all 0 where nothing was counted."""
         at_least = self.counts[:, ::-1].cumsum(axis=1)[:, ::-1].astype(np.float64)
         false, true = at_least
         all_false, all_true = at_least[:, 0]

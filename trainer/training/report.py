@@ -143,7 +143,7 @@ def _show(recorder: Recorder, step: int, evaluation: Evaluation) -> None:
     if evaluation.confusion is not None:
         recorder.picture(step, "val/confusion", confusion_picture(evaluation.confusion))
     if evaluation.matching is not None:
-        recorder.precision_recall(step, "val/itm", evaluation.matching)
+        recorder.precision_recall(step, "val/itm", evaluation.matching.precision_recall())
 
 
 def _best_before(state: TrainState) -> str:

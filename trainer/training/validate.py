@@ -19,7 +19,7 @@ from model.pnp.pipeline import PnpPipeline
 from shards.read.loader import EvaluationBatches, Loader
 from trainer.engine.distributed import World
 from trainer.scoring.confusion import Confusion
-from trainer.scoring.matching_curve import MatchingCurve, PrecisionRecall
+from trainer.scoring.matching_curve import MatchingCurve
 from trainer.scoring.metrics import Scores, Share, merge_over_ranks
 from trainer.scoring.predictions import Predictions, gather
 from trainer.tasks import Outputs, Submission, Task
@@ -40,7 +40,7 @@ class Evaluation(NamedTuple):
     """Of the predictions of this rank's items, where the model gives one and they were asked for."""
     confusion: Confusion | None = None
     """Over all ranks; None of what answers nothing."""
-    matching: PrecisionRecall | None = None
+    matching: MatchingCurve | None = None
     """Over all ranks; None without losses.itm."""
 
 
@@ -103,7 +103,7 @@ def evaluate(
         metrics=metrics,
         probabilities=likely,
         confusion=confusion if confusion.counts.any() else None,
-        matching=matching.precision_recall(),
+        matching=matching if matching.counts.any() else None,
     )
 
 

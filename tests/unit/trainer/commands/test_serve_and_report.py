@@ -144,7 +144,9 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
-def test_in_a_browser_a_photo_gets_its_answer_and_where_it_looked(browser: Any, url: str, run: Path, photo: Path):
+def test_in_a_browser_a_photo_gets_its_answer_and_where_it_looked(
+    browser: Any, url: str, run: Path, photo: Path, tmp_path: Path
+):
     page, failed = browser.new_page(), []
     page.on("requestfailed", lambda request: failed.append(request.url))
     page.on("pageerror", lambda error: failed.append(str(error)))
@@ -157,9 +159,10 @@ def test_in_a_browser_a_photo_gets_its_answer_and_where_it_looked(browser: Any, 
     page.get_by_role("button", name="Ask").click()
     page.locator("#looked").wait_for(state="visible")
     expected = answer_photo(run, photo, QUESTION)
-    assert page.locator("#answer").inner_text() == f"{expected.text}  ({100 * expected.confidence:.1f} %)"
+    assert page.locator("#answer").inner_text() == f"{expected.text} ({100 * expected.confidence:.1f} %)"
     assert page.locator("#looked").evaluate("picture => picture.naturalWidth") > 0
-    page.locator("#file").set_input_files(run / "status.json")
+    (tmp_path / "notes.txt").write_text("no photo")
+    page.locator("#file").set_input_files(tmp_path / "notes.txt")
     page.get_by_role("button", name="Ask").click()
     page.get_by_role("alert").filter(has_text="photo: ").wait_for()
     assert not failed

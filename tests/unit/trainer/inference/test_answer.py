@@ -106,7 +106,7 @@ def test_the_overlay_is_a_picture_of_the_photo_with_the_answer(
     found = answer_photo(run, photo, QUESTION, overlay=out, pipeline=pipeline, overrides=given(pipeline, pnp))
     drawn = Image.open(out)
     assert drawn.width >= 60
-    assert drawn.height > drawn.width * 40 / 60
+    assert drawn.height > (drawn.width - GAP) / 2 * 40 / 60, "the photo twice, and words below"
     assert bool(found.captions) == (pipeline == "pnp")
 
 
@@ -201,7 +201,7 @@ def test_a_picture_that_its_format_cannot_hold_is_one_line_and_no_file(
     assert main([*given, "--overlay", str(tmp_path / "out.webp")]) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
-    assert "out.webp: a picture of 384 x " in message
+    assert f"out.webp: a picture of {2 * 384 + GAP} x " in message
     assert f"cannot be written as .webp ({error}); name a .png" in message
     assert not list(tmp_path.glob("*out*"))
 

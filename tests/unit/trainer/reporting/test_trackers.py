@@ -27,10 +27,10 @@ def run_twice(tracker: str, directory: Path) -> None:
 
 def test_mlflow_has_one_run_with_all_of_both_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     mlflow = pytest.importorskip("mlflow")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/kept.db")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "games")
     monkeypatch.chdir(tmp_path)
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/kept.db")
     run_twice("mlflow", tmp_path)
     client = mlflow.MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name("games").experiment_id])

@@ -45,9 +45,9 @@ def test_a_curve_counts_what_is_at_least_as_likely_as_each_threshold():
     assert found.recall[0] == 1
 
 
-def test_a_curve_of_nothing_is_none_and_nan_is_the_least_likely():
+def test_a_curve_of_nothing_is_0_and_nan_is_the_least_likely():
     curve = MatchingCurve()
-    assert curve.precision_recall() is None
+    assert not np.any(curve.precision_recall())
     curve.add([float("nan")], [1])
     assert curve.counts[1, 0] == 1
 
