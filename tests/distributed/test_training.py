@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from launch.processes.ranks import live_ranks
 from shards.format.index import read_index
 from shards.plan import PADDING, Share
-from shards.read.loader import Split
+from shards.read.micro_batches import Split
 from tests.distributed.launch import launch_ranks
 from tests.distributed.training_runs import LORA, Runs, train_alone, train_together
 from tests.runs import NO_COMPILER, STEPS_PER_EPOCH, TOTAL_STEPS, LeftOver, write_recipe, write_shards

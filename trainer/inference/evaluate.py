@@ -9,7 +9,7 @@ from shards.atomic import check_writable, write_atomically
 from shards.errors import ConfigError, UserError
 from shards.format.index import open_index
 from shards.progress import Progress, say
-from shards.read.loader import Split
+from shards.read.micro_batches import Split
 from shards.tasks import TASKS
 from trainer.build import AnyBuilt, build_pnp, evaluation_loader, open_split
 from trainer.config import RunConfig

@@ -10,7 +10,7 @@ import numpy as np
 
 from shards.errors import DataError
 from shards.format.records import Item
-from shards.read.loader import Split
+from shards.read.micro_batches import Split
 from trainer.tasks import Outputs, Task
 from trainer.tasks.seam import Json
 

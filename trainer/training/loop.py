@@ -11,7 +11,8 @@ import torch
 from torch.profiler import record_function
 
 from shards.errors import UserError
-from shards.read.loader import MicroBatch, training_keys
+from shards.read.micro_batch import MicroBatch
+from shards.read.micro_batches import training_keys
 from trainer.training.baselines import report_baselines
 from trainer.training.loss_watch import LossWatch
 from trainer.training.report import report_data, report_step

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from model.objective import Built
-from shards.read.loader import EvaluationBatches, Loader, TrainingBatches
+from shards.read.loader import Loader
+from shards.read.micro_batches import EvaluationBatches, TrainingBatches
 from trainer.config import RunConfig
 from trainer.engine.distributed import World
 from trainer.engine.engine import Engine, Update

@@ -16,7 +16,8 @@ from model.config import LossConfig
 from model.fusion_objective import FusionObjective
 from model.objective import Built, Objective
 from model.pnp.pipeline import PnpPipeline
-from shards.read.loader import EvaluationBatches, Loader
+from shards.read.loader import Loader
+from shards.read.micro_batches import EvaluationBatches
 from trainer.engine.distributed import World
 from trainer.scoring.confusion import Confusion
 from trainer.scoring.matching_curve import MatchingCurve
