@@ -132,7 +132,7 @@ class RunDirectory:
 
     def predictions_table(self, split: str) -> Path:
         """The same for a person: a row for each item."""
-        return self.path / "predictions" / f"{split}.table.csv"
+        return self.path / "answers" / f"{split}.csv"
 
     def create(self) -> None:
         """Make the directories that every run has; what is there stays.

@@ -22,7 +22,7 @@ def add_serve_parser(verbs: Any) -> None:
     )
     parser.add_argument("--port", metavar="N", type=int, default=8000, help="where to listen; 0 takes a free one")
     parser.add_argument(
-        "--host", metavar="IP", default="127.0.0.1", help="whom to listen to; 0.0.0.0 lets every machine ask"
+        "--address", metavar="IP", default="127.0.0.1", help="whom to listen to; 0.0.0.0 lets every machine ask"
     )
     parser.set_defaults(handler=_serve)
 
@@ -35,10 +35,10 @@ def _serve(arguments: argparse.Namespace) -> int:
     def reply(data: bytes, question: str) -> dict[str, Any]:
         return reply_about(asking, data, question)
 
-    with Server(arguments.host, arguments.port, reply) as server:  # a port that is taken is said before loading
+    with Server(arguments.address, arguments.port, reply) as server:  # a port that is taken is said before loading
         asking = load_asking(arguments.run, tuple(arguments.overrides))
         if not server.local:
-            say(f"note: --host {arguments.host}: whoever reaches this machine can ask; there is no password")
+            say(f"note: --address {arguments.address}: whoever reaches this machine can ask; there is no password")
         say(f"{arguments.run} answers at {server.url}  (Ctrl-C ends it)")
         server.serve_forever()
     return 0

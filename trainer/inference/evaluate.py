@@ -66,7 +66,7 @@ def evaluate_export(
     """Evaluate the export of a run, or an export, on a split of its recipe.
 
     Own images and trained weights, the default, also write the answers in the task's submission format:
-    `predictions/SPLIT.json`, and `SPLIT.table.csv` beside it to be read; `SPLIT.pnp.json`, or `SPLIT.rank.json` where
+    `predictions/SPLIT.json`, and `answers/SPLIT.csv` to be read; `SPLIT.pnp.json`, or `SPLIT.rank.json` where
     `answers.by` is not that of the run.
 
     Args:

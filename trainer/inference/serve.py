@@ -117,7 +117,7 @@ class Server(ThreadingHTTPServer):
         try:
             self.local = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host).is_loopback
         except ValueError:
-            raise ConfigError(f"--host {host}: is no address; expected such as 127.0.0.1 or 0.0.0.0") from None
+            raise ConfigError(f"--address {host}: is no address; expected such as 127.0.0.1 or 0.0.0.0") from None
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             super().__init__((host, port), _Handler)
