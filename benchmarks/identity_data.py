@@ -14,7 +14,9 @@ from shards.build.writer import build_shards
 from shards.plan import Order, Share
 from shards.read.collate import Batch, Layout, PairCodec, TextCodec
 from shards.read.collation import BlockCollation
-from shards.read.loader import EvaluationBatches, Loader, MicroBatch, Split, Texts, TrainingBatches, training_keys
+from shards.read.loader import Loader
+from shards.read.micro_batch import MicroBatch
+from shards.read.micro_batches import EvaluationBatches, Split, Texts, TrainingBatches, training_keys
 from shards.scenes.command import write_scenes
 from shards.tasks import TASKS
 from shards.tasks.seam import Wanted

@@ -23,7 +23,8 @@ from benchmarks.identity_data import ABSENT, SHARDS, Codecs, Line, tensors_diges
 from model.build import BuiltModel
 from model.config import LossConfig
 from model.objective import Objective
-from shards.read.loader import MicroBatch, training_keys
+from shards.read.micro_batch import MicroBatch
+from shards.read.micro_batches import training_keys
 from tests.models import EFFICIENT_SAM, FUSION, SCRATCH, tiny_checkpoints, tiny_t5
 from tests.runs import NO_COMPILER, LeftOver, weights, write_recipe
 from trainer.build import assemble_model, evaluation_loader, open_split, training_loader, training_tokenizer

@@ -24,7 +24,8 @@ from shards.atomic import check_writable
 from shards.build.writer import build_shards
 from shards.config import CacheConfig
 from shards.plan import Order
-from shards.read.loader import Loader, Split, TrainingBatches, alone, training_keys
+from shards.read.loader import Loader
+from shards.read.micro_batches import Split, TrainingBatches, alone, training_keys
 from tests.rows import LetterCodec
 from tests.servers import Behaviour, file_server
 

@@ -57,6 +57,13 @@ class Answer:
     look_for: "Callable[[Answer], Look] | None" = field(default=None, repr=False)
     """Where the model looks for it; None of an answer that no model gave."""
     others_than: "Callable[[Answer], tuple[Alternative, ...]] | None" = field(default=None, repr=False)
+    doubts_of: "Callable[[Answer], tuple[str, ...]] | None" = field(default=None, repr=False)
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What one should know before believing it: words that the model does not know, and whether it says the same
+        without the photo. PNP-VQA's answers and those about documents have none."""
+        return () if self.doubts_of is None or self.captions else self.doubts_of(self)
 
     @property
     def heatmap(self) -> NDArray[np.float32]:

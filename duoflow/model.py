@@ -4,7 +4,6 @@ Shapes: B photos, N tokens of a photo (class token first), D their width.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +17,8 @@ from shards.read.photo import check_question
 from trainer.export.read import load_exported, open_keys, read_run
 from trainer.inference.asking import Asking
 from trainer.inference.documents import find_document
+from trainer.inference.doubts import doubts
+from trainer.inference.many import answer_many
 from trainer.reporting.overlays import Answered, picture
 
 if TYPE_CHECKING:
@@ -111,14 +112,9 @@ class Model:
         Raises:
             UserError: as `answer`; the message names the photo.
         """
-        pairs = iter(asked)
-        while batch := list(islice(pairs, batch_size)):
-            keys = [_photos(photo) for photo, _ in batch]
-            texts = [check_question(question) for _, question in batch]
-            opened: dict[int | str, Image.Image] = {}
-            shown = [tuple(_opened(image, opened) for image in photos) for photos in keys]
-            answers = self._asking.answers(shown, texts)
-            yield from (self._given(*one) for one in zip(keys, texts, answers, strict=True))
+        pairs = ((_photos(photo), question) for photo, question in asked)
+        for one in answer_many(self._asking, pairs, open_photo=as_photo, batch_size=batch_size):
+            yield self._given(*one)
 
     def answer_document(self, shards: str | Path, document: str, question: str) -> Answer:
         """Answer a question about the words of all pages of a document of some shards, with a reader of words.
@@ -155,7 +151,7 @@ class Model:
             UserError: as `look`.
         """
         said = Answered(answer.text, answer.probability)
-        return picture(answer.photo, answer.found, answer.question, said)
+        return picture(answer.photo, answer.found, answer.question, said, answer.notes)
 
     def alternatives(self, answer: Answer, count: int = ALTERNATIVES) -> tuple[Alternative, ...]:
         """At most `count` other answers to the question of an answer, the most likely first.
@@ -173,7 +169,14 @@ class Model:
         def find(answer: Answer) -> "Look":
             return self._asking.look(answer.photo, question, answer.text) if found is None else found
 
-        return Answer(question, answered.text, answered.confidence, answered.captions, photos, find, self.alternatives)
+        def doubt(answer: Answer) -> tuple[str, ...]:
+            return doubts(
+                self._asking, tuple(map(as_photo, photos)), question, Answered(answer.text, answer.probability)
+            )
+
+        return Answer(
+            question, answered.text, answered.confidence, answered.captions, photos, find, self.alternatives, doubt
+        )
 
     def __repr__(self) -> str:
         return f"<duoflow.Model {self._asking.name} on {self.device}, {self.dtype}>"
@@ -181,11 +184,3 @@ class Model:
 
 def _photos(photo: ImageLike | Sequence[ImageLike]) -> tuple[ImageLike, ...]:
     return tuple(photo) if isinstance(photo, Sequence) and not isinstance(photo, str) else (photo,)
-
-
-def _opened(image: ImageLike, opened: dict[int | str, Image.Image]) -> Image.Image:
-    """A photo, the same object for the same file."""
-    key = id(image) if isinstance(image, Image.Image) else str(image)
-    if key not in opened:
-        opened[key] = as_photo(image)
-    return opened[key]

@@ -22,6 +22,8 @@ class Scores(NamedTuple):
     """Questions behind them."""
     predictions: Path | None
     """The file to hand in, where images and weights are the model's own."""
+    table: Path | None = None
+    """The same to read: a row for each question with its image, answer, prediction, probability and score."""
 
 
 class TrainedRun(NamedTuple):

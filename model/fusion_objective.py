@@ -18,6 +18,7 @@ from model.looking.guidance import look
 from model.looking.second_stream import cells_to_map
 from model.objective import EvaluationOutput, StepOutput
 from model.parts import PARTS
+from model.parts.answer import AnswerPart
 from model.parts.seam import Part, Read
 from model.precision import T5_IS_WIDE, t5_dtype
 from model.rows import Grouping
@@ -153,14 +154,22 @@ class FusionObjective(nn.Module):
         return StepOutput(loss * batch.loss_scale, self._stack(sums))
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch) -> EvaluationOutput:
-        """The same sums without a graph, and what each part predicts."""
+    def evaluate(self, batch: Batch, *, probabilities: bool = False) -> EvaluationOutput:
+        """The same sums without a graph, and what each part predicts.
+
+        Args:
+            probabilities: also give those of written answers, (R,) as `answer_probability`, for another pass through
+                the decoder.
+        """
         fused, batch = self._see(batch)
         reads = self._reads(fused, batch)
         sums, predictions = self._no_sums(fused), {}
         for name, (part, _, block, _) in self.parts.items():
             sums |= zip(PARTS[name].names, part.forward(reads[block]).sums, strict=True)
-            predicted = part.predict(reads[block])
+            if probabilities and isinstance(part, AnswerPart) and part.writes:
+                predicted, predictions["answer_probability"] = part.predict_with_probability(reads[block])
+            else:
+                predicted = part.predict(reads[block])
             if predicted is not None:
                 predictions[name] = predicted
         return EvaluationOutput(self._stack(sums), predictions)

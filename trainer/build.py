@@ -36,7 +36,8 @@ from shards.micro_batches import Ints
 from shards.read.augment import RandAugment
 from shards.read.features import CachedSight
 from shards.read.lengths import longest_questions
-from shards.read.loader import EvaluationBatches, Loader, Split, Texts, TrainingBatches
+from shards.read.loader import Loader
+from shards.read.micro_batches import EvaluationBatches, Split, Texts, TrainingBatches
 from shards.read.retrieved import read_retrieved
 from shards.tasks import TASKS
 from shards.tasks.seam import Wanted

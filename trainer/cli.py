@@ -95,6 +95,11 @@ VERBS: dict[str, Verb] = {
     ),
     "evaluate": Verb("score a run's best weights on a split", lambda verbs: _add_evaluate(verbs)),
     "answer": Verb("ask a run's model about a photo", _lazily("trainer.commands.answer", "add_answer_parser")),
+    "report": Verb(
+        "a run as one HTML file: curves, scores, answers with what was looked at, worst errors",
+        _lazily("trainer.commands.report", "add_report_parser"),
+    ),
+    "serve": Verb("a local page that asks a run's model", _lazily("trainer.commands.serve", "add_serve_parser")),
     "export": Verb(
         "copy an export: adapters merged, frozen weights inside, graphs, a repository of the hub",
         _lazily("trainer.commands.export", "add_export_parser"),
@@ -308,11 +313,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         check_writable("--json", arguments.json)
 
-    from trainer.inference.evaluate import evaluate_run  # after the run was found: it imports torch
+    from trainer.inference.evaluate import evaluate_export  # after the run was found: it imports torch
     from trainer.run_directory import write_json
     from trainer.scoring.baselines import table
 
-    metrics, counts = evaluate_run(
+    metrics, counts, predictions, readable = evaluate_export(
         arguments.run,
         arguments.split,
         images=arguments.images,
@@ -325,6 +330,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         write_json(arguments.json, {"split": arguments.split, "metrics": finite, "counts": counts})
+    for said, file in (("to hand in", predictions), ("to read", readable), ("scores", arguments.json)):
+        if file is not None:
+            say(f"written, {said}: {file}")
     return 0
 
 

@@ -37,6 +37,13 @@ class Status:
     """Optimizer steps taken; None before the first."""
     epoch: int | None = None
     """Epochs completed."""
+    best: float | None = None
+    """Of early_stopping.metric, at the best validation so far."""
+    best_step: int | None = None
+    stops_at: int | None = None
+    """The step at which the run stops early if no validation until then is better; None does not stop early."""
+    left_seconds: float | None = None
+    """Until the end of the whole run, as it looked at the last checkpoint."""
     speed: dict[str, float | str] | None = None
     """How fast it was at its last checkpoint and what bounds it, as metrics.jsonl names it below `speed/`."""
 
@@ -122,6 +129,10 @@ class RunDirectory:
     def predictions(self, split: str, ending: str = "json") -> Path:
         """What a model said to the items of a split, in the file that the task's server takes."""
         return self.path / "predictions" / f"{split}.{ending}"
+
+    def predictions_table(self, split: str) -> Path:
+        """The same for a person: a row for each item."""
+        return self.path / "answers" / f"{split}.csv"
 
     def create(self) -> None:
         """Make the directories that every run has; what is there stays.

@@ -42,6 +42,11 @@ class AnswerPart(Part):
         summed = (losses * targets.weight).sum()
         return PartOutput(summed, (summed.detach(), targets.weight.sum()))
 
+    @property
+    def writes(self) -> bool:
+        """Whether what it predicts is written, and not chosen."""
+        return self._predicts and self.candidates is None
+
     def predict(self, read: Read) -> Tensor | None:
         """(R, T) generated token ids; or (R,) places in the list of candidates."""
         if not self._predicts:

@@ -76,12 +76,13 @@ class _Raw(NamedTuple):
     """(place, values by column)"""
 
 
-def read_table(path: Path, given: Mapping[Role, str] | None = None) -> Table:
+def read_table(path: Path, given: Mapping[Role, str] | None = None, *, needed: Sequence[Role] = NEEDED) -> Table:
     """The questions of a file; blank rows are passed over.
 
     Args:
         path: .csv, .tsv, .txt, .jsonl or .json, in UTF-8.
         given: columns by their role, where the user names them.
+        needed: roles without which the file is of no use.
 
     Raises:
         ConfigError: a column that was named is not there, or none can be told to hold images, questions or answers.
@@ -90,13 +91,19 @@ def read_table(path: Path, given: Mapping[Role, str] | None = None) -> Table:
     raw = _read(path)
     if not raw.records:
         raise DataError(f"{path}: has no rows; expected a question about an image in each")
-    columns, guessed = choose_columns(path, raw.names, [values for _, values in raw.records[:_LOOKED_AT]], given or {})
+    columns, guessed = choose_columns(
+        path, raw.names, [values for _, values in raw.records[:_LOOKED_AT]], given or {}, needed
+    )
     rows = [_asked(place, values, columns) for place, values in raw.records]
     return Table(raw.kind, columns, guessed, [row for row in rows if row.image or row.question])
 
 
 def choose_columns(
-    path: Path, names: Sequence[str], sample: Sequence[Mapping[str, Any]], given: Mapping[Role, str]
+    path: Path,
+    names: Sequence[str],
+    sample: Sequence[Mapping[str, Any]],
+    given: Mapping[Role, str],
+    needed: Sequence[Role] = NEEDED,
 ) -> tuple[dict[Role, str], frozenset[Role]]:
     """Which column has which role, and the roles that only the values told.
 
@@ -118,18 +125,16 @@ def choose_columns(
             if role not in found and free:
                 found[role] = free[0]
     guessed = set()
-    for role in NEEDED:
+    for role in needed:
         free = [name for name in names if name not in found.values()]
         likely = [name for name in free if _looks_like(role, [values.get(name) for values in sample])]
         if role not in found and len(likely) == 1:
             found[role] = likely[0]
             guessed.add(role)
-    missing = [role for role in NEEDED if role not in found]
+    missing = [role for role in needed if role not in found]
     if missing:
-        raise ConfigError(
-            f"{path}: no column can be told to hold the {missing[0]}; it has {_listed(names)}; name it with "
-            f"--columns {missing[0]}=COLUMN"
-        )
+        way = f"name it with --columns {missing[0]}=COLUMN" if needed == NEEDED else f"call it `{missing[0]}`"
+        raise ConfigError(f"{path}: no column can be told to hold the {missing[0]}; it has {_listed(names)}; {way}")
     return found, frozenset(guessed)
 
 
@@ -233,7 +238,9 @@ def _is_data(cells: Sequence[str]) -> bool:
 
 def _asked(place: str, values: Mapping[str, Any], columns: Mapping[Role, str]) -> Asked:
     texts = {role: _text(values.get(column)) for role, column in columns.items()}
-    return Asked(place, texts["image"], texts["question"], texts["answer"] or None, texts.get("question_id") or None)
+    return Asked(
+        place, texts["image"], texts["question"], texts.get("answer") or None, texts.get("question_id") or None
+    )
 
 
 def _text(value: Any) -> str:

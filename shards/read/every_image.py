@@ -5,7 +5,7 @@ import numpy as np
 from shards.plan import Ints
 from shards.read.collate import Shown, stacked
 from shards.read.collation import Collation
-from shards.read.loader import MicroBatches, Split
+from shards.read.micro_batches import MicroBatches, Split
 
 Key = tuple[int, int, int]
 """Number of a shard, and the first of its images and the one behind the last."""

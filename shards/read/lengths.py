@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 from shards.micro_batches import Ints
-from shards.read.loader import Split
+from shards.read.micro_batches import Split
 
 SPECIAL_TOKENS = 2
 """In front of a question and behind it."""

@@ -32,9 +32,21 @@ def read_photo(path: str | os.PathLike[str]) -> Image.Image:
     """
     path = Path(path)
     _check_is_file(path)
+    return photo_in(read_image(path), path)
+
+
+def photo_in(data: bytes, where: Path | str) -> Image.Image:
+    """The same from the bytes of a file.
+
+    Args:
+        where: what to call it in a message.
+
+    Raises:
+        UnreadableImage: as `read_photo`.
+    """
     decoded = decode_image(
-        read_image(path),
-        path,
+        data,
+        where,
         formats=PHOTO_FORMATS,
         expected="JPEG, PNG, WebP, GIF, BMP or TIFF",
         max_pixels=MAX_PHOTO_PIXELS,
@@ -42,7 +54,7 @@ def read_photo(path: str | os.PathLike[str]) -> Image.Image:
     try:
         return as_rgb(decoded.image)
     except ValueError as error:  # a colour space that Pillow cannot leave, such as LAB
-        raise UnreadableImage(f"{path}: cannot be brought to RGB: {error}; save it as a JPEG or PNG in RGB") from None
+        raise UnreadableImage(f"{where}: cannot be brought to RGB: {error}; save it as a JPEG or PNG in RGB") from None
 
 
 def check_question(text: str) -> str:

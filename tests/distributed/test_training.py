@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from launch.processes.ranks import live_ranks
 from shards.format.index import read_index
 from shards.plan import PADDING, Share
-from shards.read.loader import Split
+from shards.read.micro_batches import Split
 from tests.distributed.launch import launch_ranks
 from tests.distributed.training_runs import LORA, Runs, train_alone, train_together
 from tests.runs import NO_COMPILER, STEPS_PER_EPOCH, TOTAL_STEPS, LeftOver, write_recipe, write_shards
@@ -190,7 +190,7 @@ def test_the_export_gives_the_predictions_of_its_validation(launch: str, run: st
 def test_rank_0_draws_while_the_others_wait_under_zero_3(together: Runs):
     assert together.codes["pictures"] == [DONE, DONE], together.said("pictures")
     events = EventAccumulator(str(together["pictures"].directory.tensorboard)).Reload()
-    assert sorted(events.Tags()["images"]) == ["val/question_1", "val/question_2"]
+    assert sorted(events.Tags()["images"]) == ["val/confusion", "val/question_1", "val/question_2"]
     assert [image.step for image in events.Images("val/question_1")] == [STEPS_PER_EPOCH]
 
 

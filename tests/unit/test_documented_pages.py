@@ -199,7 +199,8 @@ def test_a_message_that_nobody_says_is_found():
     assert len(quoted()) > 20
     assert covered("the run has ended because of a mistake in the file, please try it again") < LEAST_COVERED
     (said,) = [line for line in quoted() if "negatives have weight 0" in line]
-    assert covered(said.replace("negatives have weight", "negatives got weight")) < LEAST_COVERED
+    assert covered(said) >= LEAST_COVERED
+    assert covered(" ".join(reversed(said.split()))) < LEAST_COVERED
 
 
 # Security

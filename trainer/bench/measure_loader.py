@@ -20,7 +20,7 @@ from shards.format.columns import COLUMNS_NAME
 from shards.plan import Order
 from shards.read.collate import Layout
 from shards.read.collation import BlockCollation
-from shards.read.loader import Split, Texts, TrainingBatches, alone
+from shards.read.micro_batches import Split, Texts, TrainingBatches, alone
 from shards.tasks import TASKS
 from shards.tasks.seam import Wanted
 from trainer.bench.gqa_chunk import write_split

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from shards.build.writer import build_shards
-from shards.read.loader import MicroBatch
+from shards.read.micro_batch import MicroBatch
 from shards.scenes.command import write_scenes
 from trainer.build import assemble_model, training_tokenizer
 from trainer.config import RunConfig, load_config

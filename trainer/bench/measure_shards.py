@@ -151,7 +151,7 @@ def group(scratch: Path) -> dict[str, float]:
 
 def open_and_seek(scratch: Path) -> dict[str, float]:
     """Open the index as a rank does, and go to steps of its first epoch."""
-    from shards.read.loader import Split  # it imports torch, whose memory is not that of annotations
+    from shards.read.micro_batches import Split  # it imports torch, whose memory is not that of annotations
 
     order = Order(seed=1, questions_per_visit=16, visits_per_step=512, lanes=64, shuffle_shards=8)
     before, marks = _own_bytes(), [time.perf_counter()]

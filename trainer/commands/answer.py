@@ -19,7 +19,8 @@ def add_answer_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
         "answer",
         description="Answer a question about a photo with the exported weights of a run, and show where it looked.",
-        epilog='duoflow answer runs/my_run --image photos/01.jpg --question "What colour is the shape?"',
+        epilog='duoflow answer runs/my_run --image photos/01.jpg --question "What colour is the shape?"\n'
+        "duoflow answer runs/my_run --questions rows.csv --images photos",
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/NAME, or an export")
     parser.add_argument(
@@ -37,7 +38,14 @@ def add_answer_parser(verbs: Any) -> None:
         "--shards", metavar="DIR", help="shards of documents whose words a reader (model.reader) answers from"
     )
     parser.add_argument("--document", metavar="ID", help="the document in --shards that is asked about")
-    parser.add_argument("--question", required=True, metavar="TEXT", help="what to ask about it")
+    parser.add_argument("--question", metavar="TEXT", help="what to ask about it")
+    parser.add_argument(
+        "--questions", metavar="F", type=Path, help="a table of images and questions instead: CSV, TSV or JSON"
+    )
+    parser.add_argument(
+        "--images", metavar="DIR", type=Path, help="where the images of --questions lie; else beside the table"
+    )
+    parser.add_argument("--out", metavar="F.csv", type=Path, help="write the answers to --questions here; else stdout")
     parser.add_argument(
         "--overlay", metavar="F.png", type=Path, help="draw heatmap, points, mask, question and answer over the photo"
     )
@@ -46,6 +54,7 @@ def add_answer_parser(verbs: Any) -> None:
 
 
 def _answer(arguments: argparse.Namespace) -> int:
+    _check_asked(arguments)
     check_run(arguments.run)
     model = load_run_config(RunDirectory(arguments.run).config).model
     if model.retrieval is not None:
@@ -54,16 +63,51 @@ def _answer(arguments: argparse.Namespace) -> int:
             "data.retrieved lets a run of task mpdocvqa read them"
         )
     if model.reader is not None:
+        if arguments.questions is not None:
+            raise ConfigError(f"--questions: {arguments.run} reads words of documents, and looks at no photo")
         return _ask_reader(arguments)
     for option in ("shards", "document"):
         if getattr(arguments, option) is not None:
             raise ConfigError(f"--{option}: {arguments.run} looks at photos; name one in --image instead")
+    if arguments.questions is not None:
+        return _ask_table(arguments)
     if not arguments.image:
         raise ConfigError("--image: is not given; name a photo to ask about")
     answered = _ask_vlm(arguments) if model.vlm is not None else _ask_fusion(arguments)
     say(f"{answered.text}  ({100 * answered.confidence:.1f} %)")
+    for note in answered.notes:
+        say(f"note: {note}", error=True)
     if arguments.overlay is not None:
         say(f"drawn: {arguments.overlay}")
+    return 0
+
+
+def _check_asked(arguments: argparse.Namespace) -> None:
+    if arguments.questions is None:
+        if arguments.question is None:
+            raise ConfigError("--question: is not given; ask something, or name a table of questions in --questions")
+        for option in ("images", "out"):
+            if getattr(arguments, option) is not None:
+                raise ConfigError(f"--{option}: goes with --questions; leave it out")
+        return
+    for option in ("image", "question", "overlay"):
+        if getattr(arguments, option):
+            raise ConfigError(f"--{option}: has no effect beside --questions; leave one of them out")
+    if arguments.pipeline != "direct":
+        raise ConfigError("--pipeline pnp: answers one question at a time; leave it out, or ask with --question")
+
+
+def _ask_table(arguments: argparse.Namespace) -> int:
+    from trainer.inference.many import answer_table  # after the run was found: it imports torch
+
+    text = answer_table(
+        arguments.run,
+        arguments.questions,
+        images=arguments.images,
+        out=arguments.out,
+        overrides=arguments.overrides,
+    )
+    say(f"written: {arguments.out}" if text is None else text.rstrip("\n"))
     return 0
 
 

@@ -173,6 +173,9 @@ class LimitsConfig(Section):
     """Optimizer steps of the whole run, if that is less; null is no such limit."""
 
 
+Tracker = Literal["wandb", "mlflow"]
+
+
 class LoggingConfig(Section):
     """What is recorded while training."""
 
@@ -182,6 +185,9 @@ class LoggingConfig(Section):
     """Whether to write TensorBoard event files, beside `metrics.jsonl`."""
     pictures: int = Field(default=4, ge=0)
     """Validation questions that TensorBoard shows at each validation: heatmap, points, mask, answer; 0 for none."""
+    tracker: Tracker | None = None
+    """Another place for the same metrics: Weights & Biases or MLflow, each an extra (`pip install 'duoflow[wandb]'`)
+    that reads its own environment variables."""
     profile_steps: int = Field(default=0, ge=0)
     """Steps of each start that rank 0 traces, behind the first ones, as `--profile` sets it; 0 traces none."""
 

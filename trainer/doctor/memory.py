@@ -8,7 +8,7 @@ from transformers.utils import logging as transformers_logging
 
 from model.build import BuiltModel
 from shards.errors import UserError
-from shards.read.loader import Split
+from shards.read.micro_batches import Split
 from trainer.build import assemble_model, classes_of, open_split, training_tokenizer
 from trainer.config import RunConfig
 from trainer.config.schema import policy_path

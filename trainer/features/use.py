@@ -10,7 +10,7 @@ from model.fusion_objective import FusionObjective
 from shards.errors import ConfigError
 from shards.format.features import Stream
 from shards.read.features import CachedSight, FeatureCache
-from shards.read.loader import Split
+from shards.read.micro_batches import Split
 from trainer.build import AnyBuilt, image_size
 from trainer.config import RunConfig
 from trainer.engine.distributed import World

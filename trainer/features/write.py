@@ -38,7 +38,8 @@ from shards.format.index import INDEX_NAME
 from shards.progress import Progress
 from shards.read.collate import Shown, count_images, to_device
 from shards.read.every_image import EveryImage, Key, batches_of
-from shards.read.loader import Loader, Split
+from shards.read.loader import Loader
+from shards.read.micro_batches import Split
 from trainer.build import assemble_model, check_medium, image_size, open_split
 from trainer.config import RunConfig
 from trainer.engine.deepspeed_config import resolve_precision

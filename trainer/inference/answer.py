@@ -11,6 +11,7 @@ from shards.errors import UserError
 from shards.read.photo import check_question, read_photo
 from trainer.export.read import Pipeline, load_exported, open_keys, read_run
 from trainer.inference.asking import Asking
+from trainer.inference.doubts import doubts
 from trainer.reporting.overlays import Answered, picture
 
 PICTURE_FORMATS = (".png", ".jpg", ".jpeg", ".webp")
@@ -46,9 +47,10 @@ def answer_photo(
         answered, found = asking.answer_from_captions(image, asked)
     else:
         (answered,) = asking.answers([(image,)], [asked])
+        answered = answered._replace(notes=doubts(asking, (image,), asked, answered))
         found = None if overlay is None else asking.look(image, asked, answered.text)
     if overlay is not None:
-        _write_picture(overlay, picture(image, found, asked, answered))
+        _write_picture(overlay, picture(image, found, asked, answered, answered.notes))
     return answered
 
 

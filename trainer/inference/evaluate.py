@@ -1,6 +1,7 @@
 """`duoflow evaluate`: a split through the exported model of a run, in a process of its own."""
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -8,7 +9,7 @@ from shards.atomic import check_writable, write_atomically
 from shards.errors import ConfigError, UserError
 from shards.format.index import open_index
 from shards.progress import Progress, say
-from shards.read.loader import Split
+from shards.read.micro_batches import Split
 from shards.tasks import TASKS
 from trainer.build import AnyBuilt, build_pnp, evaluation_loader, open_split
 from trainer.config import RunConfig
@@ -16,6 +17,7 @@ from trainer.engine.distributed import World
 from trainer.export.read import Pipeline, Weights, load_exported, open_keys, read_run
 from trainer.export.run_arguments import other_than_fusion
 from trainer.features.use import Streams, cacheable_streams, cached_sight
+from trainer.inference.table import as_csv, predicted_rows
 from trainer.run_directory import RunDirectory
 from trainer.tasks import Task, task_named
 from trainer.training.baselines import baselines
@@ -33,7 +35,9 @@ class Evaluated(NamedTuple):
     counts: dict[str, int]
     """The questions behind them."""
     predictions: Path | None
-    """The file that was written, if one was."""
+    """The file to hand in that was written, if one was."""
+    table: Path | None = None
+    """The same to read, with image, question, answer, probability and score; where predictions are texts."""
 
 
 def evaluate_run(
@@ -62,7 +66,8 @@ def evaluate_export(
     """Evaluate the export of a run, or an export, on a split of its recipe.
 
     Own images and trained weights, the default, also write the answers in the task's submission format:
-    `predictions/SPLIT.json`; `SPLIT.pnp.json`, or `SPLIT.rank.json` where `answers.by` is not that of the run.
+    `predictions/SPLIT.json`, and `answers/SPLIT.csv` to be read; `SPLIT.pnp.json`, or `SPLIT.rank.json` where
+    `answers.by` is not that of the run.
 
     Args:
         images: `shuffled` shows every question the image of another sample: what is left without looking.
@@ -101,18 +106,23 @@ def evaluate_export(
             evaluation = evaluate_pnp(build_pnp(*exported), batches, loader, world, **common)
         else:
             objective, losses = exported.built.objective, config.losses
+            common["probabilities"] = images == "own" and weights == "trained"
             evaluation = evaluate(objective, exported.built, batches, loader, world, losses=losses, **common)
     assert evaluation is not None, "nobody asks this evaluation to stop"
-    written = None
+    written = table = None
     if images == "own" and weights == "trained":
         by, usual = (pipeline, "direct") if pnp else (_answers_by(config), _answers_by(read_run(path)))
         name = split if by == usual else f"{split}.{by}"
         submission = gather_predictions(evaluation.predictions, task, World())
         written = RunDirectory(path).predictions(name, submission.ending)
         write_atomically(written, submission.pieces)
+        rows = predicted_rows(opened, evaluation.predictions, evaluation.probabilities, task)
+        if (first := next(rows, None)) is not None:
+            table = RunDirectory(path).predictions_table(name)
+            write_atomically(table, as_csv(chain([first], rows)))
     ceiling = _answer_ceiling(config, opened, split)
     metrics = {**evaluation.metrics, **ceiling, **_baselines(config, opened, task, split)}
-    return Evaluated(metrics, evaluation.counts, written)
+    return Evaluated(metrics, evaluation.counts, written, table)
 
 
 def _baselines(config: RunConfig, opened: Split, task: Task, split: str) -> dict[str, float]:

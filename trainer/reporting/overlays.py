@@ -22,6 +22,8 @@ class Answered(NamedTuple):
     confidence: float
     """The probability that the model gives the whole answer, end token included."""
     captions: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What one should know before believing it."""
 
 
 def answer_directly(built: BuiltModel, pixels: torch.Tensor, questions: Sequence[str]) -> list[Answered]:
@@ -58,7 +60,9 @@ def answer_batch(built: BuiltModel, batch: Batch) -> list[Answered]:
     return [Answered(*pair) for pair in zip(words, probabilities.tolist(), strict=True)]
 
 
-def picture(image: Image.Image, found: Look, question: str, answered: Answered) -> Image.Image:
+def picture(
+    image: Image.Image, found: Look, question: str, answered: Answered, notes: Sequence[str] = ()
+) -> Image.Image:
     """What was looked at for a single question, drawn over its image."""
     heatmap, (points,) = found.refined[0].numpy(), found.points
     mask = None if found.masks is None or not points else found.masks[0].numpy() >= 0.5
@@ -70,4 +74,5 @@ def picture(image: Image.Image, found: Look, question: str, answered: Answered) 
         question=question,
         answer=answered.text,
         confidence=answered.confidence if math.isfinite(answered.confidence) else None,
+        notes=notes,
     )

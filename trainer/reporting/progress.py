@@ -112,12 +112,18 @@ class StepReport:
     grad_norm: float | None = None
     questions_per_second: float | None = None
     limits: Limits | None = None
+    best: float | None = None
+    """Of the metric that decides, at the best validation so far."""
+    best_step: int | None = None
+    stops_at: int | None = None
+    """The step at which the run stops early if no validation until then is better; None does not stop early."""
     eta_seconds: float | None = None
 
 
 def render_line(report: StepReport) -> str:
     """One line, like `step 120/1200 epoch 2/10 loss 1.234 (answer 0.9 itm 0.3) lr 1.0e-04 grad 0.8 412 questions/s
-    MFU 38 % bound by compute (data 1 % network 3 % host 2 %) left 12 min 10 s`."""
+    MFU 38 % bound by compute (data 1 % network 3 % host 2 %) best 0.8421, 20 steps ago left 12 min 10 s (stops at step
+    400 without progress)`."""
     pieces = [
         f"step {report.step}/{report.total_steps}",
         f"epoch {report.epoch}/{report.epochs}",
@@ -132,8 +138,12 @@ def render_line(report: StepReport) -> str:
         pieces.append(f"{render_rate(report.questions_per_second)} questions/s")
     if report.limits is not None:
         pieces.append(render_limits(report.limits))
+    if report.best is not None and report.best_step is not None:
+        pieces.append(f"best {report.best:.4g}, {report.step - report.best_step} steps ago")
     if report.eta_seconds is not None:
         pieces.append(f"left {render_duration(report.eta_seconds)}")
+    if report.stops_at is not None:
+        pieces.append(f"(stops at step {report.stops_at} without progress)")
     return " ".join(pieces)
 
 

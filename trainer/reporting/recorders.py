@@ -1,4 +1,4 @@
-"""Where metrics and pictures go: TensorBoard and metrics.jsonl. A resume forgets the steps that were rolled back."""
+"""Where metrics and pictures go: what a recorder takes, and metrics.jsonl. A resume forgets what was rolled back."""
 
 import json
 import logging
@@ -8,38 +8,48 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
-import numpy as np
 from PIL import Image
 
 from shards.atomic import write_atomically
+from trainer.scoring.matching_curve import PrecisionRecall
 
 logger = logging.getLogger(__name__)
 
+Scalar = str | int | float | bool
+"""A value of a recipe that a table of runs can show."""
 
-class Recorder(Protocol):
-    """Takes what a run measures. Only rank 0 has one that writes; the others use `Recorders([])`."""
+
+class Recorder:
+    """Takes what a run measures; each kind keeps what it has a place for. Only rank 0 has one that writes; the others
+    use `Recorders([])`."""
+
+    def introduce(self, settings: Mapping[str, Scalar], accuracies: Sequence[str]) -> None:
+        """Keep what tells this run from others: what its recipe sets, by dotted key, and the names of the metrics in
+        which runs are compared, the first of them first."""
 
     def record(self, step: int, values: Mapping[str, float | str]) -> None:
         """Keep the metrics of a global step (the number of optimizer steps taken), by name ("val/accuracy"): numbers,
         and here and there a word."""
-        ...
+
+    def best(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Keep the metrics of the best validation so far, whose weights are exported."""
 
     def text(self, name: str, text: str) -> None:
         """Keep a text that belongs to the run as a whole, such as its resolved recipe."""
-        ...
 
     def picture(self, step: int, name: str, image: Image.Image) -> None:
         """Keep a picture of a global step."""
-        ...
+
+    def precision_recall(self, step: int, name: str, curve: PrecisionRecall) -> None:
+        """Keep a curve of a global step."""
 
     def close(self) -> None:
         """Finish writing."""
-        ...
 
 
-class Recorders:
+class Recorders(Recorder):
     """Hands everything to each of its recorders; without any, it does nothing.
 
     A recorder that cannot write (a full disk) is named in a warning and training goes on: metrics are not worth a run.
@@ -49,21 +59,26 @@ class Recorders:
         self._recorders = tuple(recorders)
         self._failing: set[int] = set()
 
+    def introduce(self, settings: Mapping[str, Scalar], accuracies: Sequence[str]) -> None:
+        self._each(lambda recorder: recorder.introduce(settings, accuracies))
+
     def record(self, step: int, values: Mapping[str, float | str]) -> None:
-        for number, recorder in enumerate(self._recorders):
-            self._attempt(number, lambda recorder=recorder: recorder.record(step, values))
+        self._each(lambda recorder: recorder.record(step, values))
+
+    def best(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._each(lambda recorder: recorder.best(step, metrics))
 
     def text(self, name: str, text: str) -> None:
-        for number, recorder in enumerate(self._recorders):
-            self._attempt(number, lambda recorder=recorder: recorder.text(name, text))
+        self._each(lambda recorder: recorder.text(name, text))
 
     def picture(self, step: int, name: str, image: Image.Image) -> None:
-        for number, recorder in enumerate(self._recorders):
-            self._attempt(number, lambda recorder=recorder: recorder.picture(step, name, image))
+        self._each(lambda recorder: recorder.picture(step, name, image))
+
+    def precision_recall(self, step: int, name: str, curve: PrecisionRecall) -> None:
+        self._each(lambda recorder: recorder.precision_recall(step, name, curve))
 
     def close(self) -> None:
-        for number, recorder in enumerate(self._recorders):
-            self._attempt(number, recorder.close)
+        self._each(lambda recorder: recorder.close())
 
     def __enter__(self) -> Self:
         return self
@@ -73,20 +88,21 @@ class Recorders:
     ) -> None:
         self.close()
 
-    def _attempt(self, number: int, write: Callable[[], None]) -> None:
-        try:
-            write()
-        except OSError as error:
-            # Once per series of failures: a full disk would otherwise fill the log as well.
-            if number not in self._failing:
-                name = type(self._recorders[number]).__name__
-                logger.warning("%s cannot write (%s); training goes on, these metrics are lost", name, error)
-            self._failing.add(number)
-        else:
-            self._failing.discard(number)
+    def _each(self, write: Callable[[Recorder], None]) -> None:
+        for number, recorder in enumerate(self._recorders):
+            try:
+                write(recorder)
+            except OSError as error:
+                # Once per series of failures: a full disk would otherwise fill the log as well.
+                if number not in self._failing:
+                    name = type(recorder).__name__
+                    logger.warning("%s cannot write (%s); training goes on, these metrics are lost", name, error)
+                self._failing.add(number)
+            else:
+                self._failing.discard(number)
 
 
-class JsonlRecorder:
+class JsonlRecorder(Recorder):
     """One JSON object per record: {"step": 10, "time": <seconds since 1970>, "train/loss": 0.5, ...}.
 
     NaN and infinities, which JSON does not have, become null. A record reaches the operating system before `record`
@@ -116,12 +132,6 @@ class JsonlRecorder:
         plain = {name: value if isinstance(value, str) else _finite(value) for name, value in values.items()}
         entry = {"step": int(step), "time": round(self._clock(), 3), **plain}
         self._append(json.dumps(entry, allow_nan=False).encode() + b"\n")
-
-    def text(self, name: str, text: str) -> None:
-        """Texts are not metrics: nothing is written."""
-
-    def picture(self, step: int, name: str, image: Image.Image) -> None:
-        """Nor are pictures."""
 
     def close(self) -> None:
         self._file.close()
@@ -153,37 +163,3 @@ def _step_of(line: bytes) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
-
-
-class TensorBoardRecorder:
-    """Scalars, texts and pictures in TensorBoard's event files.
-
-    Args:
-        directory: where the event files lie; a resumed run adds one to those of before.
-        resumed_step: TensorBoard is told to forget everything after this step; None forgets everything there is.
-    """
-
-    def __init__(self, directory: Path | str, *, resumed_step: int | None = None) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # takes seconds to import, and only rank 0 needs it
-
-        purge_step = 0 if resumed_step is None else resumed_step + 1
-        self._writer = SummaryWriter(str(directory), purge_step=purge_step)
-        self._words: dict[str, str] = {}
-
-    def record(self, step: int, values: Mapping[str, float | str]) -> None:
-        for name, value in values.items():
-            if not isinstance(value, str):
-                self._writer.add_scalar(name, value, step)
-            elif self._words.get(name) != value:  # a word stands until there is another one
-                self._words[name] = value
-                self._writer.add_text(name, value, step)
-
-    def text(self, name: str, text: str) -> None:
-        """Show the text as it is written: TensorBoard would read it as Markdown, which an indented block escapes."""
-        self._writer.add_text(name, "\n".join(f"    {line}" for line in text.splitlines()), 0)
-
-    def picture(self, step: int, name: str, image: Image.Image) -> None:
-        self._writer.add_image(name, np.asarray(image), step, dataformats="HWC")
-
-    def close(self) -> None:
-        self._writer.close()

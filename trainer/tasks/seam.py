@@ -28,6 +28,8 @@ class Outputs(NamedTuple):
     """Every class that there is."""
     pages: Sequence[Sequence[int]] | None = None
     """Of each item, the places of its pages in its window, the most likely first."""
+    probabilities: Sequence[float] | None = None
+    """Of what is said to each item, by the model."""
 
 
 def paired(items: Sequence[_Item], said: Sequence[str] | None) -> list[tuple[_Item, str]]:

@@ -8,7 +8,7 @@ from shards.annotations import reader_of
 from shards.errors import UserError
 from shards.format.records import Question, VqaQuestion
 from shards.plan import Ints
-from shards.read.loader import Split
+from shards.read.micro_batches import Split
 from shards.remote.address import is_url
 from trainer.scoring.baselines import MAJORITY, QUESTION_ONLY, Guesses, table
 from trainer.tasks import Outputs, Task

@@ -42,6 +42,11 @@ class EarlyStopping:
         """Whether the validations seen so far say stop; after `load_state` it tells a run that has already stopped."""
         return self.patience is not None and self._stale >= self.patience
 
+    @property
+    def patience_left(self) -> int | None:
+        """Validations without progress from now on until the verdict is to stop; None never stops."""
+        return None if self.patience is None else max(0, self.patience - self._stale)
+
     def observe(self, value: float) -> Verdict:
         """Take in the metric of the next validation. NaN and infinities are worse than any number."""
         improved = self._is_better(value, self.best, margin=0.0)

@@ -1,6 +1,7 @@
 """The training loop: for each step forward, backward, step, report; then maybe validate, save, stop."""
 
 import hashlib
+import logging
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -10,13 +11,17 @@ import torch
 from torch.profiler import record_function
 
 from shards.errors import UserError
-from shards.read.loader import MicroBatch, training_keys
+from shards.read.micro_batch import MicroBatch
+from shards.read.micro_batches import training_keys
 from trainer.training.baselines import report_baselines
 from trainer.training.loss_watch import LossWatch
 from trainer.training.report import report_data, report_step
 from trainer.training.run_identity import keep_id
 from trainer.training.saving import export_last, repair_export, save, validate_if_due
 from trainer.training.state import HOST_SUMS, Run, Step, TrainState
+from trainer.training.summary import summary
+
+logger = logging.getLogger(__name__)
 
 MAX_UNAPPLIED_STEPS = 25
 """Optimizer steps in a row without finite gradients until the run gives up."""
@@ -154,6 +159,8 @@ def _finished(run: Run, state: TrainState) -> Outcome:
         repair_export(run, state)
     if run.is_main:
         report_baselines(run, state)
+        for line in summary(run, state):
+            logger.info("%s", line)
     if run.validation is None:
         report_data(run, state.take_window("since_validation"))
         return Outcome(True, f"trained {state.global_step} steps")

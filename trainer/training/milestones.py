@@ -42,6 +42,12 @@ class Milestones:
             return False
         return step % self.validate_every == 0 or step == self.total_steps
 
+    def validation_after(self, step: int, count: int) -> int:
+        """The step of the `count`-th validation behind this step, or the last step if there are fewer."""
+        if self.validate_every is None:
+            return self.total_steps
+        return min(self.total_steps, (step // self.validate_every + count) * self.validate_every)
+
     def saves_at(self, step: int) -> bool:
         """Whether the run saves when this step is done: validated, at an epoch's end, at the interval or at the end."""
         at_interval = self.save_every is not None and step % self.save_every == 0

@@ -11,7 +11,7 @@ from model.build import BuiltModel
 from model.pnp.viewer import Viewer
 from shards.format.images import as_rgb, decode_image
 from shards.read.eyes import square_image
-from shards.read.loader import Split
+from shards.read.micro_batches import Split
 from trainer.build import build_viewer, image_size, open_split
 from trainer.config import RunConfig
 from trainer.reporting.overlays import answer_directly, picture

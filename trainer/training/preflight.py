@@ -22,6 +22,7 @@ from trainer.config.faults import without_words, wrong_medium
 from trainer.config.schema import check_world_size, policy_path
 from trainer.engine.optimizers import check_stage
 from trainer.engine.policy_choice import AUTO
+from trainer.reporting.trackers import check_tracker
 from trainer.run_directory import RunDirectory
 from trainer.tasks import task_named
 from trainer.training.room import check_disk, check_memory
@@ -106,6 +107,7 @@ def check_inputs(config: RunConfig, *, device_type: str, past: Past | None) -> N
     if config.engine.policy != AUTO:
         check_stage(config.optim.choice, zero_stage(read_policy(policy_path(config))))
     resolve_precision(config.precision, device_type)
+    check_tracker(config.logging.tracker)
     if config.initialize_from is not None and past is None:
         _check_initial_weights(config.initialize_from)
     _check_weights(config, device_type)

@@ -2,12 +2,15 @@
 
 import logging
 import resource
+from collections.abc import Sequence
 
 import torch
 
 from model.parts import PARTS
 from trainer.config import RunConfig
+from trainer.reporting.confusion_picture import confusion_picture
 from trainer.reporting.progress import StepReport, render_duration
+from trainer.reporting.recorders import Recorder
 from trainer.tasks.parts import loss_sums, total_loss
 from trainer.training.loss_watch import LossWatch
 from trainer.training.state import Run, Step, TrainState
@@ -35,6 +38,9 @@ def report_step(run: Run, state: TrainState, step: Step, watch: LossWatch) -> No
         grad_norm=step.update.grad_norm,
         questions_per_second=run.progress.questions_per_second,
         limits=limits,
+        best=state.early_stopping.best,
+        best_step=state.best_step,
+        stops_at=stops_at(run, state),
         eta_seconds=run.progress.eta_seconds(state.global_step),
     )
     run.console.show(report)
@@ -52,6 +58,15 @@ def report_step(run: Run, state: TrainState, step: Step, watch: LossWatch) -> No
     }
     numbers = losses | {name: float(value) for name, value in values.items() if value is not None}
     run.recorder.record(state.global_step, numbers | ({} if limits is None else limits.as_metrics()))
+
+
+def stops_at(run: Run, state: TrainState) -> int | None:
+    """The step at which the run stops early if no validation until then brings progress; None if it ends before."""
+    left = state.early_stopping.patience_left
+    if left is None:
+        return None
+    at = run.milestones.validation_after(state.validated_step, left)
+    return at if at < run.milestones.total_steps else None
 
 
 def speed_of(run: Run) -> dict[str, float | str] | None:
@@ -105,6 +120,9 @@ def report_validation(
     run.recorder.record(state.global_step, values)
     if not run.is_main:
         return
+    _show(run.recorder, state.global_step, evaluation)
+    if improved:
+        run.recorder.best(state.global_step, evaluation.metrics)
     metrics = evaluation.metrics
     shown = [(label, f"val/{name}") for label, name in run.task.headline]
     rates = ", ".join(f"{label} {100 * metrics[name]:.2f} %" for label, name in shown if name in metrics)
@@ -118,6 +136,14 @@ def report_validation(
         render_duration(seconds),
         "best so far, saved" if improved else _best_before(state),
     )
+
+
+def _show(recorder: Recorder, step: int, evaluation: Evaluation) -> None:
+    """What is looked at, and is no number."""
+    if evaluation.confusion is not None:
+        recorder.picture(step, "val/confusion", confusion_picture(evaluation.confusion))
+    if evaluation.matching is not None:
+        recorder.precision_recall(step, "val/itm", evaluation.matching.precision_recall())
 
 
 def _best_before(state: TrainState) -> str:
@@ -136,8 +162,20 @@ def report_data(run: Run, window: dict[str, float]) -> None:
             questions,
             limit,
         )
-    if run.is_main and window["negatives_missing"]:
-        wanted = questions * len(run.config.losses.negatives)
-        logger.info(
-            "%d of %d negatives have weight 0: the data offers none", round(window["negatives_missing"]), wanted
-        )
+    if run.is_main and window["negatives_missing"] and run.told.first("negatives_missing"):
+        kinds = run.config.losses.negatives
+        logger.info("%s", negatives_note(round(window["negatives_missing"]), questions * len(kinds), kinds))
+
+
+def negatives_note(missing: int, wanted: int, kinds: Sequence[str]) -> str:
+    """What it means that the data does not offer all negatives, and what to do; said once."""
+    meaning = f"matching learns from the other {wanted - missing}"
+    if missing == wanted:
+        meaning = "matching only ever sees what belongs together, and learns nothing"
+    way_out = "losses.negatives=[question] takes the texts of other images"
+    if "question" in kinds:
+        way_out = "with the same questions for every image there are none, and losses.itm=0 leaves matching out"
+    return (
+        f"{missing} of {wanted} negatives have weight 0: the data offers none of the kind {' or '.join(kinds)} for "
+        f"them, so {meaning}; {way_out} (docs/losses.md)"
+    )

@@ -14,7 +14,7 @@ from trainer.engine.state_file import EngineState, read_checkpoint
 from trainer.export.manifest import verified
 from trainer.export.write import export_model, read_export
 from trainer.run_directory import Status
-from trainer.training.report import mean_losses, report_data, report_validation, speed_of
+from trainer.training.report import mean_losses, report_data, report_validation, speed_of, stops_at
 from trainer.training.state import Run, TrainState
 from trainer.training.validate import Evaluation, evaluate, gather_predictions
 
@@ -133,7 +133,16 @@ def _write(run: Run, state: TrainState) -> Saved:
     if run.is_main:
         epoch = state.global_step // run.milestones.steps_per_epoch
         run.directory.write_status(
-            Status(state="running", global_step=state.global_step, epoch=epoch, speed=speed_of(run))
+            Status(
+                state="running",
+                global_step=state.global_step,
+                epoch=epoch,
+                best=state.early_stopping.best,
+                best_step=state.best_step,
+                stops_at=stops_at(run, state),
+                left_seconds=run.progress.eta_seconds(state.global_step),
+                speed=speed_of(run),
+            )
         )
     return Saved(name, exported)
 

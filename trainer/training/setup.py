@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from model.cost.flops import StepFlops, no_closed_form
@@ -22,6 +22,7 @@ from trainer.build import (
 )
 from trainer.config import RunConfig, dump_config
 from trainer.config.schema import check_world_size
+from trainer.config.set_by_recipe import set_by_recipe
 from trainer.engine.deepspeed_config import Precision, resolve, resolve_precision
 from trainer.engine.distributed import World
 from trainer.engine.engine import Engine
@@ -33,7 +34,9 @@ from trainer.features.use import cacheable_streams, cached_sight, described
 from trainer.reporting.environment import collect_environment
 from trainer.reporting.gauge import Gauge
 from trainer.reporting.progress import Console, Progress
-from trainer.reporting.recorders import JsonlRecorder, Recorders, TensorBoardRecorder
+from trainer.reporting.recorders import JsonlRecorder, Recorder, Recorders
+from trainer.reporting.tensorboard import TensorBoardRecorder
+from trainer.reporting.trackers import open_tracker
 from trainer.run_directory import RunDirectory, write_json
 from trainer.tasks import task_named
 from trainer.training.agreement import agree_on_weights
@@ -135,7 +138,7 @@ def set_up(
         identity=identity,
         pictures=world.agree_on(lambda: build_pictures(config, built, engine.device) if world.rank == 0 else None),
         sight=SightWatch(),
-        recorder=_recorder(config, directory, world, None if newest is None else state.global_step),
+        recorder=_recorder(config, directory, world, run_id, None if newest is None else state.global_step),
         console=Console(
             total_steps=milestones.total_steps, every_steps=config.logging.every_steps, is_main=world.rank == 0
         ),
@@ -221,15 +224,29 @@ def _resume(
     logger.info("resumed from %s at step %d", checkpoints.path(name), state.global_step)
 
 
-def _recorder(config: RunConfig, directory: RunDirectory, world: World, resumed_step: int | None) -> Recorders:
+def _recorder(
+    config: RunConfig, directory: RunDirectory, world: World, run_id: str, resumed_step: int | None
+) -> Recorders:
     if world.rank != 0:
         return Recorders([])
-    recorders = [JsonlRecorder(directory.metrics, resumed_step=resumed_step)]
+    recorders: list[Recorder] = [JsonlRecorder(directory.metrics, resumed_step=resumed_step)]
     if config.logging.tensorboard:
         recorders.append(TensorBoardRecorder(directory.tensorboard, resumed_step=resumed_step))
+    recorders += _trackers(config, directory, run_id)
     recorder = Recorders(recorders)
+    shown = [f"val/{name}" for _, name in task_named(config.task).headline]
+    recorder.introduce(set_by_recipe(config), list(dict.fromkeys([config.early_stopping.metric, *shown])))
     recorder.text("recipe", dump_config(config))
     return recorder
+
+
+def _trackers(config: RunConfig, directory: RunDirectory, run_id: str) -> Iterator[Recorder]:
+    tracker = config.logging.tracker
+    if tracker is not None:
+        try:
+            yield open_tracker(tracker, name=directory.path.name, run_id=run_id, directory=directory.path / tracker)
+        except OSError as error:  # metrics.jsonl has everything, and no tracker is worth a run
+            logger.warning("logging.tracker: %s does not answer (%s); the run goes on without it", tracker, error)
 
 
 def _cost_of_guidance(run: Run) -> str:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from model.objective import Built, Objective
-from shards.read.loader import EvaluationBatches, Loader
+from shards.read.loader import Loader
+from shards.read.micro_batches import EvaluationBatches
 from trainer.engine.distributed import World
 from trainer.scoring.metrics import Share, merge_over_ranks
 from trainer.tasks import Task

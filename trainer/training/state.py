@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from model.objective import Built
-from shards.read.loader import EvaluationBatches, Loader, TrainingBatches
+from shards.read.loader import Loader
+from shards.read.micro_batches import EvaluationBatches, TrainingBatches
 from trainer.config import RunConfig
 from trainer.engine.distributed import World
 from trainer.engine.engine import Engine, Update
@@ -98,6 +99,19 @@ class TrainState:
         self.early_stopping.load_state(state["early_stopping"])
 
 
+class Told:
+    """What a process has said already, and says no second time."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def first(self, what: str) -> bool:
+        """Whether this is the first time."""
+        known = what in self._told
+        self._told.add(what)
+        return not known
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """Everything that training uses, built."""
@@ -130,6 +144,7 @@ class Run:
     profiler: StepProfiler | None = None
     """None where no step is traced."""
     stop: StopRequest
+    told: Told = field(default_factory=Told)
 
     def micro_batches_in(self, epoch: int, step: int) -> int:
         """Micro-batches of a step of an epoch, on every rank."""

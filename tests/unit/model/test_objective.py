@@ -170,7 +170,18 @@ def test_each_tower_reads_its_own_block_once(monkeypatch: pytest.MonkeyPatch) ->
     evaluated = objective.evaluate(batch)
     assert asked == [batch.blocks["ask"]]
     assert matched == [batch.blocks["match"]]
-    assert evaluated.predictions.keys() == {"answer"}
+    assert evaluated.predictions.keys() == {"answer", "itm"}
+
+
+def test_matching_says_how_likely_each_pair_that_counts_belongs_together() -> None:
+    objective, batch = tiny_model().objective.eval(), random_batch((2, 3))
+    block = batch.blocks["match"]
+    likely, truth = objective.evaluate(batch).predictions["itm"].T
+    assert ((likely > 0) & (likely < 1)).all()
+    assert torch.equal(truth == -1, block.weight == 0)
+    assert torch.equal(truth[truth >= 0].long(), block.labels[block.weight > 0])
+    sums = dict(zip(objective.sum_names, objective.evaluate(batch).sums.tolist(), strict=True))
+    assert ((likely > 0.5) == truth.bool())[truth >= 0].sum() == sums["itm_correct"]
 
 
 def test_answers_need_no_block_but_the_questions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from shards.plan import Share
-from shards.read.loader import EvaluationBatches, Loader, MicroBatch, TrainingBatches
+from shards.read.loader import Loader
+from shards.read.micro_batch import MicroBatch
+from shards.read.micro_batches import EvaluationBatches, TrainingBatches
 from tests.thread_ranks import on_ranks
 from trainer.build import assemble_model, make_texts, open_split
 from trainer.config import RunConfig, load_config

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.read.loader import Split
+from shards.read.micro_batches import Split
 from tests.task_corpora import task_recipe, write_task
 from tests.unit.tasks.document_trials import Reader, same
 

@@ -13,7 +13,9 @@ from transformers import AutoModel, AutoProcessor
 from model.retrieval.batch import NONE
 from model.retrieval.objective import RetrievalObjective
 from shards.plan import Share
-from shards.read.loader import EvaluationBatches, Loader, MicroBatch, TrainingBatches
+from shards.read.loader import Loader
+from shards.read.micro_batch import MicroBatch
+from shards.read.micro_batches import EvaluationBatches, TrainingBatches
 from tests.retrieval import CONTEXT, KINDS, shared_checkpoint
 from tests.runs import write_recipe
 from tests.task_corpora import write_task

@@ -14,7 +14,9 @@ from model.parts import PARTS
 from shards.plan import Share
 from shards.read.collate import Batch, collate
 from shards.read.eyes import eyes_for
-from shards.read.loader import EvaluationBatches, Loader, MicroBatch, Split, TrainingBatches
+from shards.read.loader import Loader
+from shards.read.micro_batch import MicroBatch
+from shards.read.micro_batches import EvaluationBatches, Split, TrainingBatches
 from shards.tasks import TASKS
 from shards.tasks.seam import Draw, Visit
 from tests.task_corpora import MORE_CORPORA, task_of, task_recipe

@@ -97,7 +97,17 @@ def test_help_imports_neither_torch_nor_deepspeed():
 def test_the_verbs_are_those_that_are_built():
     verbs = next(action for action in cli.build_parser()._actions if isinstance(action, argparse._SubParsersAction))
     built = {"init", "scenes", "shards", "train", "evaluate", "answer", "export", "score", "tasks", "doctor", "bench"}
-    assert set(verbs.choices) == built | {"launch", "attach", "stop", "status", "runs", "completion", "features"}
+    assert set(verbs.choices) == built | {
+        "launch",
+        "attach",
+        "stop",
+        "status",
+        "runs",
+        "completion",
+        "features",
+        "report",
+        "serve",
+    }
     assert list(verbs.choices) == list(cli.VERBS)
 
 
@@ -219,7 +229,10 @@ class TestEvaluate:
         counts = {"testdev/count": 1200, "testdev/structural/verify/count": 4}
         fake = types.ModuleType("trainer.inference.evaluate")
         asked = (run.path, "testdev", {"images": "own", "weights": "trained", "pipeline": "direct", "overrides": []})
-        fake.evaluate_run = lambda path, split, **how: (metrics, counts) if (path, split, how) == asked else None
+        left = Path("predictions/testdev.json"), None
+        fake.evaluate_export = lambda path, split, **how: (
+            (metrics, counts, *left) if (path, split, how) == asked else None
+        )
         monkeypatch.setitem(sys.modules, "trainer.inference.evaluate", fake)
         scores = tmp_path / "scores.json"
         assert cli.main(["evaluate", str(run.path), "--split", "testdev", "--json", str(scores)]) == 0
@@ -227,6 +240,8 @@ class TestEvaluate:
             ["testdev/accuracy", "0.7500", "of", "1,200"],
             ["testdev/structural/verify", "0.5000", "of", "4"],
             ["testdev/answer_loss", "nan"],
+            ["written,", "to", "hand", "in:", "predictions/testdev.json"],
+            ["written,", "scores:", str(scores)],
         ]
         assert json.loads(scores.read_text()) == {
             "split": "testdev",

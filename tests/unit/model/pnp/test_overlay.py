@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
+from model.pnp.heat_colors import STEPS, heat_colors
 from model.pnp.overlay import (
     ELLIPSIS,
+    GAP,
     LONG_SIDE,
     MAX_CHARACTERS,
     MAX_LINES,
@@ -18,6 +20,8 @@ from model.pnp.overlay import (
     STRIP,
     display_size,
     draw_overlay,
+    muted,
+    point_radius,
     wrapped,
 )
 
@@ -36,6 +40,12 @@ def changed(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
     return (np.asarray(picture.crop((0, 0, *size))) != SKY).any(axis=-1)
 
 
+def heated(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """(height, width) bool of the part that shows the image with heat: True where it is no longer its grey."""
+    grey = muted(Image.new("RGB", (1, 1), SKY)).round()[0, 0]
+    return (np.asarray(picture.crop((0, 0, *size))) != grey).any(axis=-1)
+
+
 def test_a_cold_heatmap_without_points_and_mask_leaves_the_image_alone() -> None:
     assert not changed(drawn(), (400, 300)).any()
 
@@ -45,28 +55,66 @@ def test_a_cold_heatmap_without_points_and_mask_leaves_the_image_alone() -> None
 def test_heat_is_shown_at_its_cell_and_nowhere_else(row: int, column: int) -> None:
     heatmap = COLD.copy()
     heatmap[row, column] = 1e-6
-    warm = changed(drawn(heatmap=heatmap), (400, 300)).reshape(4, 75, 4, 100).mean(axis=(1, 3))
+    warm = heated(drawn(heatmap=heatmap), (400, 300)).reshape(4, 75, 4, 100).mean(axis=(1, 3))
     assert warm[row, column] > 0.9
     far = np.abs(np.arange(4)[:, None] - row) + np.abs(np.arange(4) - column) > 2
     assert not warm[far].any()
 
 
-def test_the_hotter_the_further_from_the_color_of_the_image() -> None:
+COLORS = [(0, 0, 0), (255, 255, 255), SKY, (255, 240, 100), (225, 45, 60), (120, 20, 90)]
+
+
+@pytest.mark.parametrize("color", COLORS)
+def test_heat_is_seen_on_an_image_of_any_color_and_the_more_the_hotter(color: tuple[int, int, int]) -> None:
     heatmap = np.tile(np.linspace(0, 1, 5), (5, 1))
-    pixels = np.asarray(drawn((500, 500), heatmap=heatmap))[250, 50:500:100].astype(int)
-    distance = np.abs(pixels - SKY).sum(axis=1)
-    assert (np.diff(distance) > 0).all()
+    picture = draw_overlay(Image.new("RGB", (500, 500), color), heatmap, (), None, question="", answer="", confidence=1)
+    pixels = np.asarray(picture)[250, 50:500:100].astype(int)
+    colorful = pixels.max(axis=1) - pixels.min(axis=1)
+    assert colorful[0] == 0, "without heat it is grey"
+    assert (colorful[2:] > 60).all()
+    assert (np.abs(np.diff(pixels, axis=0)).sum(axis=1) > 20).all(), "two levels look alike"
+
+
+def test_equal_steps_of_heat_are_equal_steps_of_lightness() -> None:
+    linear = (heat_colors(np.linspace(0, 1, STEPS)) / 255) ** 2.2
+    lightness = np.cbrt(linear @ (0.2126, 0.7152, 0.0722))
+    steps = np.diff(lightness)
+    assert (steps > 0).all()
+    assert steps.max() < 3 * steps.min()
+    assert lightness[-1] - lightness[0] > 0.5
+
+
+def test_beside_the_heat_stands_the_image_as_it_is() -> None:
+    picture = drawn(heatmap=np.ones((4, 4)), mask=np.ones((2, 2)), points=[(200, 150)])
+    assert not changed(picture.crop((400 + GAP, 0, 800 + GAP, 300)), (400, 300)).any()
 
 
 @pytest.mark.parametrize("size", [(400, 300), (40, 30), (4000, 3000)])
 def test_points_are_painted_where_they_are_in_the_image_and_are_not_mirrored(size: tuple[int, int]) -> None:
     width, height = display_size(*size)
-    picture = drawn(size, points=[(size[0] * 0.25, size[1] * 0.75)])
-    assert picture.getpixel((width // 4, 3 * height // 4)) == POINT_FILL
-    rows, columns = np.nonzero(changed(picture, (width, height)))
+    flat = np.ones((4, 4))
+    with_point = drawn(size, heatmap=flat, points=[(size[0] * 0.25, size[1] * 0.75)])
+    differs = np.asarray(with_point) != np.asarray(drawn(size, heatmap=flat))
+    rows, columns = np.nonzero(differs[:height].any(axis=-1))
     assert abs(rows.mean() - 0.75 * height) < 1
     assert abs(columns.mean() - 0.25 * width) < 1
-    assert len(rows) < 0.02 * width * height
+    radius = point_radius((width, height))
+    assert len(rows) == pytest.approx(np.pi * radius**2, rel=0.2)
+    assert with_point.getpixel((width // 4 - radius // 2 - 1, 3 * height // 4)) == POINT_FILL
+
+
+def test_points_on_little_heat_are_left_out_and_the_others_numbered_in_their_order() -> None:
+    heatmap = COLD.copy()
+    heatmap[0, 0], heatmap[3, 3], heatmap[0, 3] = 1.0, 0.9, 0.3
+    strong, weak = [(50.0, 37.0), (350.0, 262.0)], (350.0, 37.0)
+    picture = np.asarray(drawn(heatmap=heatmap, points=[*strong, weak]))
+    assert np.array_equal(picture, np.asarray(drawn(heatmap=heatmap, points=strong)))
+    marks = [picture[int(y) - 5 : int(y) + 6, int(x) - 5 : int(x) + 6] for x, y in strong]
+    assert not np.array_equal(*marks), "both have the same number"
+
+
+def test_notes_are_written_below_the_answer() -> None:
+    assert drawn(notes=["the question alone gets the same answer"]).height > drawn().height + 10
 
 
 def test_the_outline_runs_along_the_mask_and_leaves_its_inside_free() -> None:
@@ -113,8 +161,8 @@ def test_every_image_is_shown_at_a_size_that_can_be_looked_at(size: tuple[int, i
     mask = np.ones((3, 3), dtype=bool)
     picture = drawn(size, heatmap=np.eye(4), points=[(size[0] / 2, size[1] / 2)], mask=mask)
     assert picture.mode == "RGB"
-    assert picture.width == max(shown[0], MIN_STRIP_WIDTH)
-    assert shown[1] + 40 < picture.height < shown[1] + 120
+    assert picture.width == max(2 * shown[0] + GAP, MIN_STRIP_WIDTH)
+    assert shown[1] + 60 < picture.height < shown[1] + 150
     assert max(shown) <= LONG_SIDE[1]
 
 
@@ -132,7 +180,7 @@ def test_the_image_that_was_given_is_not_painted_on() -> None:
 
 @pytest.mark.parametrize("heatmap", [np.full((3, 3), np.nan), np.zeros((0, 0)), np.full((1, 1), 2.0)])
 def test_a_heatmap_that_says_nothing_is_no_reason_to_fail(heatmap) -> None:
-    assert drawn(heatmap=heatmap).size == drawn().size
+    assert drawn(heatmap=heatmap).width == drawn().width
 
 
 def text_pixels(picture: Image.Image) -> int:
@@ -151,7 +199,7 @@ def test_question_answer_and_confidence_are_written_below() -> None:
 
 
 def test_a_long_question_makes_the_picture_higher_and_not_wider() -> None:
-    short, long = drawn(question="Is it red?"), drawn(question="Is it red, or is it not? " * 6)
+    short, long = drawn(question="Is it red?"), drawn(question="Is it red, or is it not? " * 12)
     assert long.width == short.width
     assert long.height > short.height + 40
 
@@ -159,7 +207,7 @@ def test_a_long_question_makes_the_picture_higher_and_not_wider() -> None:
 @pytest.mark.parametrize("character", ["a ", "i", "漢", "\u0301", "\u200b"])
 def test_of_a_text_of_any_length_a_few_lines_are_shown(character: str) -> None:
     endless = drawn(question=character * 120_000, answer=character * 120_000)
-    assert endless.width == 400
+    assert endless.width == 800 + GAP
     assert endless.height < 300 + 2 * MAX_LINES * 30
 
 
@@ -208,4 +256,4 @@ def test_words_stay_whole_where_they_fit() -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.text(st.characters(), max_size=60) | st.just("\ud800 \x00 \n \U0010ffff 漢字 😀 عربى"))
 def test_no_text_is_too_odd_to_be_written(text: str) -> None:
-    assert drawn(question=text, answer=text).width == 400
+    assert drawn(question=text, answer=text).width == 800 + GAP

@@ -11,7 +11,7 @@ from shards.errors import ConfigError
 from shards.format.index import Shard
 from shards.plan import EpochOrder, Ints, Order, Share, Visits, in_first_order
 from shards.read.ahead import Window, bytes_at_once, check_cache, shards_in_order
-from shards.read.loader import EvaluationBatches, Split, TrainingBatches, alone
+from shards.read.micro_batches import EvaluationBatches, Split, TrainingBatches, alone
 from tests.corpora import build_corpus
 from tests.unit.shards.read.test_loader import SIZE, TEXTS
 

@@ -10,7 +10,7 @@ from shards.plan import Order
 from shards.read.collate import Batch, Layout, SeenRegions
 from shards.read.collation import BlockCollation, Collated, SeenVisit, first_images
 from shards.read.eyes import Eyes, SquareEyes
-from shards.read.loader import EvaluationBatches, Split, Texts, alone
+from shards.read.micro_batches import EvaluationBatches, Split, Texts, alone
 from shards.tasks import TASKS
 from shards.tasks.seam import Block, Row, Rows, Visit, Wanted
 from tests.rows import LetterCodec

@@ -23,15 +23,9 @@ from shards.plan import Order, Share
 from shards.read.augment import RandAugment
 from shards.read.collate import IGNORED_LABEL
 from shards.read.eyes import square_pixels
-from shards.read.loader import (
-    EvaluationBatches,
-    Loader,
-    MicroBatch,
-    Split,
-    TrainingBatches,
-    alone,
-    training_keys,
-)
+from shards.read.loader import Loader
+from shards.read.micro_batch import MicroBatch
+from shards.read.micro_batches import EvaluationBatches, Split, TrainingBatches, alone, training_keys
 from tests.corpora import build_corpus
 from tests.rows import LetterCodec, leaves
 
@@ -102,7 +96,7 @@ def test_augmented_pictures_are_the_same_for_any_number_of_workers_and_ranks_and
 
 def test_pictures_with_questions_about_left_and_right_are_left_alone(shards: Path, monkeypatch) -> None:
     plain = all_batches(TrainingBatches(open_split(shards), TEXTS, SIZE, alone(2)), 1)
-    monkeypatch.setattr("shards.read.loader.tells_sides", lambda _: True)
+    monkeypatch.setattr("shards.read.micro_batches.tells_sides", lambda _: True)
     augment = RandAugment("rand-m9-mstd0.5", 5)
     found = all_batches(TrainingBatches(open_split(shards), TEXTS, SIZE, alone(2), augment=augment), 1)
     assert_same(found, plain)
@@ -261,7 +255,8 @@ def test_an_error_ends_the_process_although_workers_ignore_signals(shards: Path)
     """Python waits at exit for children that it has sent a SIGTERM."""
     script = f"""
 from tests.unit.shards.read.test_loader import SIZE, TEXTS, alone, open_split
-from shards.read.loader import EvaluationBatches, Loader
+from shards.read.loader import Loader
+from shards.read.micro_batches import EvaluationBatches
 batches = EvaluationBatches(open_split({str(shards)!r}), TEXTS, SIZE, alone(2))
 loader = Loader(batches, workers=1, pin_memory=False)
 for item in loader.batches(batches.all_keys()):
@@ -276,7 +271,8 @@ def test_a_killed_process_takes_its_workers_with_it_and_nothing_is_said_of_semap
     script = f"""
 import os, signal
 from tests.unit.shards.read.test_loader import SIZE, TEXTS, alone, open_split
-from shards.read.loader import EvaluationBatches, Loader
+from shards.read.loader import Loader
+from shards.read.micro_batches import EvaluationBatches
 batches = EvaluationBatches(open_split({str(shards)!r}), TEXTS, SIZE, alone(2))
 loader = Loader(batches, workers=1, pin_memory=False)
 for item in loader.batches(batches.all_keys()):

@@ -9,7 +9,9 @@ import torch
 from benchmarks.identity_data import texts_of
 from shards.plan import Order, Share
 from shards.read.lengths import longest_questions, tokens_of
-from shards.read.loader import Loader, MicroBatch, Split, TrainingBatches, training_keys
+from shards.read.loader import Loader
+from shards.read.micro_batch import MicroBatch
+from shards.read.micro_batches import Split, TrainingBatches, training_keys
 from tests.corpora import build_corpus
 from tests.rows import LetterCodec, leaves
 

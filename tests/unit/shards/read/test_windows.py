@@ -12,7 +12,7 @@ from shards.format.index import SplitIndex
 from shards.plan import Order, Share
 from shards.read.collation import Collated, SeenVisit
 from shards.read.eyes import Augment
-from shards.read.loader import EvaluationBatches, Split, Texts, TrainingBatches
+from shards.read.micro_batches import EvaluationBatches, Split, Texts, TrainingBatches
 from shards.read.windows import by_window
 from shards.tasks.seam import Row, Rows, Visit, Wanted
 from tests.documents import write_mpdocvqa

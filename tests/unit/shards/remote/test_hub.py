@@ -14,7 +14,7 @@ import pytest
 from shards.config import CacheConfig
 from shards.format.index import index_digest
 from shards.plan import Order
-from shards.read.loader import Split, TrainingBatches, alone
+from shards.read.micro_batches import Split, TrainingBatches, alone
 from tests.corpora import build_corpus
 from tests.hub import hub
 from tests.unit.shards.read.test_loader import SIZE, TEXTS, all_batches

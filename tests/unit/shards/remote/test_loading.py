@@ -10,7 +10,9 @@ import pytest
 
 from shards.config import CacheConfig
 from shards.plan import Order, Share
-from shards.read.loader import EvaluationBatches, Loader, MicroBatch, Split, TrainingBatches, alone, training_keys
+from shards.read.loader import Loader
+from shards.read.micro_batch import MicroBatch
+from shards.read.micro_batches import EvaluationBatches, Split, TrainingBatches, alone, training_keys
 from tests.corpora import build_corpus
 from tests.runs import write_recipe
 from tests.servers import Behaviour, file_server

@@ -9,7 +9,7 @@ from shards.config import CacheConfig
 from shards.errors import DataError, UserError
 from shards.format.index import index_digest, read_index
 from shards.plan import Order
-from shards.read.loader import Split, TrainingBatches, alone
+from shards.read.micro_batches import Split, TrainingBatches, alone
 from tests.corpora import build_corpus
 from tests.unit.shards.read.test_loader import SIZE, TEXTS, all_batches, assert_same
 

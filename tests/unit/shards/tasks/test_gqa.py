@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from shards.plan import Order
-from shards.read.loader import Split
+from shards.read.micro_batches import Split
 from shards.tasks.gqa import DATA, rows
 from shards.tasks.seam import Draw, Row, Rows, Target, Visit, Wanted
 from tests.corpora import build_corpus

@@ -4,7 +4,7 @@ import pytest
 
 from shards.errors import DataError
 from shards.plan import Order
-from shards.read.loader import Split
+from shards.read.micro_batches import Split
 from shards.tasks import TASKS
 from shards.tasks.seam import Draw, Row, Visit, Wanted
 from tests.documents import write_mpdocvqa

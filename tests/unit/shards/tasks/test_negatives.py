@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from shards.format.records import Groups, Question, Types
 from shards.lower_case import normalise
 from shards.plan import Order
-from shards.read.loader import Split
+from shards.read.micro_batches import Split
 from shards.tasks.negatives import answer_draws, answer_negative, question_draws, question_negative
 from tests.corpora import build_corpus
 

@@ -19,7 +19,8 @@ from shards.format.features import FeatureShard, read_feature_index
 from shards.format.index import INDEX_NAME
 from shards.read.collate import SeenFeatures
 from shards.read.features import CachedSight, FeatureCache
-from shards.read.loader import MicroBatch, training_keys
+from shards.read.micro_batch import MicroBatch
+from shards.read.micro_batches import training_keys
 from tests.unit.trainer.features.projects import cache, write_project
 from trainer import cli
 from trainer.build import (

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from trainer.reporting.recorders import JsonlRecorder, Recorders, TensorBoardRecorder
+from trainer.reporting.recorders import JsonlRecorder, Recorder, Recorders
 
 
-class MemoryRecorder:
+class MemoryRecorder(Recorder):
     def __init__(self) -> None:
         self.seen: list[tuple] = []
 
@@ -187,36 +187,3 @@ def test_nothing_but_the_tensorboard_recorder_needs_torch():
     imports = "; ".join(f"import trainer.{module}" for module in modules)
     program = f"import sys; {imports}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[4], check=False).returncode == 0
-
-
-def shown_by_tensorboard(directory):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    accumulator = EventAccumulator(str(directory))
-    accumulator.Reload()
-    return accumulator
-
-
-def test_tensorboard_forgets_the_rolled_back_tail_and_keeps_the_recipe(tmp_path):
-    before = TensorBoardRecorder(tmp_path)
-    before.text("recipe", "optim:\n  lr: 1.0e-4")
-    for step in range(1, 6):
-        before.record(step, {"train/loss": float(step), "val/accuracy": 0.5})
-    before.close()
-    after = TensorBoardRecorder(tmp_path, resumed_step=3)
-    after.record(4, {"train/loss": 40.0})
-    after.close()
-    shown = shown_by_tensorboard(tmp_path)
-    assert [(event.step, event.value) for event in shown.Scalars("train/loss")] == [(1, 1), (2, 2), (3, 3), (4, 40)]
-    assert [event.step for event in shown.Scalars("val/accuracy")] == [1, 2, 3]
-    [recipe] = shown.Tensors("recipe/text_summary")
-    assert recipe.tensor_proto.string_val[0].decode() == "    optim:\n      lr: 1.0e-4"
-
-
-def test_tensorboard_forgets_all_of_a_run_that_starts_anew_in_the_same_directory(tmp_path):
-    for steps in (range(9), range(2)):
-        recorder = TensorBoardRecorder(tmp_path)
-        for step in steps:
-            recorder.record(step, {"train/loss": 1.0})
-        recorder.close()
-    assert [event.step for event in shown_by_tensorboard(tmp_path).Scalars("train/loss")] == [0, 1]

@@ -99,6 +99,7 @@ def new_run(config: RunConfig, stop: SimpleNamespace, tmp_path: Path, monkeypatc
         monkeypatch.setattr(
             "trainer.training.loop.export_last", lambda _run, state: ledger.exported.append(state.global_step)
         )
+        monkeypatch.setattr("trainer.training.loop.summary", lambda _run, _state: [])  # it reads the export
         milestones = Milestones.of(config, steps_per_epoch=5)
         return Run(
             config=config,

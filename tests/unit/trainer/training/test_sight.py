@@ -12,7 +12,8 @@ from model.build import BuiltModel
 from model.objective import EvaluationOutput
 from shards.plan import Share
 from shards.read.collate import Batch
-from shards.read.loader import EvaluationBatches, Loader
+from shards.read.loader import Loader
+from shards.read.micro_batches import EvaluationBatches
 from tests.runs import Project
 from tests.thread_ranks import on_ranks
 from trainer.build import image_size, make_texts, open_split

@@ -14,7 +14,8 @@ from model.config import LossConfig
 from model.parts import PARTS, sum_names
 from shards.build.writer import build_shards
 from shards.plan import Share
-from shards.read.loader import EvaluationBatches, Loader
+from shards.read.loader import Loader
+from shards.read.micro_batches import EvaluationBatches
 from tests.corpora import write_corpus
 from tests.runs import Project
 from trainer.build import image_size, make_texts, open_split
