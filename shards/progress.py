@@ -1,14 +1,17 @@
-"""How far a build is: a bar on a terminal, a plain line now and then elsewhere; a closed output ends neither."""
+"""What is being done, and how far it is: on a terminal a line that goes when it is over, elsewhere a plain line now and
+then; a closed output ends neither."""
 
 import os
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self, TextIO
 
 SECONDS_BETWEEN_LINES = 10.0
+_bars: list[Any] = []
+"""What is shown on the terminal now."""
 
 
 def say(text: str, *, error: bool = False) -> None:
@@ -16,6 +19,8 @@ def say(text: str, *, error: bool = False) -> None:
     stream = sys.stderr if error else sys.stdout
     if stream is None:
         return
+    for bar in _bars:
+        bar.clear()  # else the text would stand behind it
     try:
         print(text, file=stream, flush=True)
     except (OSError, ValueError):
@@ -69,6 +74,7 @@ class Progress:
             from tqdm import tqdm  # only a terminal needs it
 
             self._bar = tqdm(total=total, desc=what, unit=f" {unit}", unit_scale=True, leave=False, file=sys.stderr)
+            _bars.append(self._bar)
 
     def __enter__(self) -> Self:
         return self
@@ -77,6 +83,7 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._bar is not None:
+            _bars.remove(self._bar)
             self._bar.close()
         elif self._last_line > self._start and kind is None:
             self._line()
@@ -93,6 +100,23 @@ class Progress:
         self._last_line = self._clock()
         seconds = self._last_line - self._start
         say(progress_line(self._what, self._done, self._total, self._unit, seconds), error=True)
+
+
+@contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Show what takes a moment until it is over, to whoever sits before a terminal: nothing of it is in any log."""
+    if not _is_terminal(sys.stderr):
+        yield
+        return
+
+    from tqdm import tqdm  # only a terminal needs it
+
+    with tqdm(bar_format="{desc} ...", desc=what, leave=False, file=sys.stderr) as bar:
+        _bars.append(bar)
+        try:
+            yield
+        finally:
+            _bars.remove(bar)
 
 
 def _clock(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Ranks forked from a process that has imported the trainer already, in place of a launcher that starts them.
+"""Ranks and commands forked from a process that has imported the trainer already, in place of processes that import it.
 
 A launcher and two ranks take some 30 s of processor time before the first test. So what ranks do is tested with
 these; how they are started is tested through `launch_ranks`.
@@ -31,6 +31,7 @@ class Launch:
     arguments: list[str]
     environments: list[dict[str, str]]
     """Of each rank."""
+    cwd: str
     directory: str
     """Where consoles, process ids and exit codes are left."""
 
@@ -38,13 +39,20 @@ class Launch:
 class Forked:
     """Ranks that were started, each a process of its own."""
 
-    def __init__(self, module: str, arguments: Sequence[str], environments: Sequence[Mapping[str, str]]) -> None:
+    def __init__(
+        self,
+        module: str,
+        arguments: Sequence[str],
+        environments: Sequence[Mapping[str, str]],
+        cwd: Path = ROOT,
+    ) -> None:
         self._command = [module, *arguments]
         self._home = Path(tempfile.mkdtemp(prefix="ranks"))
         launch = Launch(
             module=module,
             arguments=list(arguments),
             environments=[dict(environment) for environment in environments],
+            cwd=str(cwd),
             directory=str(self._home),
         )
         server = _server()
@@ -118,6 +126,11 @@ def fork_ranks(
     return Forked(module, args, environments).wait(timeout_seconds)
 
 
+def fork_command(words: Sequence[str], env: Mapping[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run `duoflow WORDS` in a directory, with nothing else in its environment than `env`."""
+    return Forked("trainer.cli", words, [env], cwd).wait(300.0)
+
+
 @functools.cache
 def _server() -> subprocess.Popen[str]:
     """It ends with the process that started it, whose end of the pipe is closed then."""
@@ -162,6 +175,7 @@ def _fork(launch: Launch, environment: Mapping[str, str]) -> int:
         try:
             os.environ.clear()
             os.environ.update(environment)
+            os.chdir(launch.cwd)
             sys.argv = [launch.module, *launch.arguments]
             runpy.run_module(launch.module, run_name="__main__", alter_sys=True)
             code = 0

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed.forked_ranks import fork_ranks
 from tests.distributed.launch import ROOT, run
 from tests.distributed.training_runs import DROPOUT, IN_SECOND_EPOCH, Runs, launched
 from tests.distributed.training_worker import Case
 from tests.runs import NO_COMPILER
 from tests.unit.trainer.features.projects import cache, write_project
 from trainer import cli
+from trainer.config import dump_config, load_config
 
 KILLED_AT_THIRD_TAR = """
 import os, signal, sys
@@ -57,9 +59,11 @@ def test_two_ranks_write_what_one_does(recipe: Path, tmp_path: Path):
 
 
 def test_what_is_wrong_is_one_line_on_any_number_of_ranks(recipe: Path, tmp_path: Path):
-    overrides = ("engine.processes=2", "model.efficient_sam.checkpoint=/nowhere.safetensors")
-    command = [sys.executable, "-m", "trainer.cli", *features_command(recipe, tmp_path, *overrides)]
-    done = run(command, env=NO_COMPILER, timeout_seconds=300)
+    config = load_config(recipe, ["model.efficient_sam.checkpoint=/nowhere.safetensors"])
+    file, ranks = tmp_path / "config.yaml", tmp_path / "ranks"
+    file.write_text(dump_config(config), encoding="utf-8")
+    ranks.mkdir()
+    done = fork_ranks("trainer.features.rank", str(file), "train", "fp16", str(ranks), env=NO_COMPILER)
     assert done.returncode == 2
     assert len([line for line in done.stdout.splitlines() if "/nowhere.safetensors" in line]) == 1
     assert "Traceback" not in done.stdout

@@ -5,13 +5,12 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
 
+from tests.distributed.forked_ranks import fork_command
 from tests.unit.test_documented_commands import commands
 from tests.unit.trainer.test_command_line import EXAMPLES
 from trainer.config.schema import REPOSITORY
@@ -35,16 +34,15 @@ NOT_HERE = {
 
 
 def duoflow(words: list[str], directory: Path) -> str:
-    """What a command says on stdout; it has to end with 0."""
-    command = [sys.executable, "-m", "trainer.cli", *words]
+    """What a command says; it has to end with 0."""
     environment = {
         "PYTHONPATH": str(REPOSITORY),
         "PATH": "/usr/bin:/bin",
         "OMP_NUM_THREADS": "1",
         "HOME": str(directory),
     }
-    done = subprocess.run(command, cwd=directory, env=environment, text=True, capture_output=True, check=False)
-    assert done.returncode == 0, (words, done.stdout[-1000:], done.stderr[-3000:])
+    done = fork_command(words, environment, directory)
+    assert done.returncode == 0, (words, done.stdout[-3000:])
     return done.stdout
 
 

@@ -11,7 +11,7 @@ from launch.hosts.deaths import describe_deaths
 from launch.network import free_port
 from launch.processes.local import Outcome, count_gpus, launcher_command, launcher_environment, run_launcher
 from launch.processes.ranks import attending
-from shards.progress import say
+from shards.progress import doing, say
 from trainer.commands.background import go_on_in_background
 from trainer.commands.restarts import keep_training
 from trainer.config import RunConfig, load_config
@@ -57,7 +57,8 @@ def start_training(
     if finished is not None:
         say(finished)
         return DONE
-    launch = (prepare or prepare_here)(config, run, fresh)
+    with doing(f"{run.path}: checking the recipe, its data and its weights"):
+        launch = (prepare or prepare_here)(config, run, fresh)
     notes = caveats(config, None if fresh else run.read_config())
     with contextlib.ExitStack() as locks:
         write_start(config, run, locks, fresh=fresh)
@@ -234,6 +235,7 @@ def _occupy(run: RunDirectory, locks: contextlib.ExitStack, *, fresh: bool) -> N
 
 def _launch(run: RunDirectory, config: RunConfig, machine: Machine) -> Outcome:
     occupied = {OCCUPIED: str(run.path.resolve())}
+    say(f"{run.path}: starting {machine.processes} rank(s)")
     return launch_ranks(TRAINING_MODULE, [str(run.config.resolve())], config, machine, run.ranks, occupied)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import UserError
-from shards.progress import say
+from shards.progress import doing, say
 from trainer.doctor.table import Row, Section, faults, render
 
 
@@ -34,7 +34,8 @@ def add_doctor_parser(verbs: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.hostfile is not None:
         return _run_over_hosts(arguments)
-    sections = examine(arguments.recipe, arguments.overrides)
+    with doing("looking at this machine; DeepSpeed is started once, which takes some seconds"):
+        sections = examine(arguments.recipe, arguments.overrides)
     found = faults(sections)
     say(_as_json(sections) if arguments.json else render(sections))
     if found:
