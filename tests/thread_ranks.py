@@ -1,4 +1,8 @@
-"""Ranks as threads of one process: what `World` agrees on by collectives, they agree on at a barrier."""
+"""Ranks as threads of one process: what `World` agrees on by collectives, they agree on at a barrier.
+
+They take turns, from one barrier to the next: real ranks share no tokenizer, and one of transformers' is changed while
+it is called.
+"""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -43,13 +47,13 @@ class ThreadWorld(World):
 
 
 def on_ranks(world_size: int, act: Callable[[World], T]) -> list[T]:
-    """What each of so many ranks gives, by rank; all of them act at the same time. One alone stays in its thread, since
-    the last bits of a product may differ from one thread to another."""
+    """What each of so many ranks gives, by rank. One alone stays in its thread, since the last bits of a product may
+    differ from one thread to another."""
     if world_size == 1:
         return [act(World())]
     exchange = _Exchange(world_size)
     with ThreadPoolExecutor(world_size) as pool:
-        return list(pool.map(lambda rank: act(ThreadWorld(rank, exchange)), range(world_size)))
+        return list(pool.map(lambda rank: exchange.in_turn(act, rank), range(world_size)))
 
 
 class _Exchange:
@@ -58,10 +62,22 @@ class _Exchange:
     def __init__(self, world_size: int) -> None:
         self.world_size, self._barrier = world_size, threading.Barrier(world_size, timeout=60)
         self._given: list[Any] = [None] * world_size
+        self._turn = threading.Lock()
+
+    def in_turn(self, act: Callable[[World], T], rank: int) -> T:
+        with self._turn:
+            return act(ThreadWorld(rank, self))
 
     def __call__(self, rank: int, value: Any) -> list[Any]:
         self._given[rank] = value
-        self._barrier.wait()
+        self._wait()
         everything = list(self._given)
-        self._barrier.wait()
+        self._wait()
         return everything
+
+    def _wait(self) -> None:
+        self._turn.release()
+        try:
+            self._barrier.wait()
+        finally:
+            self._turn.acquire()
