@@ -15,6 +15,7 @@ from tests.models import EFFICIENT_SAM, FUSION, SCRATCH
 from trainer.build import assemble_model, open_split, training_tokenizer
 from trainer.config import RunConfig, load_config
 from trainer.engine.state_file import MODEL, OPTIMIZER, EngineState
+from trainer.inference.evaluate import evaluate_export
 from trainer.run_directory import RunDirectory
 
 VISITS, QUESTIONS_PER_VISIT = 8, 3
@@ -159,3 +160,9 @@ class LeftOver:
     def bits(self, pointer: str) -> list[bytes]:
         """Weights and moments of the checkpoint that a pointer names."""
         return [(self.checkpoint(pointer) / name).read_bytes() for name in (MODEL, OPTIMIZER)]
+
+
+def evaluate_run(path: Path, split: str, **how: Any) -> tuple[dict[str, float], dict[str, int]]:
+    """The metrics and counts that `evaluate_export` gives."""
+    found = evaluate_export(path, split, **how)
+    return found.metrics, found.counts

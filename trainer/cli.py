@@ -3,15 +3,14 @@
 import argparse
 import errno
 import importlib
-import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from shards.errors import UserError
 from shards.progress import say, silence
-from trainer.command_line import SPLITS, Parser
+from trainer.command_line import Parser
 from trainer.exit_codes import EXIT_CODES, INTERRUPTED, USER_MISTAKE
 
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
@@ -93,7 +92,9 @@ VERBS: dict[str, Verb] = {
         "train on many nodes, or print what would be run",
         _lazily("trainer.commands.launch_parser", "add_launch_parser"),
     ),
-    "evaluate": Verb("score a run's best weights on a split", lambda verbs: _add_evaluate(verbs)),
+    "evaluate": Verb(
+        "score a run's best weights on a split", _lazily("trainer.commands.evaluate", "add_evaluate_parser")
+    ),
     "answer": Verb("ask a run's model about a photo", _lazily("trainer.commands.answer", "add_answer_parser")),
     "report": Verb(
         "a run as one HTML file: curves, scores, answers with what was looked at, worst errors",
@@ -279,69 +280,6 @@ def _dry_run(recipe: Path, overrides: Sequence[str], *, fresh: bool, as_json: bo
 
     say(dry_run(config, fresh=fresh, as_json=as_json))
     return 0
-
-
-def _add_evaluate(verbs: Any) -> None:
-    from trainer.export.run_arguments import add_pipeline_option
-
-    parser = verbs.add_parser(
-        "evaluate",
-        description="Answer every question of a split with the exported weights of a run, and score the answers.",
-        epilog="duoflow evaluate runs/my_run --split val --json scores.json",
-    )
-    parser.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/NAME, or an export")
-    parser.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="values that the run leaves open, such as data.test=DIR"
-    )
-    parser.add_argument("--split", required=True, choices=SPLITS, help="which of the recipe's splits")
-    parser.add_argument("--json", metavar="F", type=Path, help="write the scores to this file as well")
-    parser.add_argument(
-        "--images", choices=("own", "shuffled"), default="own", help="shuffled: each question sees another image"
-    )
-    parser.add_argument(
-        "--weights", choices=("trained", "initial"), default="trained", help="initial: the fusion as training found it"
-    )
-    add_pipeline_option(parser)
-    parser.set_defaults(handler=_evaluate)
-
-
-def _evaluate(arguments: argparse.Namespace) -> int:
-    from shards.atomic import check_writable
-    from trainer.export.run_arguments import check_run
-
-    check_run(arguments.run)
-    if arguments.json is not None:
-        check_writable("--json", arguments.json)
-
-    from trainer.inference.evaluate import evaluate_export  # after the run was found: it imports torch
-    from trainer.run_directory import write_json
-    from trainer.scoring.baselines import table
-
-    metrics, counts, predictions, readable = evaluate_export(
-        arguments.run,
-        arguments.split,
-        images=arguments.images,
-        weights=arguments.weights,
-        pipeline=arguments.pipeline,
-        overrides=arguments.overrides,
-    )
-    for line in (*_score_lines(metrics, counts), *table(metrics, arguments.split)):
-        say(line)
-    if arguments.json is not None:
-        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        write_json(arguments.json, {"split": arguments.split, "metrics": finite, "counts": counts})
-    for said, file in (("to hand in", predictions), ("to read", readable), ("scores", arguments.json)):
-        if file is not None:
-            say(f"written, {said}: {file}")
-    return 0
-
-
-def _score_lines(metrics: Mapping[str, float], counts: Mapping[str, int]) -> Iterator[str]:
-    """`testdev/accuracy  0.7500  of 12,578`: every metric, with the questions behind it where they were counted."""
-    width = max(map(len, metrics), default=0)
-    for name, value in metrics.items():
-        count = counts.get(f"{name}/count", counts.get(name.replace("/accuracy", "/count")))
-        yield f"{name:<{width}}  {value:.4f}" + (f"  of {count:,}" if count is not None else "")
 
 
 def _flush_output() -> None:

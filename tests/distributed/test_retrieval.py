@@ -16,12 +16,11 @@ from tests.distributed.training_runs import IN_SECOND_EPOCH, Runs, launched
 from tests.distributed.training_worker import Case, Fault
 from tests.documents import shared_vlm
 from tests.retrieval import write_checkpoint
-from tests.runs import write_recipe
+from tests.runs import evaluate_run, write_recipe
 from tests.selection import STAGES, STAGES_EVERY_DAY, chosen_stages, with_slow
 from tests.task_corpora import write_task
 from trainer.cli import main
 from trainer.engine.state_file import MODEL
-from trainer.inference.evaluate import evaluate_run
 
 pytestmark = pytest.mark.distributed
 

@@ -18,12 +18,11 @@ from shards.plan import PADDING, Share
 from shards.read.micro_batches import Split
 from tests.distributed.launch import launch_ranks
 from tests.distributed.training_runs import LORA, Runs, train_alone, train_together
-from tests.runs import NO_COMPILER, STEPS_PER_EPOCH, TOTAL_STEPS, LeftOver, write_recipe, write_shards
+from tests.runs import NO_COMPILER, STEPS_PER_EPOCH, TOTAL_STEPS, LeftOver, evaluate_run, write_recipe, write_shards
 from tests.selection import STAGES, STAGES_EVERY_DAY, chosen, with_slow
 from trainer.config import load_config
 from trainer.config.schema import plan_order
 from trainer.engine.state_file import MODEL, verify_checkpoint
-from trainer.inference.evaluate import evaluate_run
 from trainer.training.early_stopping import EarlyStopping
 from trainer.training.loop import MAX_UNAPPLIED_STEPS
 

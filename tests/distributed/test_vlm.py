@@ -16,12 +16,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from model.vlm.objective import NAME
 from tests.distributed.training_runs import IN_SECOND_EPOCH, Runs, launched
 from tests.distributed.training_worker import Case, Fault
-from tests.runs import write_recipe, write_shards
+from tests.runs import evaluate_run, write_recipe, write_shards
 from tests.selection import STAGES, STAGES_EVERY_DAY, chosen_stages, with_slow
 from tests.vlm import write_checkpoint
 from trainer.cli import main
 from trainer.engine.state_file import MODEL
-from trainer.inference.evaluate import evaluate_run
 
 pytestmark = pytest.mark.distributed
 

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import os
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +12,7 @@ from shards.format.features import TokenType
 from shards.progress import say
 from trainer.command_line import SPLITS
 from trainer.config import RunConfig, dump_config, load_config
-from trainer.exit_codes import DONE, FAILED, STOPPED, USER_MISTAKE
+from trainer.exit_codes import DONE, STOPPED
 
 _RANK_MODULE = "trainer.features.rank"
 _STOPPED = "features: stopped; finished tars stay, and the same command goes on from there"
@@ -94,7 +93,8 @@ def _dry_run(config: RunConfig, split: str, dtype: TokenType, ranks: int) -> int
 
 def _cache_here(config: RunConfig, split: str, dtype: TokenType) -> int:
     from trainer.engine.signals import StopRequest
-    from trainer.features.write import Stopped, prepare, write_features
+    from trainer.engine.waiting import StoppedError
+    from trainer.features.write import prepare, write_features
 
     world = _this_process()
     with StopRequest() as stop:
@@ -103,7 +103,7 @@ def _cache_here(config: RunConfig, split: str, dtype: TokenType) -> int:
             say(f"features: {line}")
         try:
             write_features(work, world, say=say, stopped=lambda: stop.requested)
-        except Stopped:
+        except StoppedError:
             return STOPPED
     for target in work.targets:
         say(f"features: {target.directory} is whole")
@@ -111,26 +111,12 @@ def _cache_here(config: RunConfig, split: str, dtype: TokenType) -> int:
 
 
 def _launch(config: RunConfig, split: str, dtype: TokenType, machine: Any) -> int:
-    from launch.processes.ranks import read_records
-    from trainer.commands.start import launch_ranks
+    from trainer.commands.ranks import work_on_ranks
 
     with tempfile.TemporaryDirectory(prefix="duoflow.features.") as aside:
-        recipe, ranks = Path(aside) / "config.yaml", Path(aside) / "ranks"
+        recipe = Path(aside) / "config.yaml"
         recipe.write_text(dump_config(config), encoding="utf-8")
-        ranks.mkdir()
-        outcome = launch_ranks(_RANK_MODULE, [str(recipe), split, dtype, str(ranks)], config, machine, ranks)
-        codes = [record.exit_code for record in read_records(ranks)]
-    return STOPPED if outcome.stopped_early else exit_code(codes, machine.processes)
-
-
-def exit_code(codes: Sequence[int | None], processes: int) -> int:
-    """Of all ranks together: None is one that was killed."""
-    if len(codes) < processes or None in codes:
-        say(
-            "duoflow: features: a rank ended without a word; finished tars stay, run the same command again", error=True
-        )
-        return FAILED
-    return next((code for code in (USER_MISTAKE, FAILED, STOPPED) if code in codes), DONE)
+        return work_on_ranks(_RANK_MODULE, [str(recipe), split, dtype], config, machine)
 
 
 def _this_process() -> Any:

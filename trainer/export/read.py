@@ -44,6 +44,8 @@ PNP = ("pnp.",)
 ANSWERS = ("answers.by=", "answers.candidates=", "answers.double_first_token=")
 """How answers are had of a model that has learnt them in several ways."""
 LOOKS_WITH = ("pnp.looks_with=",)
+RANKS = ("engine.processes=",)
+"""How many processes of this machine share what is computed."""
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 

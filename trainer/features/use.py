@@ -30,21 +30,31 @@ class Streams(NamedTuple):
 def cacheable_streams(config: RunConfig, built: AnyBuilt, splits: Sequence[str], world: World) -> Streams | None:
     """The streams whose cached tokens a run may read; None where it reads none. Collective.
 
-    All of their weights are read, which takes a second; nothing is where no split has a cache on any rank.
-
     Args:
         splits: which it reads.
 
     Raises:
         ConfigError: `data.features: require`, and nothing of this model can be kept.
     """
-    is_required = config.data.features == "require"
-    is_fusion = isinstance(built.objective, FusionObjective)
-    if config.data.features == "off" or not (is_fusion or is_required):
+    return world.agree_on(lambda: streams_of(config, built)) if wants_caches(config, splits, world) else None
+
+
+def wants_caches(config: RunConfig, splits: Sequence[str], world: World) -> bool:
+    """Whether a cache of one of these splits is on some rank, or required. Collective."""
+    if config.data.features == "auto":
+        return world.any_rank(any(has_caches(config, split) for split in splits))
+    return config.data.features == "require"
+
+
+def streams_of(config: RunConfig, built: AnyBuilt) -> Streams | None:
+    """The streams of a model that can be kept; None where the model has none. Reads all of their weights.
+
+    Raises:
+        ConfigError: `data.features: require`, and nothing of this model can be kept.
+    """
+    if not isinstance(built.objective, FusionObjective) and config.data.features != "require":
         return None
-    if not is_required and not world.any_rank(any(has_caches(config, split) for split in splits)):
-        return None
-    return Streams(*world.agree_on(lambda: streams_to_cache(built.objective, image_size(config, built))))
+    return Streams(*streams_to_cache(built.objective, image_size(config, built)))
 
 
 def cached_sight(

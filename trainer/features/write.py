@@ -44,6 +44,7 @@ from trainer.build import assemble_model, check_medium, image_size, open_split
 from trainer.config import RunConfig
 from trainer.engine.deepspeed_config import resolve_precision
 from trainer.engine.distributed import World
+from trainer.engine.waiting import StoppedError
 from trainer.features.places import features_directory, origin_of, streams_to_cache
 from trainer.reporting.progress import render_duration
 
@@ -55,10 +56,6 @@ _DISK_RESERVE = 0.01
 """Of what will be written: room for the file system's own tables."""
 
 Say = Callable[[str], None]
-
-
-class Stopped(Exception):
-    """A signal came on some rank; the tars that are finished stay."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +213,7 @@ def write_features(work: Work, world: World, *, say: Say, stopped: Callable[[], 
 
     Raises:
         UserError: on all ranks, if the disk is full on one of them, or an image cannot be read.
-        Stopped: on all ranks, if `stopped` says so on one of them.
+        StoppedError: on all ranks, if `stopped` says so on one of them; the tars that are finished stay.
     """
     world.agree_on(lambda: _make_directories(work))
     shards = range(world.rank, len(work.counts), world.world_size)
@@ -255,7 +252,7 @@ def _write_tars(
             if world.any_rank(error is not None or halted):
                 steps.close()
                 world.agree_or_raise(error)
-                raise Stopped
+                raise StoppedError("stopped")
     return written
 
 

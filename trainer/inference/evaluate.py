@@ -1,9 +1,11 @@
-"""`duoflow evaluate`: a split through the exported model of a run, in a process of its own."""
+"""`duoflow evaluate`: a split through the exported model of a run, on one rank or on many."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+import torch
 
 from shards.atomic import check_writable, write_atomically
 from shards.errors import ConfigError, UserError
@@ -11,18 +13,20 @@ from shards.format.index import open_index
 from shards.progress import Progress, say
 from shards.read.micro_batches import Split
 from shards.tasks import TASKS
-from trainer.build import AnyBuilt, build_pnp, evaluation_loader, open_split
+from trainer.build import build_pnp, evaluation_loader, open_split
 from trainer.config import RunConfig
-from trainer.engine.distributed import World
-from trainer.export.read import Pipeline, Weights, load_exported, open_keys, read_run
+from trainer.engine.distributed import World, device_type
+from trainer.engine.waiting import StoppedError
+from trainer.export.read import RANKS, Pipeline, Weights, load_exported, open_keys, read_run
 from trainer.export.run_arguments import other_than_fusion
-from trainer.features.use import Streams, cacheable_streams, cached_sight
+from trainer.features.use import Streams, cached_sight, streams_of, wants_caches
 from trainer.inference.table import as_csv, predicted_rows
 from trainer.run_directory import RunDirectory
+from trainer.scoring.predictions import Predictions, gather
 from trainer.tasks import Task, task_named
 from trainer.training.baselines import baselines
 from trainer.training.preflight import check_format
-from trainer.training.validate import evaluate, evaluate_pnp, gather_predictions
+from trainer.training.validate import evaluate, evaluate_pnp
 
 Images = Literal["own", "shuffled"]
 
@@ -40,20 +44,6 @@ class Evaluated(NamedTuple):
     """The same to read, with image, question, answer, probability and score; where predictions are texts."""
 
 
-def evaluate_run(
-    path: Path,
-    split: str,
-    *,
-    images: Images = "own",
-    weights: Weights = "trained",
-    pipeline: Pipeline = "direct",
-    overrides: Sequence[str] = (),
-) -> tuple[dict[str, float], dict[str, int]]:
-    """The metrics and counts of `evaluate_export`."""
-    found = evaluate_export(path, split, images=images, weights=weights, pipeline=pipeline, overrides=overrides)
-    return found.metrics, found.counts
-
-
 def evaluate_export(
     path: Path,
     split: str,
@@ -62,8 +52,10 @@ def evaluate_export(
     weights: Weights = "trained",
     pipeline: Pipeline = "direct",
     overrides: Sequence[str] = (),
+    world: World | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Evaluated:
-    """Evaluate the export of a run, or an export, on a split of its recipe.
+    """Evaluate the export of a run, or an export, on a split of its recipe; every rank must call this.
 
     Own images and trained weights, the default, also write the answers in the task's submission format:
     `predictions/SPLIT.json`, and `answers/SPLIT.csv` to be read; `SPLIT.pnp.json`, or `SPLIT.rank.json` where
@@ -74,55 +66,98 @@ def evaluate_export(
         weights: `initial` leaves the fusion encoder as the seed made it: where training began.
         pipeline: whose answers are scored.
         overrides: `key=value` where a run leaves a choice (`trainer.export.read.open_keys`).
+        world: the ranks that share the questions; None is this process alone.
+        stopped: asked after every micro-batch.
+
+    Returns:
+        On rank 0, which writes the files; on others only the metrics and counts that belong to all.
 
     Raises:
-        ConfigError, DataError: there is no such run or split, or the export does not load.
+        ConfigError, DataError: there is no such run or split, or the export does not load; on all ranks, if on one.
+        StoppedError: on all ranks, if `stopped` says so on one.
     """
-    pnp = pipeline == "pnp"
-    if pnp and (other := other_than_fusion(read_run(path))) is not None:
-        raise ConfigError(f"--pipeline pnp: needs a trained fusion, and {path} is {other}; leave it out")
-    config = read_run(path, overrides, open_keys=open_keys(looks=pnp, pnp=pnp, chooses=not pnp))
-    if images == "own" and weights == "trained":
-        _check_predictions(RunDirectory(path).predictions(split))
+    world = world or World(device=torch.device(device_type()))
+    pnp, is_answer = pipeline == "pnp", images == "own" and weights == "trained"
+    leads = world.rank == 0
+    config = evaluated_config(path, pipeline, overrides)
+    if is_answer:
+        world.agree_on(lambda: _check_predictions(RunDirectory(path).predictions(split)) if leads else None)
     task, opened = task_named(config.task), open_split(config, split)
     check_format(config.task, opened.index, f"data.{split}", opened.directory)
-    streams: list[Streams | None] = []
-
-    def look(built: AnyBuilt) -> None:
-        # PNP-VQA's captioner looks at the images themselves.
-        streams.append(None if pnp else cacheable_streams(config, built, [split], World()))
-
-    exported = load_exported(path, config, weights=weights, look=look)
-    world = World(device=exported.device)
+    # PNP-VQA's captioner looks at the images themselves.
+    cached = not pnp and wants_caches(config, [split], world)
+    streams: list[Streams | None] = [None]
+    exported = world.agree_on(
+        lambda: load_exported(
+            path,
+            config,
+            weights=weights,
+            device=world.device,
+            look=lambda built: streams.append(streams_of(config, built) if cached else None),
+        )
+    )
     features = cached_sight(
-        config, split, opened, streams[0], exported.built, world, tell=lambda line: say(line, error=True)
+        config,
+        split,
+        opened,
+        streams[-1],
+        exported.built,
+        world,
+        tell=lambda line: say(line, error=True) if leads else None,
     )
     batches, loader = evaluation_loader(
         config, opened, exported.built, world, shuffle_images=images == "shuffled", features=features
     )
-    with Progress(f"evaluating {split}", len(batches.order.visits), "visits") as progress:
+    own_visits = -(-len(batches.order.visits) // world.world_size)
+    with Progress(f"evaluating {split}", own_visits, "visits", show=leads) as progress:
         common = {"task": task, "prefix": split, "detailed": True, "progress": progress.advance}
+        common["stop_requested"] = stopped
         if pnp:
             evaluation = evaluate_pnp(build_pnp(*exported), batches, loader, world, **common)
         else:
             objective, losses = exported.built.objective, config.losses
-            common["probabilities"] = images == "own" and weights == "trained"
+            common["probabilities"] = is_answer
             evaluation = evaluate(objective, exported.built, batches, loader, world, losses=losses, **common)
-    assert evaluation is not None, "nobody asks this evaluation to stop"
-    written = table = None
-    if images == "own" and weights == "trained":
+    if evaluation is None:
+        raise StoppedError("stopped")
+    found = Evaluated(evaluation.metrics, evaluation.counts, None)
+    said = gather(evaluation.predictions, world) if is_answer else None
+    likely = gather(evaluation.probabilities, world) if is_answer else None
+    if said is not None and likely is not None:
         by, usual = (pipeline, "direct") if pnp else (_answers_by(config), _answers_by(read_run(path)))
         name = split if by == usual else f"{split}.{by}"
-        submission = gather_predictions(evaluation.predictions, task, World())
-        written = RunDirectory(path).predictions(name, submission.ending)
-        write_atomically(written, submission.pieces)
-        rows = predicted_rows(opened, evaluation.predictions, evaluation.probabilities, task)
-        if (first := next(rows, None)) is not None:
-            table = RunDirectory(path).predictions_table(name)
-            write_atomically(table, as_csv(chain([first], rows)))
-    ceiling = _answer_ceiling(config, opened, split)
-    metrics = {**evaluation.metrics, **ceiling, **_baselines(config, opened, task, split)}
-    return Evaluated(metrics, evaluation.counts, written, table)
+        written, table = _write(RunDirectory(path), name, opened, task, said, likely)
+        found = found._replace(predictions=written, table=table)
+    if not leads:
+        return found
+    beside = {**_answer_ceiling(config, opened, split), **_baselines(config, opened, task, split)}
+    return found._replace(metrics={**found.metrics, **beside})
+
+
+def evaluated_config(path: Path, pipeline: Pipeline, overrides: Sequence[str]) -> RunConfig:
+    """The recipe of a run or an export, for an evaluation.
+
+    Raises:
+        ConfigError: there is none, or an override is not open.
+    """
+    pnp = pipeline == "pnp"
+    if pnp and (other := other_than_fusion(read_run(path))) is not None:
+        raise ConfigError(f"--pipeline pnp: needs a trained fusion, and {path} is {other}; leave it out")
+    return read_run(path, overrides, open_keys=(*open_keys(looks=pnp, pnp=pnp, chooses=not pnp), *RANKS))
+
+
+def _write(
+    run: RunDirectory, name: str, opened: Split, task: Task, said: Predictions, likely: Predictions
+) -> tuple[Path, Path | None]:
+    """The file to hand in, and the table to read where predictions are texts."""
+    submission = task.dump(said)
+    written, table = run.predictions(name, submission.ending), None
+    write_atomically(written, submission.pieces)
+    rows = predicted_rows(opened, said, likely, task)
+    if (first := next(rows, None)) is not None:
+        table = run.predictions_table(name)
+        write_atomically(table, as_csv(chain([first], rows)))
+    return written, table
 
 
 def _baselines(config: RunConfig, opened: Split, task: Task, split: str) -> dict[str, float]:

@@ -77,8 +77,9 @@ def _kept(predictions: Mapping[str, Json]) -> Predictions:
     return predictions if isinstance(predictions, Predictions) else Predictions(predictions)
 
 
-def gather(predictions: Predictions, world: "World") -> Predictions | None:
+def gather(own: Mapping[str, Json], world: "World") -> Predictions | None:
     """Those of all ranks on rank 0, elsewhere None: sent in pieces, so that no rank holds all of them; collective."""
+    predictions = _kept(own)
     if world.world_size == 1:
         return predictions
     everything = Predictions() if world.rank == 0 else None

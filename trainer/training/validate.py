@@ -163,9 +163,14 @@ def evaluate_pnp(
     task: Task,
     prefix: str,
     detailed: bool = False,
+    stop_requested: Callable[[], bool] = lambda: False,
     progress: Callable[[int], None] = lambda _: None,
-) -> Evaluation:
-    """Answer this rank's part of a split by PNP-VQA; every rank must call this. There is no loss, only accuracies."""
+) -> Evaluation | None:
+    """Answer this rank's part of a split by PNP-VQA; every rank must call this. There is no loss, only accuracies.
+
+    Returns:
+        None when a stop was requested on some rank before the end.
+    """
     scores, predictions, likely = task.scores(), Predictions(), Predictions()
     for item in loader.batches(batches.all_keys()):
         if item.items:
@@ -175,12 +180,13 @@ def evaluate_pnp(
             predictions.update(task.observe(scores, item.items, Outputs([answer.text for answer in found]), detailed))
             likely.update({one.item_id: answer.confidence for one, answer in zip(item.items, found, strict=True)})
         progress(item.num_visits)
+        if world.any_rank(stop_requested()):
+            return None
     merged = _concluded(_over_ranks(scores, world), task, world, prefix, predictions)
     return merged._replace(probabilities=likely)
 
 
 def gather_predictions(predictions: Mapping[str, Json], task: Task, world: World) -> Submission | None:
     """All ranks' predictions as the task's file; None on ranks other than 0. Collective."""
-    own = predictions if isinstance(predictions, Predictions) else Predictions(predictions)
-    everything = gather(own, world)
+    everything = gather(predictions, world)
     return None if everything is None else task.dump(everything)

@@ -10,10 +10,9 @@ import torch
 from PIL import Image
 
 import duoflow
-from tests.runs import Project
+from tests.runs import Project, evaluate_run
 from tests.unit.trainer.inference.test_answer import finished_run
 from trainer.inference.answer import answer_photo
-from trainer.inference.evaluate import evaluate_run
 
 QUESTION = "Is there a red square?"
 

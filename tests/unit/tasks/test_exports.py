@@ -12,12 +12,11 @@ from safetensors.torch import load_file, save_file
 import duoflow
 from shards.config_base import Section
 from shards.errors import UserError
-from tests.runs import weights
+from tests.runs import evaluate_run, weights
 from tests.unit.tasks.trials import Choice, Trial, choices
 from trainer.export.card import HEADS
 from trainer.export.manifest import seal
 from trainer.export.write import export_model
-from trainer.inference.evaluate import evaluate_run
 from trainer.run_directory import RunDirectory
 
 Trials = Callable[[Choice], Trial]

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from shards.errors import ConfigError, DataError, UserError
 from tests.reader import reader_recipe, write_documents
-from tests.runs import weights
+from tests.runs import evaluate_run, weights
 from tests.unit.tasks.document_trials import Reader, same
 from trainer.cli import main
 from trainer.config import load_config
@@ -17,7 +17,6 @@ from trainer.export.manifest import seal
 from trainer.export.reader import READER
 from trainer.export.t5 import T5
 from trainer.export.write import export_model
-from trainer.inference.evaluate import evaluate_run
 from trainer.run_directory import RunDirectory
 from trainer.training.preflight import check_inputs
 

@@ -12,7 +12,7 @@ from shards.errors import ConfigError
 from tests.documents import shared_vlm
 from tests.reader import reader_recipe, write_documents
 from tests.retrieval import shared_checkpoint
-from tests.runs import Project, weights, write_recipe
+from tests.runs import Project, evaluate_run, weights, write_recipe
 from tests.task_corpora import write_task
 from trainer.build import AnyBuilt, assemble_model
 from trainer.config import RunConfig, load_config
@@ -21,7 +21,6 @@ from trainer.export.initial_weights import initialize_from
 from trainer.export.merge import CopyRequest, copy_export
 from trainer.export.read import load_exported, read_run
 from trainer.export.write import export_model
-from trainer.inference.evaluate import evaluate_run
 from trainer.run_directory import RunDirectory
 
 LORA = ("model.freeze=[answer]", "model.lora.answer.rank=2", "model.lora.answer.targets=[q,v]")

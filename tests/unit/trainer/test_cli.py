@@ -228,11 +228,12 @@ class TestEvaluate:
         metrics = {"testdev/accuracy": 0.75, "testdev/structural/verify": 0.5, "testdev/answer_loss": float("nan")}
         counts = {"testdev/count": 1200, "testdev/structural/verify/count": 4}
         fake = types.ModuleType("trainer.inference.evaluate")
-        asked = (run.path, "testdev", {"images": "own", "weights": "trained", "pipeline": "direct", "overrides": []})
-        left = Path("predictions/testdev.json"), None
-        fake.evaluate_export = lambda path, split, **how: (
-            (metrics, counts, *left) if (path, split, how) == asked else None
+        asked = {"split": "testdev", "images": "own", "weights": "trained", "pipeline": "direct", "overrides": []}
+        found = types.SimpleNamespace(
+            metrics=metrics, counts=counts, predictions=Path("predictions/testdev.json"), table=None
         )
+        fake.evaluated_config = lambda path, *_: RunDirectory(path).read_config()
+        fake.evaluate_export = lambda path, **how: found if (path, how) == (run.path, asked) else None
         monkeypatch.setitem(sys.modules, "trainer.inference.evaluate", fake)
         scores = tmp_path / "scores.json"
         assert cli.main(["evaluate", str(run.path), "--split", "testdev", "--json", str(scores)]) == 0

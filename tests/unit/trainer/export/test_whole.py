@@ -14,7 +14,7 @@ from transformers import BlipForImageTextRetrieval
 from model.objective import Objective
 from shards.errors import ConfigError, DataError, UserError
 from tests.models import tiny_checkpoints
-from tests.runs import Project, weights
+from tests.runs import Project, evaluate_run, weights
 from tests.unit.trainer.inference.test_answer import finished_run
 from trainer.build import assemble_model
 from trainer.cli import main
@@ -26,7 +26,6 @@ from trainer.export.merge import CopyRequest, copy_export
 from trainer.export.preprocessing import PREPROCESSING
 from trainer.export.read import load_exported, read_run
 from trainer.export.write import ITM, SECOND_STREAM, export_model
-from trainer.inference.evaluate import evaluate_run
 from trainer.run_directory import RunDirectory
 
 

@@ -19,14 +19,13 @@ from shards.errors import ConfigError, UserError
 from shards.read.eyes import square_image
 from shards.read.photo import read_photo
 from tests.models import tiny_captioner, tiny_t5
-from tests.runs import Project, weights
+from tests.runs import Project, evaluate_run, weights
 from trainer.build import assemble_model, build_viewer, image_size, open_split, training_tokenizer
 from trainer.cli import main
 from trainer.export.merge import copy_export
 from trainer.export.read import load_exported, open_keys, read_run
 from trainer.export.write import export_model
 from trainer.inference.answer import answer_photo
-from trainer.inference.evaluate import evaluate_run
 from trainer.run_directory import RunDirectory
 
 QUESTION = "Is there a red square?"
