@@ -29,7 +29,7 @@ def add_evaluate_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
         "evaluate",
         description="Answer every question of a split with the exported weights of a run, and score the answers. Every "
-        "GPU of this machine takes its share, or as many processes as engine.processes says.",
+        "GPU of this machine takes its share, or as many processes as engine.processes=N says.",
         epilog="duoflow evaluate runs/my_run --split val --json scores.json",
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/NAME, or an export")
@@ -53,14 +53,17 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         check_writable("--json", arguments.json)
 
-    from trainer.inference.evaluate import evaluate_export, evaluated_config  # after the run was found: imports torch
+    from trainer.export.read import RANKS  # after the run was found: it imports torch
+    from trainer.inference.evaluate import evaluate_export, evaluated_config
     from trainer.scoring.baselines import table
     from trainer.training.preflight import plan_machine
 
     config = evaluated_config(arguments.run, arguments.pipeline, arguments.overrides)
     machine = plan_machine(config, os.environ)
+    # On a CPU threads share the work as well as ranks do, and a process more costs the imports of one.
+    is_shared = machine.gpus > 0 or any(override.startswith(RANKS) for override in arguments.overrides)
     how = {name: getattr(arguments, name) for name in ("split", "images", "weights", "pipeline", "overrides")}
-    if machine.processes == 1:
+    if machine.processes == 1 or not is_shared:
         found = evaluate_export(arguments.run, **how)
     else:
         code, found = _on_ranks(arguments.run, how, config, machine)
