@@ -125,6 +125,8 @@ def _drawn(run: RunDirectory, config: "RunConfig", split: str, rows: Sequence["P
         asking, opened = load_asking(run.path), open_split(config, split)
         wanted = {one.item_id: one for one in rows}
         for number in range(opened.index.num_images):
+            if len(pictures) == len(wanted):
+                break
             for item in opened.reader.sample(number).items:
                 if item.item_id in wanted:
                     one = wanted[item.item_id]

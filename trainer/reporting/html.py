@@ -65,8 +65,8 @@ def _curve(name: str, points: Points) -> str:
     dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="#2456c9"/>' for x, y in places[:1] + places[-1:])
     floor = HEIGHT - BOTTOM
     texts = (
-        (LEFT - 4, 18, "end", f"{high:.4g}"),
-        (LEFT - 4, floor, "end", f"{low:.4g}"),
+        (LEFT - 4, 18, "end", f"{high:.3g}"),
+        (LEFT - 4, floor, "end", f"{low:.3g}"),
         (LEFT, HEIGHT - 6, "start", f"{min(steps):,.0f}"),
         (WIDTH - 10, HEIGHT - 6, "end", f"step {max(steps):,.0f}"),
     )
