@@ -4,7 +4,7 @@ Its registered children are exactly the trained parts. Frozen towers hang on it 
 neither shards, casts, broadcasts nor saves them; gradients still flow through them to the fusion encoder.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from itertools import chain
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from model.config import GuidanceConfig, Tower
 from model.looking.guidance import look
 from model.looking.second_stream import cells_to_map
-from model.objective import EvaluationOutput, StepOutput
+from model.objective import EvaluationOutput, FrozenApart, StepOutput
 from model.parts import PARTS
 from model.parts.answer import AnswerPart
 from model.parts.seam import Part, Read
@@ -50,7 +50,7 @@ class WeightedPart(NamedTuple):
     """The tower that reads it."""
 
 
-class FusionObjective(nn.Module):
+class FusionObjective(FrozenApart):
     """The parts of a loss over texts that read fused image tokens.
 
     Args:
@@ -77,7 +77,6 @@ class FusionObjective(nn.Module):
     ) -> None:
         super().__init__()
         self.fusion, self.sight, self._guidance = fusion, towers.vision, guidance
-        self._frozen: dict[str, nn.Module] = {}
         self.parts, self.sum_names = dict(parts), tuple(sum_names)
         frozen = set(freeze)
         for name, tower in towers._replace(vision=towers.vision.module)._asdict().items():
@@ -102,22 +101,10 @@ class FusionObjective(nn.Module):
         """Whether there is a tower of that name, and nothing in it is trained."""
         return name in self._frozen and name not in self.adapters
 
-    def frozen_towers(self) -> Iterator[tuple[str, nn.Module]]:
-        """The unregistered towers, by name."""
-        yield from self._frozen.items()
-
-    def frozen_counts(self) -> dict[str, int]:
-        """Parameters that are not trained, by part."""
-        return {
-            name: sum(parameter.numel() for parameter in tower.parameters() if not parameter.requires_grad)
-            for name, tower in self._frozen.items()
-        }
-
-    def place_frozen(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move and cast the frozen towers; the engine does it for the registered parts."""
-        for tower in self._frozen.values():
-            too_narrow = isinstance(tower, T5AnswerTower) and dtype == torch.float16
-            tower.to(device=device, dtype=t5_dtype(device) if too_narrow else dtype)
+    def frozen_dtype(self, tower: nn.Module, device: torch.device, dtype: torch.dtype) -> torch.dtype:
+        """T5's activations leave the range of fp16."""
+        too_narrow = isinstance(tower, T5AnswerTower) and dtype == torch.float16
+        return t5_dtype(device) if too_narrow else dtype
 
     @property
     def too_wide_for_fp16(self) -> str | None:
@@ -130,17 +117,12 @@ class FusionObjective(nn.Module):
         """Whether something that is trained starts at zero and holds back the gradients of others for a step."""
         second = getattr(self.tower("second_stream"), "tower", None)
         gated = any(tower.starts_gated for tower in (self.sight, second) if tower is not None)
-        return gated or bool(self.adapters)  # LoRA's B is 0 at first and holds A's gradient back
+        return gated or super().starts_gated
 
     @property
     def is_guided(self) -> bool:
         """Whether the fusion sees other tokens for each question of an image."""
         return self._guidance is not None
-
-    @property
-    def adapters(self) -> Mapping[str, nn.Module]:
-        """LoRA's leaf modules by the part that they adapt."""
-        return dict(self.lora.items()) if "lora" in self._modules else {}
 
     def forward(self, batch: Batch) -> StepOutput:
         """The training loss of a micro-batch."""

@@ -89,6 +89,44 @@ class Objective(Protocol):
         ...
 
 
+class FrozenApart(nn.Module):
+    """An objective's frozen towers, which hang on it unregistered, and the leaves of LoRA inside of them, in `lora`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._frozen: dict[str, nn.Module] = {}
+
+    def frozen_towers(self) -> Iterator[tuple[str, nn.Module]]:
+        """See `Objective`."""
+        yield from self._frozen.items()
+
+    def frozen_counts(self) -> dict[str, int]:
+        """See `Objective`."""
+        return {
+            name: sum(parameter.numel() for parameter in tower.parameters() if not parameter.requires_grad)
+            for name, tower in self._frozen.items()
+        }
+
+    def place_frozen(self, device: torch.device, dtype: torch.dtype) -> None:
+        """See `Objective`; adapters follow the engine."""
+        for tower in self._frozen.values():
+            tower.to(device=device, dtype=self.frozen_dtype(tower, device, dtype))
+
+    def frozen_dtype(self, tower: nn.Module, device: torch.device, dtype: torch.dtype) -> torch.dtype:  # noqa: ARG002
+        """The precision of a frozen tower, where its weights may have to stay wider than `dtype`."""
+        return dtype
+
+    @property
+    def adapters(self) -> Mapping[str, nn.Module]:
+        """See `Objective`."""
+        return dict(self.lora.items()) if "lora" in self._modules else {}
+
+    @property
+    def starts_gated(self) -> bool:
+        """See `Objective`: LoRA's B is 0 at first and holds A's gradient back."""
+        return bool(self.adapters)
+
+
 class AnswerCodec(Protocol):
     """How a model writes answers."""
 

@@ -4,13 +4,13 @@ Its registered children are T5 where it is trained whole, the leaves of adapters
 frozen T5 hangs on it unregistered.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from model.objective import EvaluationOutput, StepOutput
+from model.objective import EvaluationOutput, FrozenApart, StepOutput
 from model.parts import PARTS
 from model.parts.answer import AnswerPart
 from model.parts.seam import Read
@@ -42,7 +42,7 @@ class Asked(NamedTuple):
     targets: Targets
 
 
-class ReaderObjective(nn.Module):
+class ReaderObjective(FrozenApart):
     """A loss on answers, and one on the page that shows them, each summed with its weights.
 
     Args:
@@ -71,7 +71,6 @@ class ReaderObjective(nn.Module):
         sum_names: Sequence[str],
     ) -> None:
         super().__init__()
-        self._frozen: dict[str, nn.Module] = {}
         if frozen:
             self._frozen[TOWER] = tower.eval().requires_grad_(False)
         else:
@@ -89,31 +88,9 @@ class ReaderObjective(nn.Module):
         """T5, frozen or trained."""
         return self._frozen[TOWER] if TOWER in self._frozen else self.get_submodule(TOWER)
 
-    def frozen_towers(self) -> Iterator[tuple[str, nn.Module]]:
-        """T5, where it is not trained whole."""
-        yield from self._frozen.items()
-
-    def frozen_counts(self) -> dict[str, int]:
-        """Its own parameters."""
-        return {
-            name: sum(parameter.numel() for parameter in tower.parameters() if not parameter.requires_grad)
-            for name, tower in self._frozen.items()
-        }
-
-    def place_frozen(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move and cast a frozen T5; its adapters follow the engine."""
-        for tower in self._frozen.values():
-            tower.to(device=device, dtype=t5_dtype(device) if dtype == torch.float16 else dtype)
-
-    @property
-    def adapters(self) -> Mapping[str, nn.Module]:
-        """The leaves."""
-        return dict(self.lora.items()) if "lora" in self._modules else {}
-
-    @property
-    def starts_gated(self) -> bool:
-        """LoRA's B is 0 at first and holds A's gradient back."""
-        return bool(self.adapters)
+    def frozen_dtype(self, tower: nn.Module, device: torch.device, dtype: torch.dtype) -> torch.dtype:  # noqa: ARG002
+        """T5's activations leave the range of fp16."""
+        return t5_dtype(device) if dtype == torch.float16 else dtype
 
     def forward(self, batch: ReaderBatch) -> StepOutput:
         """The training loss of a micro-batch."""

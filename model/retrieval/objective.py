@@ -4,14 +4,14 @@ Its registered children are the towers that are trained whole, the leaves of ada
 loss has one; a frozen tower hangs on it unregistered.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from model.objective import EvaluationOutput, StepOutput
+from model.objective import EvaluationOutput, FrozenApart, StepOutput
 from model.retrieval.batch import RetrievalBatch
 from model.retrieval.losses import contrastive, ranking, triplet
 from model.retrieval.towers import Temperature, TextTower, VisionTower
@@ -28,7 +28,7 @@ class Towers(NamedTuple):
     vision: VisionTower
 
 
-class RetrievalObjective(nn.Module):
+class RetrievalObjective(FrozenApart):
     """A loss on the cosines of questions and pages, each summed with its weight.
 
     Args:
@@ -55,7 +55,6 @@ class RetrievalObjective(nn.Module):
         weight: float,
     ) -> None:
         super().__init__()
-        self._frozen: dict[str, nn.Module] = {}
         for name, tower in towers._asdict().items():
             if name in freeze:
                 self._frozen[name] = _frozen(tower, is_adapted=name in adapters)
@@ -71,32 +70,6 @@ class RetrievalObjective(nn.Module):
     def tower(self, name: Literal["text", "vision"]) -> nn.Module:
         """A tower, trained or frozen."""
         return self._frozen[name] if name in self._frozen else self.get_submodule(name)
-
-    def frozen_towers(self) -> Iterator[tuple[str, nn.Module]]:
-        """Those that are not trained whole."""
-        yield from self._frozen.items()
-
-    def frozen_counts(self) -> dict[str, int]:
-        """Their own parameters."""
-        return {
-            name: sum(parameter.numel() for parameter in tower.parameters() if not parameter.requires_grad)
-            for name, tower in self._frozen.items()
-        }
-
-    def place_frozen(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move and cast frozen towers; adapters follow the engine."""
-        for tower in self._frozen.values():
-            tower.to(device=device, dtype=dtype)
-
-    @property
-    def adapters(self) -> Mapping[str, nn.Module]:
-        """The leaves, by tower."""
-        return dict(self.lora.items()) if hasattr(self, "lora") else {}
-
-    @property
-    def starts_gated(self) -> bool:
-        """LoRA's B is 0 at first and holds A's gradient back."""
-        return bool(self.adapters)
 
     def forward(self, batch: RetrievalBatch) -> StepOutput:
         """The training loss of a micro-batch."""

@@ -3,7 +3,7 @@
 The model hangs on it unregistered; the leaves of its adapters are what the engine trains.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from model.objective import EvaluationOutput, StepOutput
+from model.objective import EvaluationOutput, FrozenApart, StepOutput
 from model.vlm.batch import Learnt, Sequences, VlmBatch
 from model.vlm.forward import Forward
 from model.vlm.generation import Written, write_alone, write_grouped
@@ -30,7 +30,7 @@ class AnswerSums(NamedTuple):
     """() float32"""
 
 
-class VlmObjective(nn.Module):
+class VlmObjective(FrozenApart):
     """Cross-entropy of answers, each the mean over its tokens with the end of turn, summed with their weights.
 
     Args:
@@ -63,7 +63,7 @@ class VlmObjective(nn.Module):
         model.eval()
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-        self._frozen = {NAME: model}
+        self._frozen[NAME] = model
         self.lora = nn.ModuleDict({NAME: leaves.requires_grad_(True)})
         self.sum_names, self.shared = tuple(sum_names), shared
         self.too_wide_for_fp16 = too_wide_for_fp16
@@ -81,14 +81,6 @@ class VlmObjective(nn.Module):
     def model(self) -> PreTrainedModel:
         """The frozen model, with adapters in it."""
         return self._frozen[NAME]
-
-    def frozen_towers(self) -> Iterator[tuple[str, nn.Module]]:
-        """The model."""
-        yield from self._frozen.items()
-
-    def frozen_counts(self) -> dict[str, int]:
-        """Its own parameters."""
-        return {NAME: sum(parameter.numel() for parameter in self.model.parameters() if not parameter.requires_grad)}
 
     def place_frozen(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move and cast the model; its adapters follow the engine."""
@@ -110,16 +102,6 @@ class VlmObjective(nn.Module):
     def attend_densely(self) -> None:
         """Let the language model attend as it was loaded."""
         self._forward.attend("sdpa")
-
-    @property
-    def adapters(self) -> Mapping[str, nn.Module]:
-        """The leaves."""
-        return dict(self.lora.items())
-
-    @property
-    def starts_gated(self) -> bool:
-        """LoRA's B is 0 at first and holds A's gradient back."""
-        return True
 
     def forward(self, batch: VlmBatch) -> StepOutput:
         """The training loss of a micro-batch."""
