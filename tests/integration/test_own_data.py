@@ -26,9 +26,15 @@ NOT_HERE = {
     "duoflow train recipes/easyvqa.yaml optim.lr=3e-5": "goes on behind this test; test_watching has it",
     "duoflow launch hostfile": "asks hosts by ssh; test_launch has it",
     "duoflow score": "takes a task's own files; test_score has it",
+    "duoflow features cache": "keeps tokens of frozen encoders, and nothing is frozen here; test_features has it",
+    "duoflow serve": "answers until Ctrl-C; test_serve_and_report has it",
     "duoflow bench step": "minutes",
     "duoflow bench answer": "minutes",
     "duoflow bench vlm": "minutes",
+    "duoflow bench overhead": "minutes",
+    "duoflow bench memory": "minutes",
+    "duoflow bench scaling": "minutes",
+    "duoflow bench all": "minutes",
 }
 """Beginnings of examples -> why they do not run here."""
 
