@@ -15,7 +15,9 @@ from tests.models import EFFICIENT_SAM, FUSION, SCRATCH
 from trainer.build import assemble_model, open_split, training_tokenizer
 from trainer.config import RunConfig, load_config
 from trainer.engine.state_file import MODEL, OPTIMIZER, EngineState
+from trainer.inference.answer import answer_photos
 from trainer.inference.evaluate import evaluate_export
+from trainer.reporting.overlays import Answered
 from trainer.run_directory import RunDirectory
 
 VISITS, QUESTIONS_PER_VISIT = 8, 3
@@ -166,3 +168,9 @@ def evaluate_run(path: Path, split: str, **how: Any) -> tuple[dict[str, float], 
     """The metrics and counts that `evaluate_export` gives."""
     found = evaluate_export(path, split, **how)
     return found.metrics, found.counts
+
+
+def answer_photo(run: Path, photo: Path, question: str, **how: Any) -> Answered:
+    """What `answer_photos` gives of a single photo."""
+    (found,) = answer_photos(run, [photo], question, **how)
+    return found.answered

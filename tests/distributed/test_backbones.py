@@ -16,10 +16,9 @@ from tests.backbones import FAMILIES, write_backbone
 from tests.distributed.training_runs import IN_SECOND_EPOCH, Runs, launched
 from tests.distributed.training_worker import Case, Fault
 from tests.models import FUSION
-from tests.runs import evaluate_run, write_recipe, write_shards
+from tests.runs import answer_photo, evaluate_run, write_recipe, write_shards
 from tests.selection import STAGES, STAGES_EVERY_DAY, chosen, chosen_stages, with_slow
 from trainer.engine.state_file import MODEL
-from trainer.inference.answer import answer_photo
 
 pytestmark = pytest.mark.distributed
 

@@ -1,4 +1,4 @@
-"""The `answer` verb: what a run's model says about a photo."""
+"""The `answer` verb: what a run's model says about photos."""
 
 import argparse
 from pathlib import Path
@@ -18,7 +18,7 @@ def add_answer_parser(verbs: Any) -> None:
     """Add `answer`; its namespace carries `handler`: namespace -> exit code."""
     parser = verbs.add_parser(
         "answer",
-        description="Answer a question about a photo with the exported weights of a run, and show where it looked.",
+        description="Answer a question about photos with the exported weights of a run, and show where it looked.",
         epilog='duoflow answer runs/my_run --image photos/01.jpg --question "What colour is the shape?"\n'
         "duoflow answer runs/my_run --questions rows.csv --images photos",
     )
@@ -32,7 +32,8 @@ def add_answer_parser(verbs: Any) -> None:
         metavar="F",
         type=Path,
         nargs="+",
-        help="a photo; a vision-language model takes several at once, such as the pages of a document",
+        help="a photo, or several, each of which is asked about; a vision-language model takes them together, such as "
+        "the pages of a document, and a model of two images takes two",
     )
     parser.add_argument(
         "--shards", metavar="DIR", help="shards of documents whose words a reader (model.reader) answers from"
@@ -47,7 +48,10 @@ def add_answer_parser(verbs: Any) -> None:
     )
     parser.add_argument("--out", metavar="F.csv", type=Path, help="write the answers to --questions here; else stdout")
     parser.add_argument(
-        "--overlay", metavar="F.png", type=Path, help="draw heatmap, points, mask, question and answer over the photo"
+        "--overlay",
+        metavar="F.png",
+        type=Path,
+        help="draw heatmap, points, mask, question and answer over the photo; for several photos, a directory",
     )
     add_pipeline_option(parser)
     parser.set_defaults(handler=_answer)
@@ -73,13 +77,17 @@ def _answer(arguments: argparse.Namespace) -> int:
         return _ask_table(arguments)
     if not arguments.image:
         raise ConfigError("--image: is not given; name a photo to ask about")
-    answered = _ask_vlm(arguments) if model.vlm is not None else _ask_fusion(arguments)
-    say(f"{answered.text}  ({100 * answered.confidence:.1f} %)")
-    for note in answered.notes:
-        say(f"note: {note}", error=True)
-    if arguments.overlay is not None:
-        say(f"drawn: {arguments.overlay}")
+    if model.vlm is not None:
+        _tell(_ask_vlm(arguments))
+        return 0
+    _ask_fusion(arguments)
     return 0
+
+
+def _tell(answered: "Answered", about: str = "") -> None:
+    say(f"{about}{answered.text}  ({100 * answered.confidence:.1f} %)")
+    for note in answered.notes:
+        say(f"{about}note: {note}", error=True)
 
 
 def _check_asked(arguments: argparse.Namespace) -> None:
@@ -145,19 +153,19 @@ def _ask_vlm(arguments: argparse.Namespace) -> "Answered":
     return answer_pages(arguments.run, arguments.image, arguments.question, overrides=arguments.overrides)
 
 
-def _ask_fusion(arguments: argparse.Namespace) -> "Answered":
-    if len(arguments.image) > 1:  # of a task about two images: `duoflow.load` takes both
-        raise ConfigError(
-            f"--image: {len(arguments.image)} photos, and the model of {arguments.run} reads one at a time"
-        )
+def _ask_fusion(arguments: argparse.Namespace) -> None:
+    from trainer.inference.answer import answer_photos  # after the run was found: it imports torch
 
-    from trainer.inference.answer import answer_photo  # after the run was found: it imports torch
-
-    return answer_photo(
+    answers = answer_photos(
         arguments.run,
-        arguments.image[0],
+        arguments.image,
         arguments.question,
         overlay=arguments.overlay,
         pipeline=arguments.pipeline,
         overrides=arguments.overrides,
     )
+    for one in answers:
+        is_alone = len(one.photos) == len(arguments.image)
+        _tell(one.answered, "" if is_alone else f"{' '.join(map(str, one.photos))}: ")
+        if one.drawn is not None:
+            say(f"drawn: {one.drawn}")

@@ -10,9 +10,8 @@ import torch
 from PIL import Image
 
 import duoflow
-from tests.runs import Project, evaluate_run
+from tests.runs import Project, answer_photo, evaluate_run
 from tests.unit.trainer.inference.test_answer import finished_run
-from trainer.inference.answer import answer_photo
 
 QUESTION = "Is there a red square?"
 

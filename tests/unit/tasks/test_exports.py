@@ -14,6 +14,7 @@ from shards.config_base import Section
 from shards.errors import UserError
 from tests.runs import evaluate_run, weights
 from tests.unit.tasks.trials import Choice, Trial, choices
+from trainer.cli import main
 from trainer.export.card import HEADS
 from trainer.export.manifest import seal
 from trainer.export.write import export_model
@@ -63,6 +64,23 @@ def test_photos_of_a_split_are_labelled_as_its_evaluation_labels_them(trial_of: 
             assert answer.text not in others
             assert others <= set(trial.built.classes)
             assert all(one.probability <= answer.probability for one in answer.alternatives)
+
+
+def test_the_command_takes_the_two_images_of_a_statement_together(
+    trial_of: Trials, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    trial = trial_of(Choice("nlvr2", ()))
+    path, (one, other) = exported(trial, tmp_path), trial.val.reader.images(0)
+    files = [tmp_path / "left.png", tmp_path / "right.png"]
+    for file, data in zip(files, (one, other), strict=True):
+        file.write_bytes(data)
+    statement = trial.val.reader.sample(0).items[0].statement
+    expected = duoflow.load(path).answer(files, statement)
+    command = ["answer", str(path), "--question", statement, "--image"]
+    assert main([*command, *map(str, files)]) == 0
+    assert capsys.readouterr().out == f"{expected.text}  ({100 * expected.probability:.1f} %)\n"
+    assert main([*command, str(files[0])]) == 2
+    assert "1 photos, and the model of" in capsys.readouterr().err
 
 
 def test_an_export_names_its_classes_and_its_heads(trial_of: Trials, tmp_path: Path):

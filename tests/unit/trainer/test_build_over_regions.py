@@ -13,14 +13,13 @@ from shards.read.collate import SeenRegions
 from shards.read.eyes import RegionEyes
 from tests.official import Official
 from tests.regions import NUM_REGIONS, REGION_WIDTH, regions_of, row_of, shared_lxmert, write_tsv
-from tests.runs import weights
+from tests.runs import answer_photo, weights
 from tests.task_corpora import task_recipe, write_task
 from trainer.build import assemble_model, classes_of, evaluation_loader, image_size, open_split, training_loader
 from trainer.config import RunConfig, load_config
 from trainer.engine.distributed import World
 from trainer.export.initial_weights import start_answers
 from trainer.export.write import export_model
-from trainer.inference.answer import answer_photo
 from trainer.run_directory import RunDirectory
 
 ALONE = World()

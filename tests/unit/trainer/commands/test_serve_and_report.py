@@ -14,12 +14,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.runs import Project
+from tests.runs import Project, answer_photo
 from tests.unit.trainer.inference.test_answer import QUESTION, finished_run
 from trainer.build import open_split
 from trainer.cli import main
 from trainer.commands.report import worst_errors
-from trainer.inference.answer import answer_photo
 from trainer.inference.serve import MAX_PHOTO_BYTES, Server, load_asking, reply_about
 from trainer.inference.table import Predicted
 from trainer.reporting.html import curves, page, table

@@ -19,13 +19,13 @@ from shards.errors import ConfigError, UserError
 from shards.read.eyes import square_image
 from shards.read.photo import read_photo
 from tests.models import tiny_captioner, tiny_t5
-from tests.runs import Project, evaluate_run, weights
+from tests.runs import Project, answer_photo, evaluate_run, weights
 from trainer.build import assemble_model, build_viewer, image_size, open_split, training_tokenizer
 from trainer.cli import main
 from trainer.export.merge import copy_export
 from trainer.export.read import load_exported, open_keys, read_run
 from trainer.export.write import export_model
-from trainer.inference.answer import answer_photo
+from trainer.inference.answer import answer_photos
 from trainer.run_directory import RunDirectory
 
 QUESTION = "Is there a red square?"
@@ -107,6 +107,32 @@ def test_the_overlay_is_a_picture_of_the_photo_with_the_answer(
     assert drawn.width >= 60
     assert drawn.height > (drawn.width - GAP) / 2 * 40 / 60, "the photo twice, and words below"
     assert bool(found.captions) == (pipeline == "pnp")
+
+
+def test_each_of_several_photos_is_asked_about_and_drawn_into_a_directory(
+    run: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.png"
+    Image.new("RGB", (40, 40), "green").save(other)
+    expected = [answer_photo(run, path, QUESTION) for path in (photo, other)]
+    command = ["answer", str(run), "--image", str(photo), str(other), "--question", QUESTION, "--overlay"]
+    drawn = tmp_path / "drawn"
+    assert main([*command, str(drawn)]) == 2
+    assert f"2 photos need a directory that is there; `mkdir -p {drawn}` makes it" in capsys.readouterr().err
+    drawn.mkdir()
+    assert main([*command, str(drawn)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    pictures = [drawn / f"{path.stem}.png" for path in (photo, other)]
+    answers = [
+        f"{path}: {one.text}  ({100 * one.confidence:.1f} %)"
+        for path, one in zip((photo, other), expected, strict=True)
+    ]
+    assert said == [answers[0], f"drawn: {pictures[0]}", answers[1], f"drawn: {pictures[1]}"]
+    alone = tmp_path / "alone.png"
+    answer_photo(run, other, QUESTION, overlay=alone)
+    assert pictures[1].read_bytes() == alone.read_bytes()
+    with pytest.raises(UserError, match=r"two photos would be \S+photo\.png"):
+        next(answer_photos(run, [photo, tmp_path / photo.name], QUESTION, overlay=drawn))
 
 
 @pytest.mark.parametrize("question", [QUESTION, "红色的方块在哪里?", "x" * 10_000, "is there\x00 a\x07 red\nsquare?"])

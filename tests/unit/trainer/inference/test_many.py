@@ -8,11 +8,10 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from tests.runs import Project
+from tests.runs import Project, answer_photo
 from tests.unit.trainer.inference.test_answer import QUESTION, finished_run
 from trainer.build import open_split
 from trainer.cli import main
-from trainer.inference.answer import answer_photo
 from trainer.inference.doubts import BLANK, doubts, unknown_words
 from trainer.inference.evaluate import evaluate_export
 from trainer.inference.table import COLUMNS, read_predicted
