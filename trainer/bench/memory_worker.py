@@ -31,6 +31,8 @@ VISITS = 8
 PROBES = (2, 4)
 """Visits of the micro-batches that the time of one of VISITS is predicted from."""
 REPEATS = 5
+ACCUMULATION = 2
+"""Micro-batches of a step whose bytes are counted: behind the first one, gradients lie beside the activations."""
 STAGE = 1
 TOKENS = {"max_question_tokens": 24, "max_answer_tokens": 6}
 SIDE = 112
@@ -132,14 +134,15 @@ def measured_bytes(shape: Shape, world: World, *, checkpointing: bool | None = N
     before = _held(world.device)
     _forget_peak(world.device)
     built = build(shape, checkpointing=checkpointing)
-    engine = _engine(built, world)
+    engine = _engine(built, world, accumulation=ACCUMULATION)
     plan = planned(built, shape, VISITS)
     batch = batch_of(built, shape, VISITS).to(world.device)
-    _step(engine, batch)
+    for _ in range(ACCUMULATION):
+        _step(engine, batch)
     gc.collect()
     standing = _held(world.device)
     _forget_peak(world.device)
-    for _ in range(2):
+    for _ in range(2 * ACCUMULATION):
         _step(engine, batch)
     peak = _peak(world.device)
     engine.close()
@@ -213,9 +216,15 @@ def _warm_up(world: World) -> None:
     engine.close()
 
 
-def _engine(built: BuiltModel, world: World) -> Engine:
+def _engine(built: BuiltModel, world: World, *, accumulation: int = 1) -> Engine:
     resolved = resolve(
-        _policy(), precision="fp32", visits=VISITS, micro_visits=VISITS, accumulation=1, world_size=1, max_grad_norm=1.0
+        _policy(),
+        precision="fp32",
+        visits=VISITS * accumulation,
+        micro_visits=VISITS,
+        accumulation=accumulation,
+        world_size=1,
+        max_grad_norm=1.0,
     )
     engine = Engine(built.objective, world=world, deepspeed_config=resolved, learning_rate=1e-5, gradient_patience=100)
     built.objective.place_frozen(world.device, torch.float32)
