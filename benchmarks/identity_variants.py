@@ -257,7 +257,8 @@ def _content_digest(file: Path) -> str:
     """Of a file's bytes, but for what differs from one process to the next.
 
     The parts in export.json and README.md, and the target modules of an adapter, stand in the order of a set. PEFT's
-    file names the base model by its full path. The metadata of a .safetensors file with several values has no order.
+    file names the base model by its full path. The metadata of a .safetensors file with several values has no order. A
+    manifest has the digests of all of these, and where frozen checkpoints lie.
     """
     if file.suffix == ".safetensors":
         with safe_open(file, "pt") as opened:
@@ -270,6 +271,9 @@ def _content_digest(file: Path) -> str:
             tree["target_modules"] = sorted(tree["target_modules"])
             tree["base_model_name_or_path"] = os.path.relpath(tree["base_model_name_or_path"])
         return text_digest(json.dumps(tree, sort_keys=True))
+    if file.name == "manifest.json":
+        tree = json.loads(file.read_text())
+        return text_digest(json.dumps([tree["format"], sorted(tree["files"]), sorted(tree["frozen"])]))
     if file.name == "README.md":
         return text_digest(re.sub(r"(?<=Trained parts: )[^.]*", _sorted_list, file.read_text()))
     return hashlib.sha256(file.read_bytes()).hexdigest()
