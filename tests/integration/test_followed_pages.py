@@ -6,23 +6,19 @@ parameters; every command is the page's own, from its text.
 
 import contextlib
 import importlib.util
-import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.distributed.forked_ranks import fork_command
 from tests.models import EFFICIENT_SAM, FUSION, SCRATCH
+from tests.pages import SPLITS, duoflow, follow, reasons_without_command, run_or_named
 from tests.runs import write_recipe
-from tests.unit.test_documented_commands import commands
-from trainer.config.schema import REPOSITORY
 
 pytestmark = pytest.mark.integration
 
 PAGES = ("gqa", "order", "checkpoints", "export", "report", "watching", "troubleshooting")
 """In this order: the first one trains the run that the others are about."""
-SPLITS = ("train", "val", "testdev")
 NOT_HERE = {
     "doctor recipes/gqa_blip_base.yaml": "two files of this recipe are not what it asks for; test_doctor has it",
     "bench step": "minutes",
@@ -30,40 +26,10 @@ NOT_HERE = {
     "launch k8s": "prints a manifest; tests/unit/launch has it",
     "--pipeline pnp": "reads a captioner and T5; test_answer has it",
     "runs/gqa_blip_lora": "adapters in frozen checkpoints; test_answer merges them",
-    "--onnx": "the extra [onnx]",
 }
-"""What stands in commands that do not run here -> why, or which extra they need."""
-
-
-def duoflow(words: list[str], desk: Path) -> str:
-    """What a command says; it has to end with 0."""
-    environment = {
-        "PYTHONPATH": str(REPOSITORY),
-        "PATH": "/usr/bin:/bin",
-        "OMP_NUM_THREADS": "1",
-        "HOME": str(desk),
-    }
-    done = fork_command(words, environment, desk)
-    assert done.returncode == 0, (words, done.stdout[-3000:])
-    return done.stdout
-
-
-def page_commands(name: str) -> list[list[str]]:
-    """The commands of a page, with those of a loop over splits once for each."""
-    found = []
-    for words in commands((REPOSITORY / "docs" / f"{name}.md").read_text(encoding="utf-8")):
-        splits = SPLITS if any("$" in word for word in words) else SPLITS[:1]
-        for split in splits:
-            found.append([word.replace("${split}", split).replace("$split", split) for word in words])
-    return found
-
-
-def why_not(words: list[str]) -> str | None:
-    line = shlex.join(words)
-    why = next((why for part, why in NOT_HERE.items() if part in line), None)
-    if why == NOT_HERE["--onnx"] and all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript")):
-        return None
-    return why
+"""What stands in commands that do not run here -> why."""
+if not all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript")):
+    NOT_HERE["--onnx"] = "the extra [onnx]"
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +57,7 @@ def followed(desk: Path) -> dict[str, dict[str, str]]:
     """Page -> command -> what it said."""
     said: dict[str, dict[str, str]] = {}
     for page in PAGES:
-        said[page] = {}
-        for words in page_commands(page):
-            if why_not(words) is None:
-                said[page][shlex.join(words)] = duoflow(words, desk)
+        said[page] = follow(page, desk, NOT_HERE)
         if page == "gqa":
             _lay_out(desk)
     return said
@@ -124,12 +87,13 @@ def test_the_page_of_gqa_leads_from_its_files_to_a_score(followed: dict[str, dic
     assert (desk / "exported" / "fusion_encoder.safetensors").is_file()
 
 
-@pytest.mark.usefixtures("followed")
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_of_a_page_runs_or_says_why_it_does_not(page: str, followed: dict[str, dict[str, str]]):
-    asked = [shlex.join(words) for words in page_commands(page) if why_not(words) is None]
-    assert list(followed[page]) == list(dict.fromkeys(asked))
-    assert asked
+    run_or_named(page, followed[page], NOT_HERE)
+
+
+def test_no_reason_is_left_of_a_command_that_is_gone():
+    assert not reasons_without_command(PAGES, NOT_HERE)
 
 
 def test_a_run_that_is_done_says_so_and_fresh_sets_it_aside(followed: dict[str, dict[str, str]], desk: Path):

@@ -1,4 +1,5 @@
-"""Somebody with ten photos and a spreadsheet follows docs/own_data.md, and then tries what each help screen shows."""
+"""Somebody with ten photos and a spreadsheet follows docs/own_data.md, the quick start and README, and then tries what
+each help screen shows."""
 
 import contextlib
 import json
@@ -10,14 +11,14 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from tests.distributed.forked_ranks import fork_command
-from tests.unit.test_documented_commands import commands
+from tests.pages import duoflow, follow, page_commands
 from tests.unit.trainer.test_command_line import EXAMPLES
 from trainer.config.schema import REPOSITORY
 
 pytestmark = pytest.mark.integration
 
-PAGE = REPOSITORY / "docs" / "own_data.md"
+PAGES = ("own_data", "index", "README")
+"""The last two show the same way: what they have beside the first one goes on where it ends."""
 IN_SECONDS = ("limits.max_steps=4", "logging.tensorboard=false")
 """Behind each command that trains: whether something is learnt is not what is asked here."""
 NOT_HERE = {
@@ -37,19 +38,6 @@ NOT_HERE = {
     "duoflow bench all": "minutes",
 }
 """Beginnings of examples -> why they do not run here."""
-
-
-def duoflow(words: list[str], directory: Path) -> str:
-    """What a command says; it has to end with 0."""
-    environment = {
-        "PYTHONPATH": str(REPOSITORY),
-        "PATH": "/usr/bin:/bin",
-        "OMP_NUM_THREADS": "1",
-        "HOME": str(directory),
-    }
-    done = fork_command(words, environment, directory)
-    assert done.returncode == 0, (words, done.stdout[-3000:])
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +60,10 @@ def desk(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def followed(desk: Path) -> dict[str, str]:
-    """What each command of the page says, in its order."""
-    said = {}
-    for words in commands(PAGE.read_text(encoding="utf-8")):
-        trains = words[0] == "train" and "--dry-run" not in words
-        said[shlex.join(words)] = duoflow([*words, *(IN_SECONDS if trains else ())], desk)
+    """What each command of the pages says, in their order."""
+    said: dict[str, str] = {}
+    for page in PAGES:
+        said |= follow(page, desk, {}, behind=IN_SECONDS, already=said)
     return said
 
 
@@ -90,6 +77,11 @@ def test_the_page_leads_to_a_model_whose_accuracy_stands_beside_its_baselines(fo
     assert "val/question_only_accuracy" in evaluated
     assert followed["runs"].split()[:4] == ["run", "state", "step", "best"]
     assert "optim.lr" in followed["runs compare runs/my_run runs/slower"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_the_page_has_run(page: str, followed: dict[str, str]):
+    assert {shlex.join(words) for words in page_commands(page)} <= set(followed)
 
 
 @pytest.mark.usefixtures("followed")

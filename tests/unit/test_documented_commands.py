@@ -14,6 +14,22 @@ from trainer.config import load_config
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "ds_configs/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHELL = ("", "bash")
+FOLLOWED = {
+    "test_own_data.py": ("README", "index", "own_data"),
+    "test_followed_pages.py": ("gqa", "order", "checkpoints", "export", "report", "watching", "troubleshooting"),
+    "test_followed_scores.py": ("data", "scores"),
+    "test_followed_tasks.py": ("tasks",),
+    "test_followed_documents.py": ("documents", "retrieval", "vlm"),
+    "test_followed_recipes.py": ("results", "recipes", "fusion", "features", "heatmap"),
+    "test_followed_choices.py": ("performance", "scaling", "references", "optim", "cockpit", "remote"),
+}
+"""File of tests/integration -> pages whose commands it runs from their text, or names with a reason."""
+ELSEWHERE = {
+    "commands": "every example of a help screen: tests/integration/test_own_data.py",
+    "cluster": "hosts, Slurm and Kubernetes: tests/multinode, tests/unit/launch",
+    "serve": "answers until Ctrl-C: tests/unit/trainer/commands/test_serve_and_report.py",
+}
+"""Pages whose commands need more than a directory -> where they are run."""
 _FENCED = re.compile(r"^([ ]*)```(\w*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 _MODULE = re.compile(r"python3? -m ((?:benchmarks|duoflow|launch|shards|trainer)[\w.]*)((?: [^\n`#|]*)?)")
 
@@ -55,6 +71,16 @@ def test_there_are_commands_to_take():
         "status",
         "doctor",
     }
+
+
+def test_every_page_with_commands_is_followed_or_says_where_they_run():
+    followed = [page for pages in FOLLOWED.values() for page in pages]
+    shown = {page.stem for page in PAGES if any(commands(page.read_text(encoding="utf-8")))}
+    assert shown == {*followed, *ELSEWHERE}
+    assert len(followed) == len(set(followed))
+    for file, pages in FOLLOWED.items():
+        text = (ROOT / "tests" / "integration" / file).read_text(encoding="utf-8")
+        assert all(f'"{page}"' in text for page in pages), file
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.trainer.scoring.task_files import GOLDEN, Files, Score
+from tests.unit.trainer.scoring.task_files import GOLDEN, Files, Score, mpdocvqa_files
 from trainer.scoring.anls import (
     CELLS,
     DocumentAnswer,
@@ -136,29 +136,7 @@ class TestSums:
 
 @pytest.fixture
 def golden(tmp_path: Path) -> Files:
-    """The hand-made cases in MP-DocVQA's files, of documents with one to eight pages; every answer names a page."""
-    data = [
-        {
-            "questionId": number,
-            "question": "What?",
-            "doc_id": f"d{number}",
-            "page_ids": [f"d{number}_p{page}" for page in range(number)],
-            "answers": answers,
-            "answer_page_idx": number - 1,
-            "data_split": "val",
-        }
-        for number, (_, answers) in enumerate(PAIRS, start=1)
-    ]
-    samples = {
-        str(number): {"pred_answer": said, "pred_answer_conf": 0.5, "pred_answer_page": number // 2, "anls": 7}
-        for number, (said, _) in enumerate(PAIRS, start=1)
-    }
-    return Files(
-        tmp_path,
-        "mpdocvqa",
-        questions={"dataset_name": "MP-DocVQA", "data": data},
-        predictions={"Model": "T5", "Mean ANLS": 0.1, "Scores by samples": samples},
-    )
+    return mpdocvqa_files(tmp_path)
 
 
 class Spoilt(NamedTuple):
