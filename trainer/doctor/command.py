@@ -7,11 +7,14 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shards.errors import UserError
 from shards.progress import doing, say
 from trainer.doctor.table import Row, Section, faults, render
+
+if TYPE_CHECKING:
+    from trainer.config import RunConfig
 
 
 def add_doctor_parser(verbs: Any) -> None:
@@ -34,6 +37,8 @@ def add_doctor_parser(verbs: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.hostfile is not None:
         return _run_over_hosts(arguments)
+    if arguments.recipe is not None and not arguments.recipe.is_file():
+        _load(arguments.recipe, arguments.overrides)  # says so at once
     with doing("looking at this machine; DeepSpeed is started once, which takes some seconds"):
         sections = examine(arguments.recipe, arguments.overrides)
     found = faults(sections)
@@ -45,11 +50,16 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _load(recipe: Path, overrides: Sequence[str]) -> "RunConfig":
+    from trainer.config import load_config  # pydantic
+
+    return load_config(recipe, overrides)
+
+
 def _run_over_hosts(arguments: argparse.Namespace) -> int:
-    from trainer.config import load_config
     from trainer.doctor.nodes import examine_hosts
 
-    config = None if arguments.recipe is None else load_config(arguments.recipe, arguments.overrides)
+    config = None if arguments.recipe is None else _load(arguments.recipe, arguments.overrides)
     lines, found = examine_hosts(arguments.hostfile, config)
     if arguments.json:
         say(json.dumps({"hosts": lines, "faults": found}, indent=1, ensure_ascii=False))
@@ -82,17 +92,14 @@ def examine(recipe: Path | None, overrides: Sequence[str] = ()) -> list[Section]
 
 
 def _memory_rows(recipe: Path, overrides: Sequence[str]) -> list[Row]:
-    from trainer.config import load_config
     from trainer.doctor.memory import memory_rows  # it loads the model
 
-    return memory_rows(load_config(recipe, overrides))
+    return memory_rows(_load(recipe, overrides))
 
 
 def _recipe_rows(recipe: Path, overrides: Sequence[str]) -> list[Row]:
-    from trainer.config import load_config
-
     try:
-        config = load_config(recipe, overrides)
+        config = _load(recipe, overrides)
     except UserError as error:
         return [Row("recipe", line, line) for line in str(error).splitlines()]
     try:
