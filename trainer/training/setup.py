@@ -293,7 +293,7 @@ def _introduce(run: Run, state: TrainState, *, num_questions: int, num_trained: 
     if codec is not None and (lost := lost_answers(codec, run.train_batches.split.index.answers)):
         logger.warning("%s: %s", run.config.data.train, lost)
     logger.info(
-        "%s questions in %s visits: %d steps per epoch, %d in all, from step %d; %d rank(s) on %s, ZeRO-%d, %s",
+        "%s questions in %s visits: %d step(s) per epoch, %d in all, from step %d; %d rank(s) on %s, ZeRO-%d, %s",
         f"{num_questions:,}",
         f"{len(run.train_batches.split.visits):,}",
         milestones.steps_per_epoch,
