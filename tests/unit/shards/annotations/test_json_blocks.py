@@ -116,7 +116,7 @@ def test_broken_json_is_located(path: Path, text: bytes, message: str, block: in
 @pytest.mark.parametrize("block", [4, BLOCK])
 def test_text_that_is_not_utf_8_is_located(path: Path, block: int):
     path.write_bytes(b'["a", "b", "\xff", "d"]')
-    with pytest.raises(DataError, match=r"file\.json: entry 3: 'utf-8' codec can't decode byte 0xff"):
+    with pytest.raises(DataError, match=r"file\.json: entry 3: .*(utf|UTF)-8"):
         list(iterate_array(path, object, ignored, block=block))
 
 

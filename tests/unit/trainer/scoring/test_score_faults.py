@@ -24,7 +24,7 @@ class TestVqa:
             (lambda c: c.update(questions='{"questions": ['), "questions.json: broken JSON at byte 15: "),
             (
                 lambda c: c.update(questions=b'{"questions": [{"question_id": 1, "image_id": 1, "question": "\xff"}]}'),
-                "questions.json: entry 1 of questions: 'utf-8' codec can't decode byte 0xff",
+                "questions.json: entry 1 of questions: ",  # msgspec says what, in words that differ between releases
             ),
             (
                 lambda c: c.update(questions='{"info": ' + 99999 * "["),
