@@ -169,10 +169,11 @@ def test_ranks_whose_launcher_was_killed_are_found_adopted_and_stopped(
 def test_hosts_that_cannot_take_part_are_a_line_and_nothing_starts(
     fault: str, terminal: Terminal, two: tuple[Host, Host], lab: Lab, project: Project
 ):
+    second: Host | str = {"unknown": "nowhere", "port": two[1]}.get(fault, "off")
     if fault == "off":
-        off = lab.add_host(None if "node5" not in lab.hosts else "node5")
-        off.power_off()
-    second = {"unknown": "nowhere", "off": "node5", "port": two[1]}[fault]
+        gone = lab.add_host()
+        gone.power_off()
+        second = gone.name
     flags: list[str] = []
     listener = None
     if fault == "port":
@@ -189,7 +190,7 @@ def test_hosts_that_cannot_take_part_are_a_line_and_nothing_starts(
             two[0].end(listener)
     assert done.returncode == MISTAKE, done.stdout + done.stderr
     (line,) = done.stderr.strip().splitlines()
-    assert {"unknown": "nowhere: unknown host", "off": "host node5", "port": "is taken"}[fault] in line
+    assert {"unknown": "nowhere: unknown host", "off": f"host {second}", "port": "is taken"}[fault] in line
     assert not project.run(f"no_{fault}").path.exists()
 
 
