@@ -145,9 +145,12 @@ def _means(tables: Mapping[str, Table]) -> Table:
 
 
 def _show(tables: Mapping[str, Table]) -> None:
-    for seed, table in tables.items():
+    shown = {f"seed {seed}": table for seed, table in tables.items()}
+    if len(tables) > 1:
+        shown["mean of the seeds"] = _means(tables)
+    for title, table in shown.items():
         columns = next(iter(table.values()))
-        print(f"\nseed {seed:<19}" + "".join(f"{column:>10}" for column in columns))
+        print(f"\n{title:<24}" + "".join(f"{column:>10}" for column in columns))
         for row, percents in table.items():
             print(f"{row:<24}" + "".join(f"{percents[column]:>10.1f}" for column in columns))
 

@@ -1,5 +1,6 @@
 """A page of the documentation, followed: every command that it shows, in its order and from its own text."""
 
+import json
 import shlex
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -83,6 +84,11 @@ def reasons_without_command(pages: tuple[str, ...], not_here: Mapping[str, str])
     """What excuses a command that no page has (any more)."""
     lines = [shlex.join(words) for page in pages for words in page_commands(page)]
     return {part for part in not_here if not any(part in line for line in lines)}
+
+
+def states(desk: Path) -> dict[str, str]:
+    """How each run of a desk stands, by its name."""
+    return {path.parent.name: json.loads(path.read_text())["state"] for path in desk.glob("runs/*/status.json")}
 
 
 def fenced_behind(name: str, part: str) -> list[str]:

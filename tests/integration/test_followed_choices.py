@@ -7,13 +7,12 @@ text.
 
 import contextlib
 import importlib.util
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.pages import follow, reasons_without_command, run_or_named
+from tests.pages import follow, reasons_without_command, run_or_named, states
 from tests.shipped import write_desk
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -92,9 +91,9 @@ def test_no_reason_is_left_of_a_command_that_is_gone():
 
 @pytest.mark.usefixtures("followed")
 def test_every_run_of_the_pages_has_ended_by_itself(desk: Path):
-    states = {path.parent.name: json.loads(path.read_text())["state"] for path in desk.glob("runs/*/status.json")}
-    assert set(states) >= {"RECIPE", "adopt", "sgd", "lamb", "by_layer", "convnext", "siglip", "gqa_blip_dinov2"}
-    assert set(states.values()) == {"done"}
+    ended = states(desk)
+    assert set(ended) >= {"RECIPE", "adopt", "sgd", "lamb", "by_layer", "convnext", "siglip", "gqa_blip_dinov2"}
+    assert set(ended.values()) == {"done"}
 
 
 @pytest.mark.usefixtures("followed")

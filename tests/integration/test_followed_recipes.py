@@ -4,14 +4,13 @@ The recipes are the shipped ones with other sizes in them (tests/shipped.py); ev
 text.
 """
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.corpora import write_corpus
-from tests.pages import SPLITS, follow, reasons_without_command, run_or_named
+from tests.pages import SPLITS, follow, reasons_without_command, run_or_named, states
 from tests.shipped import IMAGES, write_desk
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -51,9 +50,9 @@ def test_no_reason_is_left_of_a_command_that_is_gone():
 
 @pytest.mark.usefixtures("followed")
 def test_every_run_of_the_pages_has_ended_by_itself(desk: Path):
-    states = {path.parent.name: json.loads(path.read_text())["state"] for path in desk.glob("runs/*/status.json")}
-    assert set(states) >= {"easyvqa_4", "two_blips", "single_stream", "gqa_blip_lora", "gqa_t5_lora", "gqa_blip_base"}
-    assert set(states.values()) == {"done"}
+    ended = states(desk)
+    assert set(ended) >= {"easyvqa_4", "two_blips", "single_stream", "gqa_blip_lora", "gqa_t5_lora", "gqa_blip_base"}
+    assert set(ended.values()) == {"done"}
 
 
 def test_a_run_behind_a_cache_says_what_it_reads(followed: dict[str, dict[str, str]]):
