@@ -1,4 +1,4 @@
-"""Looks for a loss that cannot learn, early in a run, and says what the likely cause is."""
+"""Looks for a loss that cannot learn, early in a run, and names the likely cause."""
 
 import math
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ RELATIVE_TOLERANCE = 1e-6
 """About eight times the spacing of fp32: a sum that only differs in its rounding is the same."""
 
 _ZERO_CAUSES = {
-    "answer": "all answers were cut away, or the questions have no answers (see `duoflow shards info`)",
+    "answer": "none of the questions in them has an answer (`duoflow shards info` counts those that have)",
     "classify": "no item has a label, or none of its answers is a class (answers.list, answers.min_count)",
     "itm": "no negatives exist for this data (losses.negatives names the kinds that are tried)",
 }
@@ -41,8 +41,6 @@ class LossWatch:
         *,
         positives: int | None = None,
         negatives: int | None = None,
-        learning_rate: float | None = None,
-        grad_norm: float | None = None,
     ) -> list[str]:
         """Warnings that this step gives cause for, each one line; usually none.
 
@@ -50,14 +48,13 @@ class LossWatch:
             step: optimizer steps taken, this one included, over the whole run.
             parts: each part of the loss by its short name (answer, itm).
             positives, negatives: (image, text) pairs of the matching loss with weight, over all ranks; None without it.
-            learning_rate, grad_norm: of this step, if known; they tell causes apart.
         """
         if step > FIRST_STEPS:
             return []
         warnings = []
         for part, value in parts.items():
             if self._follow(part, value) >= SAME_STEPS and self._first_time(part):
-                warnings.append(_same_value(part, value, learning_rate, grad_norm))
+                warnings.append(_same_value(part, value))
         only = _only_class(positives, negatives)
         if only is not None and self._first_time("pairs"):
             warnings.append(f"step {step}: {only}")
@@ -78,16 +75,13 @@ class LossWatch:
         return first
 
 
-def _same_value(part: str, value: float, learning_rate: float | None, grad_norm: float | None) -> str:
+def _same_value(part: str, value: float) -> str:
     if value == 0.0:
         return f"{part}_loss is 0 for {SAME_STEPS} steps: {_ZERO_CAUSES.get(part, _ANY_ZERO_CAUSE)}"
-    if learning_rate == 0.0:
-        cause = "the learning rate is 0 (optim.lr)"
-    elif grad_norm == 0.0:
-        cause = "no gradient reaches a trained parameter: everything is frozen, or what is trained does not feed it"
-    else:
-        cause = "the model gives the same output for every input, or every step has the same questions"
-    return f"{part}_loss is {value:.6g} for {SAME_STEPS} steps: {cause}"
+    return (
+        f"{part}_loss is {value:.6g} for {SAME_STEPS} steps: the model gives the same output for every input, or every "
+        "step has the same questions and optim.lr is too low for a weight to move"
+    )
 
 
 def _only_class(positives: int | None, negatives: int | None) -> str | None:

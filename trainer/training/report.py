@@ -85,8 +85,6 @@ def _warn(run: Run, state: TrainState, step: Step, watch: LossWatch) -> None:
         _parts(mean_losses(step.sums, run.config, "step"), "step"),
         positives=round(step.sums["itm_positives"]) if matching else None,
         negatives=round(step.sums["itm_negatives"]) if matching else None,
-        learning_rate=step.learning_rate,
-        grad_norm=step.update.grad_norm,
     )
     for warning in warnings if run.is_main else ():
         logger.warning("%s", warning)

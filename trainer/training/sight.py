@@ -25,6 +25,8 @@ LOOKS = 0.05
 """With its own images a model that looks is right more often by at least this part of 1; it is not asked again."""
 RESTS = 0.02
 """Less than this is no gain: of a thousand questions, one time in forty chance alone gives as much."""
+LEAST_QUESTIONS = 20
+"""Of fewer nothing is said: in a handful of images the answers are often the same for all of them."""
 
 
 class Gain(NamedTuple):
@@ -63,7 +65,9 @@ class SightWatch:
 
     def report(self) -> None:
         """Say, behind the line of a validation, that the model does not look yet, if it does not."""
-        if self._gain is None or self._gain.own - self._gain.others >= RESTS:
+        if self._gain is None or self._gain.questions < LEAST_QUESTIONS:
+            return
+        if self._gain.own - self._gain.others >= RESTS:
             return
         logger.info(
             "the answers do not depend on the images yet: %.1f %% are right with their own and %.1f %% with those of "

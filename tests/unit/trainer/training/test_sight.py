@@ -14,7 +14,8 @@ from shards.plan import Share
 from shards.read.collate import Batch
 from shards.read.loader import Loader
 from shards.read.micro_batches import EvaluationBatches
-from tests.runs import Project
+from tests.corpora import build_corpus
+from tests.runs import Project, write_recipe, write_shards
 from tests.thread_ranks import on_ranks
 from trainer.build import image_size, make_texts, open_split
 from trainer.engine.distributed import World
@@ -27,7 +28,9 @@ Key = tuple[bytes, bytes]
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    return Project.write(tmp_path_factory.mktemp("project"))
+    home = tmp_path_factory.mktemp("project")
+    val, _ = build_corpus(home / "many", num_images=40, seed=1)
+    return Project(write_recipe(home / "tiny.yaml", write_shards(home) | {"val": str(val)}))
 
 
 @pytest.fixture(scope="module")
@@ -104,4 +107,14 @@ def test_who_looks_is_not_and_is_not_asked_again(project: Project, built: BuiltM
     watch = watched(project, built, lambda key: key)
     assert lines(watch, caplog) == []
     watch.look(None, None, None, None, None, None)  # nothing is evaluated any more
+    assert lines(watch, caplog) == []
+
+
+def test_of_a_handful_of_questions_nothing_is_said(
+    project: Project, built: BuiltModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    watch = watched(project, built, lambda key: (b"", key[1]))
+    (line,) = lines(watch, caplog)
+    (questions,) = map(int, re.findall(r"\((\d+) questions\)", line))
+    monkeypatch.setattr("trainer.training.sight.LEAST_QUESTIONS", questions + 1)
     assert lines(watch, caplog) == []
