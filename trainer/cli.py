@@ -32,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _DISK_FAULTS:
             raise
-        place = error.filename or "a file"
-        say(f"duoflow: {place}: {error.strerror}; see to this disk and run the same command again", error=True)
+        place = f"{error.filename}: " if error.filename else ""
+        say(f"duoflow: {place}{error.strerror}; see to this disk and run the same command again", error=True)
         return USER_MISTAKE
     except KeyboardInterrupt:
         say("duoflow: interrupted", error=True)

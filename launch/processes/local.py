@@ -17,6 +17,7 @@ from types import FrameType, TracebackType
 from typing import NamedTuple, Protocol, Self
 
 from launch.plan.launch_plan import LaunchPlan, Node, local_argv
+from launch.processes.memory import counted_since, memory_group, oom_kills
 from launch.processes.ranks import forget_ranks, live_ranks, recorded_ranks, send
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -41,6 +42,8 @@ class Outcome(NamedTuple):
     """Ranks were killed: at a second Ctrl-C, or because they did not leave."""
     left: tuple[str, ...] = ()
     """Other hosts on which ranks go on without their launcher."""
+    want_of_memory: str | None = None
+    """What the control group of this process says, if the kernel has ended somebody in it for that."""
 
 
 class Elsewhere(Protocol):
@@ -173,6 +176,8 @@ class _Launch:
         processes: int,
         elsewhere: Elsewhere | None,
     ) -> None:
+        self._memory = memory_group()
+        self._kills = None if self._memory is None else oom_kills(self._memory)
         self._process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
         self._ranks, self._processes, self._elsewhere = ranks, processes, elsewhere
         self.stopping = self.stopped_early = self.killed = False
@@ -222,7 +227,8 @@ class _Launch:
         """Clear away what the ranks left behind (data workers), and collect the launcher."""
         self._signal_session(signal.SIGKILL)
         left = () if self._elsewhere is None or self.stopping else self._elsewhere.live()
-        return Outcome(self._process.wait(), self.stopped_early, self.killed, left)
+        memory = None if self._memory is None else counted_since(self._memory, self._kills)
+        return Outcome(self._process.wait(), self.stopped_early, self.killed, left, memory)
 
     def _signal_session(self, number: signal.Signals) -> None:
         os.killpg(self._process.pid, number)

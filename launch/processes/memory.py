@@ -121,13 +121,27 @@ def cause_of_kill(
     if kernel_killed(log, pid, started, ticks_per_second):
         return f"the kernel's log says that it ended process {pid} for want of memory; {_REMEDY}"
     now = None if group is None else oom_kills(Path(group))
-    if group is not None and now is not None and counted_before is not None and now > counted_before:
-        limit = limit_bytes(Path(group))
-        limited = "" if limit is None else f", limit {limit / 2**30:.1f} GiB"
-        counted = f"the cgroup counted {now - counted_before} oom_kill since the start{limited}"
-        return f"memory is the likely cause: {counted}; {_REMEDY}"
+    counted = None if group is None else counted_since(Path(group), counted_before)
+    if counted is not None:
+        return counted
     looked_at = "the kernel's log shows no" if now is None else "neither its cgroup nor the kernel's log shows a"
     return f"{looked_at} lack of memory, so somebody may have killed it"
+
+
+def counted_since(group: Path, before: int | None) -> str | None:
+    """What a control group says of processes that the kernel has ended in it for want of memory since then, as the
+    rest of a sentence; None if it counts none, or did not count.
+
+    Args:
+        before: what `oom_kills` gave then.
+    """
+    now = oom_kills(group)
+    if now is None or before is None or now <= before:
+        return None
+    limit = limit_bytes(group)
+    limited = "" if limit is None else f", limit {limit / 2**30:.1f} GiB"
+    counted = f"the cgroup counted {now - before} oom_kill since the start{limited}"
+    return f"memory is the likely cause: {counted}; {_REMEDY}"
 
 
 _REMEDY = "lower batch.micro_visits or data.workers"

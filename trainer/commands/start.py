@@ -2,12 +2,13 @@
 
 import contextlib
 import os
+import signal
 import sys
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from launch.hosts.deaths import describe_deaths
+from launch.hosts.deaths import describe_deaths, signal_of
 from launch.network import free_port
 from launch.processes.local import Outcome, count_gpus, launcher_command, launcher_environment, run_launcher
 from launch.processes.ranks import attending
@@ -205,11 +206,17 @@ def settle(run: RunDirectory, outcome: Outcome) -> int:
         return FAILED
     else:
         code, state = FAILED, "failed"
-        deaths = describe_deaths(run.ranks, outcome.returncode) or "the ranks ended without a word"
+        deaths = describe_deaths(run.ranks, outcome.returncode) or _died_early(outcome)
         message = f"{deaths} (the launcher returned {outcome.returncode}); see {run.logs}"
     run.change_status(state, exit_code=code, message=message)
     say(f"duoflow: {run.path}: {message}", error=True)
     return code
+
+
+def _died_early(outcome: Outcome) -> str:
+    """Of ranks that ended before they were up, and so left no record."""
+    cause = outcome.want_of_memory if signal_of(outcome.returncode) == signal.SIGKILL else None
+    return "the ranks ended without a word" + ("" if cause is None else f" before they were up; {cause}")
 
 
 def _finished_message(run: RunDirectory) -> str:

@@ -59,13 +59,18 @@ class GradientWatch:
         missing = [name for name, level in zip(self._names, seen.tolist(), strict=True) if level < _SOME]
         if not missing:
             return
+        steps = f"the first {self._patience} optimizer step{'s' if self._patience > 1 else ''}"
         rest = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
         unused = sum(level == _NONE for level in seen.tolist())
+        if len(missing) == len(self._names) and not unused:
+            raise ConfigError(
+                f"no gradient reached any parameter in {steps}: no question there has an answer (`duoflow shards info` "
+                "counts those that have), or the weights of losses are next to nothing"
+            )
         raise ConfigError(
-            f"no gradient reached {', '.join(missing[:_NAMED])}{rest} in the first {self._patience} optimizer "
-            f"step{'s' if self._patience > 1 else ''} ({unused} take no part in the loss, {len(missing) - unused} only "
-            "got zeros); every trainable parameter must matter to a loss of the recipe: freeze it, or give its loss a "
-            "weight"
+            f"no gradient reached {', '.join(missing[:_NAMED])}{rest} in {steps} ({unused} take no part in the loss, "
+            f"{len(missing) - unused} only got zeros); every trainable parameter must matter to a loss of the recipe: "
+            "freeze it, or give its loss a weight"
         )
 
     def _hook(self, index: int):

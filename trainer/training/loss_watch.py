@@ -12,13 +12,6 @@ SAME_STEPS = 20
 RELATIVE_TOLERANCE = 1e-6
 """About eight times the spacing of fp32: a sum that only differs in its rounding is the same."""
 
-_ZERO_CAUSES = {
-    "answer": "none of the questions in them has an answer (`duoflow shards info` counts those that have)",
-    "classify": "no item has a label, or none of its answers is a class (answers.list, answers.min_count)",
-    "itm": "no negatives exist for this data (losses.negatives names the kinds that are tried)",
-}
-_ANY_ZERO_CAUSE = "no question has weight in it, or its weight is 0 (losses)"
-
 
 class _Run(NamedTuple):
     """Steps in a row with one value."""
@@ -76,8 +69,6 @@ class LossWatch:
 
 
 def _same_value(part: str, value: float) -> str:
-    if value == 0.0:
-        return f"{part}_loss is 0 for {SAME_STEPS} steps: {_ZERO_CAUSES.get(part, _ANY_ZERO_CAUSE)}"
     return (
         f"{part}_loss is {value:.6g} for {SAME_STEPS} steps: the model gives the same output for every input, or every "
         "step has the same questions and optim.lr is too low for a weight to move"

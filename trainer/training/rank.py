@@ -4,10 +4,12 @@ import contextlib
 import faulthandler
 import logging
 import os
+import sys
 import traceback
 import warnings
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import torch.distributed as dist
 from transformers.utils import logging as transformers_logging
@@ -190,9 +192,25 @@ def _abandon(directory: RunDirectory, rank: int, code: int) -> int:
     os._exit(code)
 
 
+class RankLog(logging.FileHandler):
+    """A rank's file. A disk that takes no more costs what belongs there, and one line."""
+
+    def __init__(self, path: Path, encoding: str) -> None:
+        super().__init__(path, encoding=encoding)
+        self._failing = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._failing:
+            self._failing = True
+            say(f"{self.baseFilename}: cannot be written ({error}); training goes on without it")
+
+
 def _log_to(directory: RunDirectory, rank: int) -> None:
     """Everything to the rank's file; the console hears rank 0, and stderr errors of all ranks."""
-    file = logging.FileHandler(directory.rank_log(rank), encoding="utf-8")
+    file = RankLog(directory.rank_log(rank), encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[file, *console_handlers(rank)], force=True)
     # DeepSpeed calls what torch has renamed, and torch says so at every step; nobody who trains can change that.

@@ -1,7 +1,5 @@
 import math
 
-import pytest
-
 from trainer.training.loss_watch import FIRST_STEPS, SAME_STEPS, LossWatch
 
 
@@ -31,14 +29,6 @@ def test_a_slow_drift_is_not_constant():
 
 def test_a_break_starts_the_count_anew():
     assert watch([0.7] * 19 + [0.8] + [0.7] * 19) == []
-
-
-def test_a_loss_of_zero_names_the_part_and_where_to_look():
-    [answer] = watch([0.0] * 20, part="answer")
-    [itm] = watch([0.0] * 20, part="itm")
-    assert answer.startswith("answer_loss is 0 for 20 steps: none of the questions")
-    assert itm.startswith("itm_loss is 0 for 20 steps: no negatives exist")
-    assert "losses.negatives" in itm
 
 
 def test_a_constant_loss_names_what_can_hold_it():
