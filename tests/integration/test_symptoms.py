@@ -10,25 +10,30 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
 
-from launch.processes.memory import memory_group
 from launch.processes.ranks import read_attendant, read_records, send_exactly
 from shards.format.index import COLUMNS_NAME, read_index
-from tests.distributed.forked_ranks import Forked, fork_command
+from tests.distributed.forked_ranks import Forked
 from tests.distributed.launch import ROOT, free_port
-from tests.models import FUSION, SCRATCH
-from tests.runs import LeftOver, write_recipe, write_shards
+from tests.runs import LeftOver
+from tests.trouble import (
+    NEVER_BETTER,
+    WAIT_SECONDS,
+    Desk,
+    Ranks,
+    children_of,
+    on_a_disk,
+    place_of,
+    tight_recipe,
+    wait_for,
+    within_memory,
+)
 from tests.unit.test_documented_commands import fenced
-from trainer.run_directory import RunDirectory
 
 pytestmark = pytest.mark.integration
 
@@ -45,8 +50,6 @@ ANYTHING = (
 """Parts of quoted lines that differ from one machine to the next: the words of allocators, of the hub's library and of
 the kernel (which may have a log), lists of names, and what a rank was at."""
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="mounts need root")
-WAIT_SECONDS = 300
-NEVER_BETTER = "optim.lr=1e-30"
 SMALL_DISK = 260_000
 """Bytes; a checkpoint of the tiny model takes three times as much."""
 
@@ -70,60 +73,6 @@ def _word(word: str) -> str:
     if re.search(r"[\d/]", word) or "rank" in word or word in ("my_run", "gqa"):
         return r"\S+"
     return re.escape(word)
-
-
-class Desk:
-    """A recipe over drawn pictures, and what happens to its runs."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.data = write_shards(home)
-        self.recipe = write_recipe(home / "tiny.yaml", self.data)
-        self.environment = {
-            "PYTHONPATH": str(ROOT),
-            "PATH": os.environ["PATH"],
-            "HOME": str(home),
-            "OMP_NUM_THREADS": "1",
-            "DS_ACCELERATOR": "cpu",
-        }
-
-    def rank(self, *overrides: str, recipe: Path | None = None, **environment: str) -> Forked:
-        """A rank, as `python -m trainer.train` starts it."""
-        return Forked("trainer.train", [str(recipe or self.recipe), *overrides], [self.environment | environment])
-
-    def trains(self, *overrides: str, recipe: Path | None = None) -> str:
-        """What a run alone says until it ends, however."""
-        return self.rank(*overrides, recipe=recipe).wait(WAIT_SECONDS).stdout
-
-    def says(self, *words: str) -> str:
-        return fork_command(words, self.environment, self.home).stdout
-
-    def shell(self, script: str, **environment: str) -> str:
-        """What a script says in which "$@" is `duoflow`."""
-        done = subprocess.run(
-            ["sh", "-c", script, "sh", sys.executable, "-m", "trainer.cli"],
-            cwd=self.home,
-            env=self.environment | environment,
-            capture_output=True,
-            text=True,
-            timeout=WAIT_SECONDS,
-            check=False,
-        )
-        return done.stdout + done.stderr
-
-    def directory(self, name: str) -> RunDirectory:
-        return RunDirectory(self.home / "runs" / name)
-
-    @cached_property
-    def trained(self) -> LeftOver:
-        """A run that has ended, the best of whose checkpoints is not the last; others begin with a copy of it."""
-        self.trains("run.name=trained", NEVER_BETTER)
-        return LeftOver(self.directory("trained").path)
-
-    def copy(self, name: str) -> RunDirectory:
-        """A run of another name that is where the trained one is."""
-        shutil.copytree(self.trained.path, self.directory(name).path, symlinks=True)
-        return self.directory(name)
 
 
 @pytest.fixture(scope="module")
@@ -192,20 +141,12 @@ def too_many_visits(desk: Desk) -> str:
 
 def killed_for_its_memory(desk: Desk) -> str:
     """A control group holds a rank, and not its first step."""
-    return _within(desk, 1700 * 2**20, tight_recipe(desk, "killed"))
+    return within_memory(desk, 1700 * 2**20, tight_recipe(desk, "killed"))
 
 
 def killed_at_once(desk: Desk) -> str:
     """A control group does not even hold what a rank imports."""
-    return _within(desk, 500 * 2**20, tight_recipe(desk, "too_small"))
-
-
-def tight_recipe(desk: Desk, name: str) -> Path:
-    """The attention of its first layer alone takes more than a GiB."""
-    scratch = SCRATCH | {"image_size": 320, "vision_layers": 1, "text_layers": 1}
-    model = {"scratch": scratch, "second_stream": "none", "fusion": FUSION, "freeze": []}
-    batch = {"visits": 32, "micro_visits": 32}
-    return write_recipe(desk.home / f"{name}.yaml", desk.data, model=model, batch=batch)
+    return within_memory(desk, 1100 * 2**20, tight_recipe(desk, "too_small"))
 
 
 # Starts
@@ -213,7 +154,7 @@ def tight_recipe(desk: Desk, name: str) -> Path:
 
 def busy_port(desk: Desk) -> str:
     with socket.create_server(("", 0)) as other:
-        place = _place(0, 2, other.getsockname()[1])
+        place = place_of(0, 2, other.getsockname()[1])
         return desk.rank("run.name=busy", **place).wait(WAIT_SECONDS).stdout
 
 
@@ -228,14 +169,14 @@ def ranks_without_a_starter(desk: Desk) -> str:
     """They work on when everything that has started them is gone."""
     run, endless = desk.directory("orphans"), ("run.name=orphans", "limits.epochs=100000", "data.val=null")
     desk.says("train", str(desk.recipe), "--detach", "engine.processes=2", *endless)
-    _wait_for(lambda: len(read_records(run.ranks)) == 2 and run.metrics.exists())
+    wait_for(lambda: len(read_records(run.ranks)) == 2 and run.metrics.exists())
     attendant = read_attendant(run.ranks)
     assert attendant is not None
-    starters = [attendant.process.pid, *_children(attendant.process.pid)]
+    starters = [attendant.process.pid, *children_of(attendant.process.pid)]
     ranks = [record.process for record in read_records(run.ranks)]
     for pid in starters:
         os.kill(pid, signal.SIGKILL)
-    _wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in starters))
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in starters))
     try:
         return desk.says("train", str(desk.recipe), *endless)
     finally:
@@ -244,34 +185,15 @@ def ranks_without_a_starter(desk: Desk) -> str:
 
 def nobody_else_comes(desk: Desk) -> str:
     quickly = "engine.start_timeout_seconds=2"
-    return desk.rank("run.name=alone", quickly, **_place(0, 2, free_port())).wait(WAIT_SECONDS).stdout
+    return desk.rank("run.name=alone", quickly, **place_of(0, 2, free_port())).wait(WAIT_SECONDS).stdout
 
 
 def rank_0_does_not_come(desk: Desk) -> str:
     quickly = "engine.start_timeout_seconds=2"
-    return desk.rank("run.name=headless", quickly, **_place(1, 2, free_port())).wait(WAIT_SECONDS).stdout
+    return desk.rank("run.name=headless", quickly, **place_of(1, 2, free_port())).wait(WAIT_SECONDS).stdout
 
 
 # Hangs
-
-
-class Ranks:
-    """Two ranks in the middle of training."""
-
-    def __init__(self, desk: Desk, name: str, *overrides: str) -> None:
-        port, run = free_port(), desk.directory(name)
-        long = (f"run.name={name}", "limits.epochs=100000", "data.val=null", *overrides)
-        self.both = [desk.rank(*long, **_place(number, 2, port)) for number in (0, 1)]
-        _wait_for(run.metrics.exists)
-        self.pids = {record.rank: record.process.pid for record in read_records(run.ranks)}
-
-    def fail(self) -> str:
-        """What rank 0 has said, when it has given up by itself."""
-        first, second = self.both
-        said = first.wait(WAIT_SECONDS).stdout
-        if second.is_running:
-            second.send_signal(signal.SIGKILL)
-        return said + second.wait(WAIT_SECONDS).stdout
 
 
 SOON = ("engine.heartbeat_seconds=0.2", "engine.timeout_seconds=2", "engine.start_timeout_seconds=60")
@@ -280,7 +202,7 @@ SOON = ("engine.heartbeat_seconds=0.2", "engine.timeout_seconds=2", "engine.star
 def reads_no_more(desk: Desk) -> str:
     """The worker that reads for rank 1 stands still, as it does on a mount that is gone."""
     ranks = Ranks(desk, "late", *SOON, "data.workers=1")
-    workers = [pid for pid in _children(ranks.pids[1]) if _is_worker(pid)]
+    workers = [pid for pid in children_of(ranks.pids[1]) if _is_worker(pid)]
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)
     said = ranks.fail()
@@ -306,11 +228,11 @@ def silent(desk: Desk) -> str:
 
 
 def small_disk(desk: Desk) -> str:
-    return _on_a_disk(desk, f"-o size={SMALL_DISK}", '"$@" train tiny.yaml run.directory=/mnt --dry-run')
+    return on_a_disk(desk, f"-o size={SMALL_DISK}", '"$@" train tiny.yaml run.directory=/mnt --dry-run')
 
 
 def read_only_disk(desk: Desk) -> str:
-    return _on_a_disk(desk, "-o ro", '"$@" train tiny.yaml run.directory=/mnt run.name=never')
+    return on_a_disk(desk, "-o ro", '"$@" train tiny.yaml run.directory=/mnt run.name=never')
 
 
 def disk_that_fills(desk: Desk) -> str:
@@ -318,7 +240,7 @@ def disk_that_fills(desk: Desk) -> str:
     long = "batch.visits=2 data.val=null"
     train = f'"$@" train tiny.yaml run.directory=/mnt run.name=filled {long} &'
     wait = "until [ -s /mnt/filled/metrics.jsonl ]; do sleep 0.1; done"
-    return _on_a_disk(desk, "-o size=8m", f"{train} {wait}; dd if=/dev/zero of=/mnt/other bs=1k 2>/dev/null; wait")
+    return on_a_disk(desk, "-o size=8m", f"{train} {wait}; dd if=/dev/zero of=/mnt/other bs=1k 2>/dev/null; wait")
 
 
 # Damage
@@ -461,36 +383,9 @@ def test_a_line_that_the_program_does_not_say_is_found():
     assert not pattern(line).search(said.replace("edited", "changed"))
 
 
-def _place(rank: int, size: int, port: int) -> dict[str, str]:
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
-    return {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
-
-
 def _write_rows(path: Path, rows: list[tuple[str, str, str]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("image", "question", "answer"), *rows])
-
-
-def _on_a_disk(desk: Desk, options: str, script: str) -> str:
-    """In a place of mounts of its own, /mnt is a small disk."""
-    return desk.shell(f"exec unshare --mount sh -c 'mount -t tmpfs {options} none /mnt; {script}' sh \"$@\"")
-
-
-def _within(desk: Desk, limit: int, recipe: Path) -> str:
-    """What a run says in a control group that holds so many bytes."""
-    group = memory_group()
-    assert group is not None
-    small = group / recipe.stem
-    try:
-        small.mkdir(exist_ok=True)
-        (small / "memory.limit_in_bytes").write_text(str(limit))
-    except OSError as error:
-        pytest.skip(f"no control group of memory can be made here ({error})")
-    try:
-        return desk.shell(f'echo $$ > {small}/cgroup.procs; exec "$@" train {recipe}')
-    finally:
-        _wait_for(lambda: not (small / "cgroup.procs").read_text())
-        small.rmdir()
 
 
 def _copied_shards(desk: Desk, name: str) -> Path:
@@ -499,18 +394,6 @@ def _copied_shards(desk: Desk, name: str) -> Path:
 
 def _cut(path: Path) -> None:
     os.truncate(path, 1000)
-
-
-def _wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-def _children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
 def _is_worker(pid: int) -> bool:
