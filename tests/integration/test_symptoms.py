@@ -120,7 +120,7 @@ def same_questions_for_every_photo(desk: Desk) -> str:
         rows += [(f"{number}.jpg", "What colour is the thing?", color), (f"{number}.jpg", "Is there a circle?", "yes")]
     _write_rows(desk.home / "rows.csv", rows)
     desk.says("init", "my_run", "--images", "photos", "--questions", "rows.csv")
-    return desk.says("train", "my_run.yaml", "limits.max_steps=2")
+    return desk.says("train", "my_run.yaml", "limits.max_steps=5")
 
 
 def gradients_overflow(desk: Desk) -> str:

@@ -64,8 +64,6 @@ def _run(arguments: argparse.Namespace) -> int:
     from trainer.training.preflight import plan_machine  # after the recipe was read
 
     machine = plan_machine(config, os.environ)
-    if machine.gpus == 0:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for another one, and says so
     if arguments.dry_run:
         return _dry_run(config, split, dtype, machine.processes)
     if split == "train" and config.data.augment is not None:

@@ -8,24 +8,27 @@ import functools
 import importlib
 import logging
 import math
+import os
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.runtime import compiler
 from torch import Tensor, nn
 
 from trainer.engine import partitions
 from trainer.engine.deepspeed_config import zero_stage
-from trainer.engine.distributed import World
+from trainer.engine.distributed import World, device_type
 from trainer.engine.gradient_watch import GradientWatch
 from trainer.engine.network_time import Clock, EventClock, HostClock, time_collectives
 from trainer.engine.optimizers import DEFAULT, OptimizerChoice, build_optimizer, check_stage
 from trainer.engine.parameter_groups import parameter_groups
 from trainer.engine.state_file import EngineState
+
+os.environ.setdefault("DS_ACCELERATOR", device_type())  # else DeepSpeed looks for others, and prints that it found none
+import deepspeed
+from deepspeed.runtime import compiler
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """What dynamic loss scaling remembers from step to step; stage 0 has no hysteresis."""

@@ -77,12 +77,13 @@ def table(metrics: Mapping[str, float], prefix: str) -> list[str]:
         ("the question alone: the most frequent answer to its words", _percent(blind)),
         ("this model", _percent(model)),
     ]
-    if model - blind >= HARDLY:
-        verdict = f"looking at the images is worth {100 * (model - blind):.1f} points"
+    guess, guessed = ("the questions alone give", blind) if blind >= majority else ("one answer to all gives", majority)
+    if model - guessed >= HARDLY:
+        verdict = f"looking at the images is worth {100 * (model - guessed):.1f} points"
+    elif model >= guessed:
+        verdict = f"{guess} as much: the images are not used yet (docs/from_scratch.md says what helps)"
     else:
-        verdict = "the questions alone give as much: the images are not used yet (docs/from_scratch.md says what helps)"
-        if model < blind:
-            verdict = "the questions alone give more: nothing is learnt from the images yet (docs/from_scratch.md)"
+        verdict = f"{guess} more: nothing is learnt from the images yet (docs/from_scratch.md)"
     return [*aligned(rows), verdict]
 
 

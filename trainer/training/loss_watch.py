@@ -9,6 +9,8 @@ FIRST_STEPS = 100
 """Optimizer steps that are watched: mistakes of a recipe show at once, and a converged loss may well be flat."""
 SAME_STEPS = 20
 """Steps in a row over which a loss part must be the same to be reported."""
+PAIR_STEPS = 5
+"""Steps over which the texts of matching are counted: a small one may well have none that is wrong."""
 RELATIVE_TOLERANCE = 1e-6
 """About eight times the spacing of fp32: a sum that only differs in its rounding is the same."""
 
@@ -26,6 +28,8 @@ class LossWatch:
 
     _runs: dict[str, _Run] = field(default_factory=dict, init=False)
     _given: set[str] = field(default_factory=set, init=False)
+    _pairs: list[tuple[int, int]] = field(default_factory=list, init=False)
+    """Of each step: texts that belong to their image, and texts that do not."""
 
     def observe(
         self,
@@ -48,9 +52,10 @@ class LossWatch:
         for part, value in parts.items():
             if self._follow(part, value) >= SAME_STEPS and self._first_time(part):
                 warnings.append(_same_value(part, value))
-        only = _only_class(positives, negatives)
-        if only is not None and self._first_time("pairs"):
-            warnings.append(f"step {step}: {only}")
+        if positives is not None and negatives is not None and len(self._pairs) < PAIR_STEPS:
+            self._pairs.append((positives, negatives))
+            only = _only_class(*map(sum, zip(*self._pairs, strict=True))) if len(self._pairs) == PAIR_STEPS else None
+            warnings += [] if only is None else [only]
         return warnings
 
     def _follow(self, part: str, value: float) -> int:
@@ -75,15 +80,15 @@ def _same_value(part: str, value: float) -> str:
     )
 
 
-def _only_class(positives: int | None, negatives: int | None) -> str | None:
-    if positives is None or negatives is None or (positives == 0) == (negatives == 0):
+def _only_class(positives: int, negatives: int) -> str | None:
+    if (positives == 0) == (negatives == 0):
         return None
     if negatives == 0:
         return (
-            f"all {positives} texts of the matching loss belong to their image, so it learns to always say yes: "
-            "no negatives exist for this data (losses.negatives names the kinds that are tried)"
+            f"all {positives} texts of the matching loss in {PAIR_STEPS} steps belong to their image, so it learns to "
+            "always say yes: no negatives exist for this data (losses.negatives names the kinds that are tried)"
         )
     return (
-        f"none of the {negatives} texts of the matching loss belongs to its image, so it learns to always say no: "
-        "the questions have no answers"
+        f"none of the {negatives} texts of the matching loss in {PAIR_STEPS} steps belongs to its image, so it learns "
+        "to always say no: the questions have no answers"
     )

@@ -41,5 +41,12 @@ def test_the_table_says_what_looking_is_worth():
     assert "the images are not used yet" in table(metrics | {"val/accuracy": 0.51}, "val")[-1]
 
 
+def test_a_model_is_held_against_the_better_guess():
+    """Of few questions, the same words may have had another answer in training than the most frequent one."""
+    metrics = {"val/majority_accuracy": 0.4, "val/question_only_accuracy": 0.2, "val/accuracy": 0.4}
+    assert table(metrics, "val")[-1].startswith("one answer to all gives as much")
+    assert table(metrics | {"val/accuracy": 0.3}, "val")[-1].startswith("one answer to all gives more")
+
+
 def test_without_one_of_the_three_there_is_no_table():
     assert table({"val/accuracy": 0.9, "val/majority_accuracy": 0.3}, "val") == []

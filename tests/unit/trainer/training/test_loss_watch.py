@@ -1,6 +1,6 @@
 import math
 
-from trainer.training.loss_watch import FIRST_STEPS, SAME_STEPS, LossWatch
+from trainer.training.loss_watch import FIRST_STEPS, PAIR_STEPS, SAME_STEPS, LossWatch
 
 
 def watch(values: list[float], *, part: str = "answer", first: int = 1, **known) -> list[str]:
@@ -54,19 +54,29 @@ def test_parts_are_followed_apart():
     assert len(texts) == 1
 
 
+def pairs(positives: list[int], negatives: list[int]) -> list[str]:
+    watcher, steps = LossWatch(), zip(positives, negatives, strict=True)
+    return [
+        text
+        for step, (right, wrong) in enumerate(steps, 1)
+        for text in watcher.observe(step, {"itm": 1.0 / step}, positives=right, negatives=wrong)
+    ]
+
+
 def test_pairs_of_one_class_are_reported_once():
-    watcher = LossWatch()
-    assert watcher.observe(1, {"itm": 0.9}, positives=8, negatives=3) == []
-    [text] = watcher.observe(2, {"itm": 0.8}, positives=8, negatives=0)
-    assert text.startswith("step 2: all 8 texts")
+    [text] = pairs([8] * 50, [0] * 50)
+    assert text.startswith(f"all {8 * PAIR_STEPS} texts")
     assert "losses.negatives" in text
-    assert watcher.observe(3, {"itm": 0.7}, positives=8, negatives=0) == []
+
+
+def test_a_step_without_a_wrong_text_among_others_is_nothing_to_report():
+    assert pairs([8, 8, 3] * 10, [5, 0, 0] * 10) == []
 
 
 def test_pairs_without_a_positive_are_reported_as_well():
-    [text] = watch([0.5], part="itm", positives=0, negatives=5)
-    assert "none of the 5 texts" in text
+    [text] = pairs([0] * 9, [5] * 9)
+    assert f"none of the {5 * PAIR_STEPS} texts" in text
 
 
-def test_a_step_without_any_pair_is_no_class_of_its_own():
-    assert watch([0.5], part="itm", positives=0, negatives=0) == []
+def test_steps_without_any_pair_are_no_class_of_their_own():
+    assert pairs([0] * 9, [0] * 9) == []
