@@ -159,10 +159,10 @@ def _policy(config: RunConfig) -> str:
 def _loader(config: RunConfig, ranks: int) -> Row:
     side, free = config.data.image_size, shared_memory_free()
     if side is None or free is None or config.data.workers == 0:
-        return Row("loader", f"{config.data.workers} workers per rank")
+        return Row("loader", f"{config.data.workers} worker(s) per rank")
     pixels = 3 * side**2 * config.batch.least_visits * (TASKS[config.task].images or 1)
     needed = pixels * config.data.workers * PREFETCHED * ranks
-    found = f"{config.data.workers} workers per rank keep {needed / 1e6:,.0f} MB in {SHARED_MEMORY}"
+    found = f"{config.data.workers} worker(s) per rank keep {needed / 1e6:,.0f} MB in {SHARED_MEMORY}"
     if needed < free:
         return Row("loader", found)
     fault = f"{found}, where {free / 1e6:,.0f} MB are free; lower data.workers, or enlarge it (docker: --shm-size)"
