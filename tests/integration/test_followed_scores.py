@@ -19,6 +19,7 @@ from tests.unit.trainer.scoring.task_files import (
     Files,
     mpdocvqa_files,
     nlvr2_files,
+    retrieval_files,
     snli_ve_files,
     vqa_files,
 )
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.integration
 PAGES = ("data", "scores")
 NOT_HERE = {"--engine ray": "asks a Ray cluster; tests/unit/shards/build has it"}
 """What stands in commands that do not run here -> why."""
-SHOWN = ("vqa", "nlvr2", "snli_ve", "mpdocvqa")
+SHOWN = ("vqa", "nlvr2", "snli_ve", "mpdocvqa", "mpdocvqa_retrieval")
 """Tasks whose numbers on the page are those of the files here."""
 
 
@@ -59,6 +60,7 @@ FILES = {
     "snli_ve": one_wrong,
     "lxmert": lxmert_files,
     "mpdocvqa": mpdocvqa_files,
+    "mpdocvqa_retrieval": retrieval_files,
 }
 
 

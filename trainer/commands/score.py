@@ -21,7 +21,7 @@ def add_score_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
         "score",
         description="Score predictions as the official script of GQA, VQA, NLVR2 or SNLI-VE does, LXMERT's own "
-        "code, or the framework of MP-DocVQA. See docs/scores.md.",
+        "code, or the framework of MP-DocVQA, and rankings of its pages. See docs/scores.md.",
         epilog="duoflow score --questions val_balanced_questions.json --predictions runs/my_run/predictions/val.json",
     )
     add = parser.add_argument

@@ -1,13 +1,23 @@
-"""VQA, NLVR2, SNLI-VE, LXMERT and MP-DocVQA for `duoflow score`: their files, and their scores as lines and as JSON."""
+"""Every task but GQA for `duoflow score`: its files, and its scores as lines and as JSON."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from shards.errors import UserError
 from shards.progress import Progress
-from trainer.scoring import anls_files, nlvr2, nlvr2_files, scored_files, snli_ve, snli_ve_files, vqa, vqa_files
+from trainer.scoring import (
+    anls_files,
+    nlvr2,
+    nlvr2_files,
+    ranking,
+    scored_files,
+    snli_ve,
+    snli_ve_files,
+    vqa,
+    vqa_files,
+)
 from trainer.scoring.anls import HITS, LONG, Definition, score_documents
 from trainer.scoring.task import Scored
 
@@ -145,13 +155,35 @@ def score_mpdocvqa(arguments: argparse.Namespace) -> Scored:
         answers = anls_files.read_answers(arguments.predictions, truths, progress.advance)
     result = score_documents(truths, answers, arguments.anls)
     num_long = sum(truth.num_pages >= LONG for truth in truths.values())
-    lines = [f"{MPDOCVQA_LABELS[cell]}: {value:.{MPDOCVQA_DIGITS}f}" for cell, value in result.items()]
-    lines += ["", f"{len(truths):,} questions, {num_long:,} of them about {LONG} pages or more"]
+    return _document_scores(arguments, result, MPDOCVQA_LABELS, {"questions": len(truths), "long": num_long})
+
+
+def score_retrieval(arguments: argparse.Namespace) -> Scored:
+    """hit@k of pages ranked for MP-DocVQA's questions, parts of 1.
+
+    Raises:
+        UserError: a file does not hold what it should.
+    """
+    questions = _only_file(arguments)
+    with _reading([questions, arguments.predictions]) as progress:
+        windows = ranking.read_windows(questions, progress.advance)
+        rankings = ranking.read_rankings(arguments.predictions, windows, progress.advance)
+    result = ranking.score_rankings(windows, rankings)
+    labels = MPDOCVQA_LABELS | {"accuracy": MPDOCVQA_LABELS["page_accuracy"]}
+    num_long = sum(len(window.pages) >= LONG for window in windows.values())
+    return _document_scores(arguments, result, labels, {"questions": len(windows), "long": num_long})
+
+
+def _document_scores(
+    arguments: argparse.Namespace, result: Mapping[str, float], labels: Mapping[str, str], counts: dict[str, int]
+) -> Scored:
+    lines = [f"{labels[cell]}: {value:.{MPDOCVQA_DIGITS}f}" for cell, value in result.items()]
+    lines += ["", f"{counts['questions']:,} questions, {counts['long']:,} of them about {LONG} pages or more"]
     scores = {
         _camel_case(cell): round(value, MPDOCVQA_DIGITS) if arguments.rounded else value
         for cell, value in result.items()
     }
-    return Scored(lines, _document(arguments, scores, {"questions": len(truths), "long": num_long}))
+    return Scored(lines, _document(arguments, scores, counts))
 
 
 def _camel_case(name: str) -> str:

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from model.config import LossConfig
 from shards.format.documents import DocumentQuestion
 from shards.format.index import SplitIndex
-from trainer.scoring.anls import HITS, LONG
+from trainer.scoring.anls import LONG
 from trainer.scoring.metrics import Scores, Share
+from trainer.scoring.official import add_no_options, score_retrieval
+from trainer.scoring.ranking import CELLS, hits
+from trainer.scoring.task import ScoreTask
 from trainer.tasks.seam import Json, Outputs, Submission, Task, paired
-
-CELLS = ("accuracy", *(f"hit@{k}" for k in HITS), *(f"long_hit@{k}" for k in HITS))
-"""The accuracy is that of pages; hits as reading documents calls them (`trainer.scoring.anls`)."""
 
 
 def observe(
@@ -27,12 +27,8 @@ def observe(
         ranked[question.question_id] = [question.pages[place] for place in places]
         if question.answer_page is None:
             continue
-        rank = places.index(question.answer_page)
-        hits = {"accuracy": rank < 1, **{f"hit@{k}": rank < k for k in HITS}}
-        if len(question.pages) >= LONG:
-            hits |= {f"long_hit@{k}": rank < k for k in HITS}
-        for name, hit in hits.items():
-            scores[by_name[name]] += Share(name, int(hit), 1)
+        for share in hits(places.index(question.answer_page), len(question.pages)):
+            scores[by_name[share.name]] += share
     return ranked
 
 
@@ -61,6 +57,7 @@ TASK = Task(
     metrics=metrics,
     measured=measured,
     headline=(("hit@1", "hit@1"), ("hit@3", "hit@3"), (f"of {LONG} pages and more", "long_hit@1")),
+    official=ScoreTask(add_no_options, score_retrieval),
     recipe="recipes/mpdocvqa_retrieval.yaml",
     files="--questions {split}.json --images images",
 )

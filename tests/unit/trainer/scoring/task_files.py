@@ -115,3 +115,10 @@ def mpdocvqa_files(directory: Path) -> Files:
         questions={"dataset_name": "MP-DocVQA", "data": data},
         predictions={"Model": "T5", "Mean ANLS": 0.1, "Scores by samples": samples},
     )
+
+
+def retrieval_files(directory: Path) -> Files:
+    """The same questions, with their pages in the order of the document, whose last one has the answer."""
+    files = mpdocvqa_files(directory)
+    rankings = {str(row["questionId"]): list(row["page_ids"]) for row in files.contents["questions"]["data"]}
+    return Files(directory, "mpdocvqa_retrieval", questions=files.contents["questions"], predictions=rankings)
