@@ -12,10 +12,10 @@ from shards.format.features import TokenType
 from shards.progress import say
 from trainer.command_line import SPLITS
 from trainer.config import RunConfig, dump_config, load_config
-from trainer.exit_codes import DONE, STOPPED
+from trainer.exit_codes import DONE, FAILED, STOPPED
 
 _RANK_MODULE = "trainer.features.rank"
-_STOPPED = "features: stopped; finished tars stay, and the same command goes on from there"
+_STAYS = "finished tars stay, and the same command goes on from there"
 
 
 def add_features_parser(verbs: Any) -> None:
@@ -70,8 +70,8 @@ def _run(arguments: argparse.Namespace) -> int:
         say(f"features: with data.augment={config.data.augment} training changes its pictures and reads none of this")
     with _alone_in(config, split):
         code = _cache_here(config, split, dtype) if machine.processes == 1 else _launch(config, split, dtype, machine)
-    if code == STOPPED:
-        say(_STOPPED, error=True)
+    if code in (STOPPED, FAILED):
+        say(f"features: {'stopped' if code == STOPPED else 'not whole'}; {_STAYS}", error=True)
     if code == DONE and arguments.out is not None:
         say(f"features: a run reads them with data.features_directory={arguments.out}")
     return code

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from launch.processes.ranks import read_records
 from shards.progress import say
-from trainer.commands.start import launch_ranks
+from trainer.commands.start import deaths_of, launch_ranks
 from trainer.config import RunConfig
 from trainer.exit_codes import DONE, FAILED, STOPPED, USER_MISTAKE
 from trainer.training.preflight import Machine
@@ -24,13 +24,10 @@ def work_on_ranks(module: str, arguments: Sequence[str], config: RunConfig, mach
     with tempfile.TemporaryDirectory(prefix="duoflow.ranks.") as aside:
         ranks = Path(aside)
         outcome = launch_ranks(module, [*arguments, aside], config, machine, ranks)
+        if outcome.stopped_early:
+            return STOPPED
         codes = [record.exit_code for record in read_records(ranks)]
-    return STOPPED if outcome.stopped_early else exit_code(codes, machine.processes)
-
-
-def exit_code(codes: Sequence[int | None], processes: int) -> int:
-    """Of all ranks together: None is one that was killed."""
-    if len(codes) < processes or None in codes:
-        say("duoflow: a rank ended without a word; run the same command again", error=True)
-        return FAILED
+        if len(codes) < machine.processes or None in codes:
+            say(f"duoflow: {deaths_of(ranks, outcome)}; run the same command again", error=True)
+            return FAILED
     return next((code for code in (USER_MISTAKE, FAILED, STOPPED) if code in codes), DONE)

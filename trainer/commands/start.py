@@ -206,15 +206,18 @@ def settle(run: RunDirectory, outcome: Outcome) -> int:
         return FAILED
     else:
         code, state = FAILED, "failed"
-        deaths = describe_deaths(run.ranks, outcome.returncode) or _died_early(outcome)
+        deaths = deaths_of(run.ranks, outcome)
         message = f"{deaths} (the launcher returned {outcome.returncode}); see {run.logs}"
     run.change_status(state, exit_code=code, message=message)
     say(f"duoflow: {run.path}: {message}", error=True)
     return code
 
 
-def _died_early(outcome: Outcome) -> str:
-    """Of ranks that ended before they were up, and so left no record."""
+def deaths_of(ranks: Path, outcome: Outcome) -> str:
+    """Which ranks ended without a word and why, as far as it shows; some may have ended before they left a record."""
+    described = describe_deaths(ranks, outcome.returncode)
+    if described is not None:
+        return described
     cause = outcome.want_of_memory if signal_of(outcome.returncode) == signal.SIGKILL else None
     return "the ranks ended without a word" + ("" if cause is None else f" before they were up; {cause}")
 
