@@ -47,11 +47,18 @@ _FATAL = frozenset({signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABR
 """Those that leave no last word; a stop signal does."""
 
 
+_OF_NCCL = (
+    "; NCCL ends a process so whose collective has failed, or waited for longer than engine.timeout_seconds for a rank "
+    "that is lost or hangs: the logs of the others say where they were"
+)
+
+
 def _describe(record: RankRecord, number: signal.Signals | None, log: list[str]) -> str:
     process = record.process
     who = f"rank {record.rank} on {process.host} (process {process.pid})"
     if number is not None and number != signal.SIGKILL:
-        return f"{who} was ended by signal {int(number)} ({number.name})"
+        hint = _OF_NCCL if number == signal.SIGABRT else ""
+        return f"{who} was ended by signal {int(number)} ({number.name}){hint}"
     how = "was ended by signal 9 (SIGKILL)" if number else "ended without a word, as by signal 9 (SIGKILL)"
     on_this_host = process.host == socket.gethostname()
     cause = cause_of_kill(

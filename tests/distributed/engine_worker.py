@@ -13,6 +13,7 @@ import torch
 from shards.errors import DataError, UserError
 from tests.distributed import rounding as attention
 from tests.distributed.toy import PRECISIONS, STAGES, VISITS, Toy, ToyBatch, step_batches
+from trainer.engine import partitions
 from trainer.engine.deepspeed_config import read_policy, resolve
 from trainer.engine.distributed import World, initialize
 from trainer.engine.engine import Engine, Update
@@ -309,6 +310,7 @@ def main() -> None:
     arguments = parser.parse_args()
     # fp16 on a CPU is slow but exact; DeepSpeed's refusal is about speed.
     deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True
+    partitions.GATHERED = 50  # of the toy's few numbers, so that a state is gathered in several pieces
     world = initialize(timeout_seconds=60)
     for case in arguments.cases:
         result = CASES[case](world, arguments.out)

@@ -7,7 +7,7 @@ DeepSpeed's collectives and work the same on GPUs. A rank alone talks to nobody.
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -30,6 +30,8 @@ Made = TypeVar("Made")
 _KINDS = {kind.__name__: kind for kind in (UserError, ConfigError, DataError)}
 START_TIMEOUT_SECONDS = 120.0
 HEARTBEAT_SECONDS = 10.0
+_NCCL_ERRORS = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
+"""0 looks after no collective, 1 and 3 end the process whose collective has failed, 2 gives up the collective alone."""
 BLAME_SECONDS = 3.0
 """How long a rank whose collective failed waits for word of who is lost."""
 
@@ -265,6 +267,8 @@ def initialize(
         timeout = timedelta(seconds=timeout_seconds)
         dist.init_process_group(_backend(device), store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         return World(place.rank, place.local_rank, 1, device, timeout_seconds)
+    if device_type() == "cuda":
+        check_nccl(os.environ)
     rendezvous = Rendezvous(place, seconds=start_timeout_seconds, stop=stop)
     beat = {"beat_seconds": min(heartbeat_seconds, timeout_seconds / 6), "timeout_seconds": timeout_seconds}
     leading = LeadingPulse([host_name()] * place.world_size, **beat) if place.rank == 0 else None
@@ -320,6 +324,20 @@ def _lead_gloo(address: str | None) -> None:
     if interface is not None:
         os.environ["GLOO_SOCKET_IFNAME"] = interface
         logger.info("gloo uses %s, which has %s", interface, address)
+
+
+def check_nccl(environment: Mapping[str, str]) -> None:
+    """Whether NCCL ends a process whose collective has failed; else the others would train on what it left.
+
+    Raises:
+        ConfigError: it is told not to.
+    """
+    for name in (_NCCL_ERRORS, _NCCL_ERRORS.removeprefix("TORCH_")):
+        if environment.get(name) in ("0", "2"):
+            raise ConfigError(
+                f"{name}={environment[name]}: a rank whose collective has failed would go on with what it has not "
+                "received; unset it (3 is the default)"
+            )
 
 
 def device_type() -> str:

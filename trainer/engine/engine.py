@@ -209,7 +209,8 @@ class Engine:
     def import_state(self, state: EngineState) -> None:
         """Continue from a state, of any stage, world size and precision; every rank has all of it.
 
-        At the stage, world size and precision that it was exported from, training goes on bit for bit.
+        At the stage, world size and precision that it was exported from, training goes on bit for bit on CPUs; on a GPU
+        as far as its kernels are deterministic (the backward pass of scaled dot products adds up in any order).
 
         Raises:
             DataError: the state is that of another module or optimizer.

@@ -33,6 +33,10 @@ class Piece(NamedTuple):
     numel: int
 
 
+GATHERED = 1 << 24
+"""Numbers of a rank that are gathered at once: 64 MB of fp32, and so much from each rank on rank 0."""
+
+
 class Slot(NamedTuple):
     """One parameter, whole, as the pieces that make it up."""
 
@@ -83,16 +87,28 @@ def gather(shelf: Shelf, own: Tensor) -> Iterator[tuple[str, Tensor]]:
             yield from ((slot.name, own.to("cpu", copy=True)) for slot in shelf.slots)
         return
     own = own.reshape(-1)
-    parts = {rank: own}
-    if shelf.split and dist.get_world_size() > 1:
-        received = [torch.empty_like(own) for _ in range(dist.get_world_size())] if rank == 0 else None
-        dist.gather(own.contiguous(), received, dst=0)
-        parts = dict(enumerate(received)) if received is not None else {}
+    parts = _parts_of_all(own) if shelf.split and dist.get_world_size() > 1 else {rank: own}
     if rank != 0:
         return
     for slot in shelf.slots:
         pieces = [parts[piece.rank].narrow(0, piece.offset, piece.numel) for piece in slot.pieces]
         yield slot.name, torch.cat(pieces).to("cpu").view(slot.shape)
+
+
+def _parts_of_all(own: Tensor) -> dict[int, Tensor]:
+    """Collective: every rank's part on rank 0, in host memory; on other ranks nothing.
+
+    A piece at a time: all parts at once are the whole fp32 state, for which rank 0's GPU has no room beside its own.
+    """
+    ranks = range(dist.get_world_size()) if dist.get_rank() == 0 else ()
+    parts = {rank: torch.empty(own.shape, dtype=own.dtype) for rank in ranks}
+    for start in range(0, own.numel(), GATHERED):
+        piece = own.narrow(0, start, min(GATHERED, own.numel() - start)).contiguous()
+        received = [torch.empty_like(piece) for _ in ranks]
+        dist.gather(piece, received or None, dst=0)
+        for rank, there in zip(ranks, received, strict=True):
+            parts[rank].narrow(0, start, piece.numel()).copy_(there)
+    return parts
 
 
 def scatter(shelf: Shelf, own: Tensor, full: Mapping[str, Tensor]) -> None:

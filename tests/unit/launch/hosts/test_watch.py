@@ -92,6 +92,13 @@ class TestDeaths:
         # 241 and 143 are SIGTERM: ranks leave a last word at it.
         assert [signal_of(code) for code in (None, 0, 1, 2, 75, 241, 143, 255)] == [None] * 8
 
+    def test_where_nccl_ends_a_process_the_logs_are_named(self, tmp_path: Path):
+        leave_record(tmp_path, 0, 4_000_000, host=HERE, started="1")
+        said = describe_deaths(tmp_path, 256 - signal.SIGABRT)
+        assert said is not None
+        assert "was ended by signal 6 (SIGABRT); NCCL ends a process so" in said
+        assert "NCCL" not in str(describe_deaths(tmp_path, 256 - signal.SIGSEGV))
+
     def test_ranks_that_left_a_word_or_run_are_none(self, tmp_path: Path):
         with sleeper() as process:
             leave_record(tmp_path, 0, process.pid, host=HERE)

@@ -5,7 +5,7 @@ import torch
 
 from shards.errors import ConfigError, DataError
 from trainer.engine import distributed
-from trainer.engine.distributed import World, device_type
+from trainer.engine.distributed import World, check_nccl, device_type
 
 
 @pytest.fixture
@@ -69,3 +69,12 @@ def test_sums_are_taken_in_double_precision_and_leave_the_argument_alone():
     assert total.dtype == torch.float64
     total += 1
     assert values.tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("name", ["TORCH_NCCL_ASYNC_ERROR_HANDLING", "NCCL_ASYNC_ERROR_HANDLING"])
+def test_ranks_that_would_go_on_without_what_a_lost_one_owes_them_are_refused(name: str):
+    for allowed in ({}, {name: "1"}, {name: "3"}):
+        check_nccl(allowed)
+    for value in ("0", "2"):
+        with pytest.raises(ConfigError, match=rf"^{name}={value}: a rank whose collective has failed would go on"):
+            check_nccl({name: value})
