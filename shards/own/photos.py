@@ -9,7 +9,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from shards.errors import DataError
-from shards.format.images import UnreadableImage, read_image
+from shards.format.images import MAX_PIXELS, UnreadableImage, read_image
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 OTHER_ENDINGS = (".heic", ".heif", ".avif", ".bmp", ".gif", ".tif", ".tiff")
@@ -69,7 +69,7 @@ class Sizes(NamedTuple):
     short_sides: dict[str, int]
     """Pixels of the shorter side, by file."""
     faults: dict[str, str]
-    """Of those that are no images, by file."""
+    """Of those that are no images, or too large, by file."""
 
 
 def measure(directory: Path, files: Iterable[str]) -> Sizes:
@@ -79,6 +79,10 @@ def measure(directory: Path, files: Iterable[str]) -> Sizes:
         try:
             with Image.open(directory / file) as image:
                 sizes.short_sides[file] = min(image.size)
+                if image.width * image.height > MAX_PIXELS:
+                    sizes.faults[file] = (
+                        f"has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,} in all; make it smaller"
+                    )
         except Image.UnidentifiedImageError:
             sizes.faults[file] = "is no image, or its header is damaged"
         except Exception as error:  # Pillow's plugins let through whatever struct, zlib or the disk raised

@@ -129,6 +129,12 @@ def doubts(facts: Facts) -> list[str]:
             f"{100 * facts.unseen:.1f} % of the validation questions have an answer that no training question has: a "
             "model can hardly get them right"
         )
+    if facts.same_questions:
+        lines.append(
+            "every image is asked the same questions: matching has no wrong one to compare with and learns nothing, so "
+            "that an overlay shows nothing of what the model saw; ask different things of different images, or set "
+            "losses.itm to 0.0, which is faster"
+        )
     if facts.answers == 1:
         lines.append(f"every answer is {facts.commonest!r}: there is nothing to learn")
     return lines

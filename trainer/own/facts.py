@@ -41,6 +41,8 @@ class Facts(NamedTuple):
     longest_answer: int
     short_side: int
     """Pixels of the shorter side of the middlemost image."""
+    same_questions: bool
+    """Whether every training image is asked the same."""
     unseen: float
     """Part of the validation questions whose answer does not occur in training."""
 
@@ -70,6 +72,7 @@ def gather(train: SplitIndex, val: SplitIndex, questions: Sequence[str], short_s
         longest_question=max((len(text) for text in texts[: len(questions)]), default=1),
         longest_answer=max(map(len, texts[len(questions) :]), default=1),
         short_side=round(median(short_sides)),
+        same_questions=len(set(questions)) * train.counts["images"] == train.counts["questions"] == len(questions),
         unseen=_unseen(train.answers, val.answers),
     )
 

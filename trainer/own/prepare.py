@@ -91,7 +91,7 @@ def prepare(request: Request, say: Callable[[str], object]) -> Prepared:
     usable = [file for file in files if file not in sizes.faults]
     left_out = [
         *found.left_out,
-        *_named("images that cannot be read", [f"{f} {why}" for f, why in sizes.faults.items()]),
+        *_named("images that cannot be used", [f"{f} {why}" for f, why in sizes.faults.items()]),
     ]
     if not usable:
         raise DataError(f"--images {request.images}: none of {len(files):,} images can be used; {left_out[-1]}")

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from shards.errors import DataError
+from shards.format.images import MAX_PIXELS
 from shards.own.photos import Photos, measure, same_pictures, val_images
 
 
@@ -63,6 +64,13 @@ def test_headers_are_measured_and_what_is_no_image_is_named(directory: Path):
     sizes = measure(directory, ["b.png", "broken.jpg"])
     assert sizes.short_sides == {"b.png": 21}
     assert list(sizes.faults) == ["broken.jpg"]
+
+
+def test_an_image_with_more_pixels_than_are_packed_is_named_with_its_size(directory: Path):
+    wide = MAX_PIXELS // 1000 + 1
+    Image.new("1", (wide, 1000)).save(directory / "scan.png")
+    sizes = measure(directory, ["scan.png"])
+    assert sizes.faults == {"scan.png": f"has {wide} x 1000 pixels, more than {MAX_PIXELS:,} in all; make it smaller"}
 
 
 def test_copies_of_a_picture_are_one_picture(directory: Path):

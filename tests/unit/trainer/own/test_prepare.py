@@ -30,6 +30,7 @@ FACTS = Facts(
     longest_question=10,
     longest_answer=1,
     short_side=1_200,
+    same_questions=False,
     unseen=0.0,
 )
 
@@ -77,7 +78,7 @@ def test_what_cannot_be_used_is_left_out_and_named(desk: Path):
     said = " | ".join(silently(request()).left_out)
     assert "rows without question or answer: 1 (line 27 has no answer)" in said
     assert "images not in photos: 1 (99.png in 1 row)" in said
-    assert "images that cannot be read: 1 (3.png is no image" in said
+    assert "images that cannot be used: 1 (3.png is no image" in said
     assert "4.png (unreadable)" in said
 
 
@@ -167,6 +168,15 @@ class TestChoices:
         assert doubts(FACTS) == []
         few = FACTS._replace(train_images=8, val_questions=4, unseen=0.25, answers=1)
         assert [line.split()[0] for line in doubts(few)] == ["8", "only", "25.0", "every"]
+
+    def test_questions_that_are_the_same_for_every_image_leave_matching_nothing_to_learn(self, desk: Path):
+        (line,) = doubts(FACTS._replace(same_questions=True))
+        assert line.startswith("every image is asked the same questions: matching has no wrong one")
+        facts = silently(request()).facts
+        assert facts.same_questions
+        with (desk / "rows.csv").open("a") as file:
+            file.write("".join(f"{image}.png,What else is in number {image}?,nothing\n" for image in range(12)))
+        assert not silently(request(name=Path("other"))).facts.same_questions
 
 
 def _text(facts: Facts) -> str:
