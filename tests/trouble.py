@@ -99,8 +99,8 @@ class Ranks:
 
 
 def tight_recipe(desk: Desk, name: str) -> Path:
-    """The attention of its first layer alone takes more than a GiB."""
-    scratch = SCRATCH | {"image_size": 320, "vision_layers": 1, "text_layers": 1}
+    """The attention of its first layer alone takes more than two GiB."""
+    scratch = SCRATCH | {"image_size": 400, "vision_layers": 1, "text_layers": 1}
     model = {"scratch": scratch, "second_stream": "none", "fusion": FUSION, "freeze": []}
     batch = {"visits": 32, "micro_visits": 32}
     return write_recipe(desk.home / f"{name}.yaml", desk.data, model=model, batch=batch)

@@ -48,8 +48,8 @@ _FATAL = frozenset({signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABR
 
 
 _OF_NCCL = (
-    "; NCCL ends a process so whose collective has failed, or waited for longer than engine.timeout_seconds for a rank "
-    "that is lost or hangs: the logs of the others say where they were"
+    "; on a GPU that is how NCCL ends a process whose collective has failed, or has waited for longer than "
+    "engine.timeout_seconds for a rank that is lost or hangs: the logs of the others say where they were"
 )
 
 

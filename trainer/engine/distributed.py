@@ -267,14 +267,14 @@ def initialize(
         timeout = timedelta(seconds=timeout_seconds)
         dist.init_process_group(_backend(device), store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         return World(place.rank, place.local_rank, 1, device, timeout_seconds)
-    if device_type() == "cuda":
-        check_nccl(os.environ)
     rendezvous = Rendezvous(place, seconds=start_timeout_seconds, stop=stop)
     beat = {"beat_seconds": min(heartbeat_seconds, timeout_seconds / 6), "timeout_seconds": timeout_seconds}
     leading = LeadingPulse([host_name()] * place.world_size, **beat) if place.rank == 0 else None
     met = rendezvous.call_the_roll({} if leading is None else leading.offer)
     try:
         device = _claim_device(place.local_rank)
+        if device.type == "cuda":
+            check_nccl(os.environ)
     except ConfigError as error:
         rendezvous.refuse(error)
         raise

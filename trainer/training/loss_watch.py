@@ -9,7 +9,7 @@ FIRST_STEPS = 100
 """Optimizer steps that are watched: mistakes of a recipe show at once, and a converged loss may well be flat."""
 SAME_STEPS = 20
 """Steps in a row over which a loss part must be the same to be reported."""
-PAIR_STEPS = 5
+PAIR_STEPS = 3
 """Steps over which the texts of matching are counted: a small one may well have none that is wrong."""
 RELATIVE_TOLERANCE = 1e-6
 """About eight times the spacing of fp32: a sum that only differs in its rounding is the same."""

@@ -96,7 +96,7 @@ class TestDeaths:
         leave_record(tmp_path, 0, 4_000_000, host=HERE, started="1")
         said = describe_deaths(tmp_path, 256 - signal.SIGABRT)
         assert said is not None
-        assert "was ended by signal 6 (SIGABRT); NCCL ends a process so" in said
+        assert "was ended by signal 6 (SIGABRT); on a GPU that is how NCCL ends a process" in said
         assert "NCCL" not in str(describe_deaths(tmp_path, 256 - signal.SIGSEGV))
 
     def test_ranks_that_left_a_word_or_run_are_none(self, tmp_path: Path):
