@@ -23,7 +23,7 @@ DEFAULT_SEED = 1
 SPLITS = ("backbone", "train", "val", "testdev")
 
 BUDGET_SECONDS = {"scenes": 15, "shards": 20, "backbone": 430, "fusion": 65, "single stream": 60, "evaluation": 60}
-"""What each stage takes at most on two CPU cores that have little else to do; idle ones take under 10 minutes in all."""
+"""What each stage takes at most on two CPU cores that have little else to do; idle ones take under 10 minutes."""
 
 
 def main() -> int:
