@@ -40,23 +40,23 @@ class Desk:
             "DS_ACCELERATOR": "cpu",
         }
 
-    def rank(self, *overrides: str, recipe: Path | None = None, **environment: str) -> Forked:
+    def rank(self, *overrides: str, **environment: str) -> Forked:
         """A rank, as `python -m trainer.train` starts it."""
-        return Forked("trainer.train", [str(recipe or self.recipe), *overrides], [self.environment | environment])
+        return Forked("trainer.train", [str(self.recipe), *overrides], [self.environment | environment])
 
-    def trains(self, *overrides: str, recipe: Path | None = None) -> str:
+    def trains(self, *overrides: str) -> str:
         """What a run alone says until it ends, however."""
-        return self.rank(*overrides, recipe=recipe).wait(WAIT_SECONDS).stdout
+        return self.rank(*overrides).wait(WAIT_SECONDS).stdout
 
     def says(self, *words: str) -> str:
         return fork_command(words, self.environment, self.home).stdout
 
-    def shell(self, script: str, **environment: str) -> str:
+    def shell(self, script: str) -> str:
         """What a script says in which "$@" is `duoflow`."""
         done = subprocess.run(
             ["sh", "-c", script, "sh", sys.executable, "-m", "trainer.cli"],
             cwd=self.home,
-            env=self.environment | environment,
+            env=self.environment,
             capture_output=True,
             text=True,
             timeout=WAIT_SECONDS,
@@ -106,9 +106,10 @@ def tight_recipe(desk: Desk, name: str) -> Path:
     return write_recipe(desk.home / f"{name}.yaml", desk.data, model=model, batch=batch)
 
 
-def place_of(rank: int, size: int, port: int) -> dict[str, str]:
+def place_of(rank: int, size: int, port: int, address: str = "127.0.0.1") -> dict[str, str]:
+    """The environment of a rank that is started by hand."""
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
-    return {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    return {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": address}
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -13,6 +13,7 @@ import pytest
 from tests.distributed.forked_ranks import Forked
 from tests.distributed.launch import free_port
 from tests.runs import write_recipe, write_shards
+from tests.trouble import place_of as rank
 
 pytestmark = pytest.mark.distributed
 
@@ -37,11 +38,6 @@ class Start:
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("start")
     return write_recipe(home / "tiny.yaml", write_shards(home))
-
-
-def rank(number: int, size: int, port: int, address: str = "127.0.0.1") -> dict[str, str]:
-    names = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": size, "MASTER_PORT": port}
-    return {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": address}
 
 
 def status(recipe: Path, name: str) -> dict:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -12,6 +13,8 @@ from shards.annotations.seam import Advance
 from shards.errors import DataError
 from trainer.scoring.anls import HITS, DocumentAnswer, Truth
 from trainer.scoring.every_item import refuse_missing
+
+Form = TypeVar("Form")
 
 NO_PAGE = -1
 """What the framework writes where a model pointed beside every page: a wrong one."""
@@ -92,20 +95,28 @@ def _listed(path: Path, advance: Advance) -> Iterator[tuple[str, str, DocumentAn
 
 def _sampled(path: Path, advance: Advance) -> Iterator[tuple[str, str, DocumentAnswer]]:
     where = f"{path}: Scores by samples"
-    for name, row in _framework(path, advance).samples.items():
+    for name, row in read_whole(path, _Framework, f"{FRAMEWORK_FORM}, or {LIST_FORM}", advance).samples.items():
         yield where, name, _answer(row.pred_answer, row.pred_answer_page, row.pred_answer_pages, f"{where}: {name!r}")
 
 
-def _framework(path: Path, advance: Advance) -> _Framework:
+def read_whole(path: Path, form: type[Form], expected: str, advance: Advance) -> Form:
+    """The content of a file of JSON that is one object.
+
+    Args:
+        expected: its form, for the message.
+
+    Raises:
+        DataError: the file cannot be read, is no JSON, or is of another form.
+    """
     try:
         with open_annotations(path) as file:
             text = file.read()
         advance(len(text))
-        return msgspec.json.decode(text, type=_Framework)
+        return msgspec.json.decode(text, type=form)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path}: {error}; expected {FRAMEWORK_FORM}, or {LIST_FORM}") from None
+        raise DataError(f"{path}: {error}; expected {expected}") from None
 
 
 def _answer(text: str, page: int | None, ranking: list[int] | None, where: str) -> DocumentAnswer:

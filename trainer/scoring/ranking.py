@@ -4,14 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
 from shards.annotations.json_files import read_list
-from shards.annotations.json_stream import open_annotations
 from shards.annotations.mpdocvqa import QUESTIONS_FORM, AskedRecord, checked_page
 from shards.annotations.seam import Advance
 from shards.errors import DataError
 from trainer.scoring.anls import HITS, LONG
+from trainer.scoring.anls_files import read_whole
 from trainer.scoring.every_item import refuse_missing
 from trainer.scoring.metrics import Share
 
@@ -81,15 +79,7 @@ def read_rankings(path: Path, windows: Mapping[str, Window], advance: Advance) -
         DataError: the file is broken or of another form, an entry is about none of the questions or does not rank each
             page of the window once, or a question has none.
     """
-    try:
-        with open_annotations(path) as file:
-            text = file.read()
-        advance(len(text))
-        rankings = msgspec.json.decode(text, type=dict[str, tuple[str, ...]])
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path}: {error}; expected {RANKINGS_FORM}") from None
+    rankings = read_whole(path, dict[str, tuple[str, ...]], RANKINGS_FORM, advance)
     for name, pages in rankings.items():
         if name not in windows:
             raise DataError(f"{path}: question {name!r} is not among the questions; give the rankings of that split")

@@ -54,8 +54,9 @@ class LossWatch:
                 warnings.append(_same_value(part, value))
         if positives is not None and negatives is not None and len(self._pairs) < PAIR_STEPS:
             self._pairs.append((positives, negatives))
-            only = _only_class(*map(sum, zip(*self._pairs, strict=True))) if len(self._pairs) == PAIR_STEPS else None
-            warnings += [] if only is None else [only]
+            if len(self._pairs) == PAIR_STEPS:
+                only = _only_class(sum(right for right, _ in self._pairs), sum(wrong for _, wrong in self._pairs))
+                warnings += [] if only is None else [only]
         return warnings
 
     def _follow(self, part: str, value: float) -> int:
