@@ -1,9 +1,9 @@
 """A small vision-language model that has learnt to read drawn pages aloud, as `save_pretrained` writes it.
 
-Adapters are trained on a model that can do something already: this one is shown single pages and says their lines, in
-an order that is drawn anew each time. It is asked nothing, and never sees two pages. `python -m benchmarks.page_reader
-OUT` makes one in plain PyTorch, in about ten minutes on one core; its pages are those of no document of `duoflow
-scenes` with the same seed.
+Adapters are trained on a model that can do something already: this one is shown pages, at first one and then up to
+eight, and says some of their lines in an order that is drawn anew each time. It is asked nothing. `python -m
+benchmarks.page_reader OUT` makes one in plain PyTorch; its pages are those of no document of `duoflow scenes` with the
+same seed.
 """
 
 import argparse
@@ -11,8 +11,9 @@ import math
 import sys
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from shards.scenes.documents import KEYS, LINES, VALUES, draw
+from shards.scenes.documents import KEYS, LINES, MAX_PAGES, PAGE_SIZE, VALUES, draw
 
 IMAGE, USER, END, PAD = "<image>", "<|user|>", "<|end|>", "<|pad|>"
 TEMPLATE = (
@@ -37,13 +38,17 @@ TEMPLATE = (
 )
 INSTRUCTION = "Read"
 WORDS = ("What", "is", "the", INSTRUCTION)
-SEEN, PATCH = 108, 18
-"""Sides in pixels of what is cut out of a page's middle, and of a patch: as high as a line with the gap to the next."""
+SEEN, PATCH = PAGE_SIZE, PAGE_SIZE // LINES
+"""Sides in pixels of a page, and of a patch: as high as a line with what is between lines, and two letters wide."""
 WIDTH, HEADS = 128, 4
 VISION_LAYERS, TEXT_LAYERS = 3, 3
 PAPER, CONTRAST = 0.98, 0.45
 """Mean and standard deviation that pixels are normalised with: paper is 0, and ink is -2."""
 STEPS, PAGES_PER_STEP, WARMUP, RATE = 2500, 16, 100, 2e-3
+ALONE = 0.4
+"""Of the steps, with which it begins, that show single pages."""
+MAX_SAID = 24
+"""Lines of a document."""
 CONTEXT = 1024
 
 
@@ -56,7 +61,8 @@ def write_page_reader(directory: Path, *, seed: int, steps: int = STEPS) -> floa
     torch.manual_seed(seed)
     processor = make_processor()
     model = make_model(processor.tokenizer)
-    loss = teach(model, processor, pages(np.random.default_rng(seed), processor), steps)
+    given = documents(np.random.default_rng(seed), processor, alone=round(ALONE * steps))
+    loss = teach(model, processor, given, steps)
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
     return loss
@@ -118,24 +124,37 @@ def waves(side: int, width: int) -> Tensor:
     return torch.cat([line.repeat_interleave(side, 0), line.repeat(side, 1)], dim=1)
 
 
-def pages(random: np.random.Generator, processor: LlavaProcessor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless steps: pixels (B, 3, SEEN, SEEN), and ids (B, L) of all lines in some order."""
-    while True:
+class Shown(NamedTuple):
+    """A step: documents of as many pages each, and lines of them."""
+
+    pixels: Tensor
+    """(B * P, 3, SEEN, SEEN)"""
+    num_pages: int
+    """P"""
+    said: Tensor
+    """(B, L) int64: key and digits of L / 4 lines each"""
+
+
+def documents(random: np.random.Generator, processor: LlavaProcessor, *, alone: int) -> Iterator[Shown]:
+    """Endless steps, of which the first `alone` have documents of one page."""
+    for step in count():
+        num_pages = 1 if step < alone else int(random.integers(1, MAX_PAGES + 1))
+        num_lines = LINES * num_pages
         shown, said = [], []
-        for _ in range(PAGES_PER_STEP):
-            keys, values = random.choice(KEYS, LINES, replace=False), random.choice(VALUES, LINES, replace=False)
-            lines = tuple((str(key), str(value)) for key, value in zip(keys, values, strict=True))
-            shown.append(draw(lines))
-            said.append(" ".join(" ".join(lines[place]) for place in random.permutation(LINES)))
+        for _ in range(max(1, PAGES_PER_STEP // num_pages)):
+            keys, values = (random.choice(drawn, num_lines, replace=False) for drawn in (KEYS, VALUES))
+            lines = [(str(key), str(value)) for key, value in zip(keys, values, strict=True)]
+            shown += [draw(tuple(lines[first : first + LINES])) for first in range(0, num_lines, LINES)]
+            order = random.permutation(num_lines)[:MAX_SAID]
+            said.append(" ".join(" ".join(lines[place]) for place in order))
         pixels = processor.image_processor(shown, return_tensors="pt", input_data_format="channels_last")
-        yield pixels["pixel_values"], processor.tokenizer(said, return_tensors="pt")["input_ids"]
+        ids = processor.tokenizer(said, return_tensors="pt")["input_ids"]
+        yield Shown(pixels["pixel_values"], num_pages, ids)
 
 
-def teach(model: LlavaForConditionalGeneration, processor: LlavaProcessor, given: Iterator[Any], steps: int) -> float:
+def teach(model: LlavaForConditionalGeneration, processor: LlavaProcessor, given: Iterator[Shown], steps: int) -> float:
     """Next-token training on what is said of pages."""
     tokenizer = processor.tokenizer
-    tokens = [USER, *[IMAGE] * (SEEN // PATCH) ** 2, INSTRUCTION, END]
-    prompt = torch.tensor(tokenizer.convert_tokens_to_ids(tokens))
     end = torch.tensor([tokenizer.eos_token_id])
     rough = ("embed", "lm_head", "patch_embedding")
     named = list(model.named_parameters())
@@ -147,10 +166,11 @@ def teach(model: LlavaForConditionalGeneration, processor: LlavaProcessor, given
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / WARMUP, 1.0) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
     )
-    digits = torch.tensor([False, True, True, True] * LINES + [False])
     recent, started = 0.0, time.monotonic()
     for step in range(1, steps + 1):
-        pixels, said = next(given)
+        pixels, num_pages, said = next(given)
+        tokens = [USER, *[IMAGE] * (num_pages * (SEEN // PATCH) ** 2), INSTRUCTION, END]
+        prompt = torch.tensor(tokenizer.convert_tokens_to_ids(tokens))
         ids = torch.cat([prompt.expand(len(said), -1), said, end.expand(len(said), 1)], dim=1)
         logits = model(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids)).logits
         predicted = logits[:, len(prompt) - 1 : -1]
@@ -162,9 +182,11 @@ def teach(model: LlavaForConditionalGeneration, processor: LlavaProcessor, given
         schedule.step()
         recent += (loss.item() - recent) / min(step, 50)
         if step % 50 == 0:
-            right = (predicted.argmax(-1) == ids[:, len(prompt) :])[:, digits].float().mean()
+            hits = predicted.argmax(-1) == ids[:, len(prompt) :]
+            right = hits[:, :-1].unflatten(1, (-1, 4))[..., 1:].float().mean()
             elapsed = time.monotonic() - started
-            print(f"step {step}: loss {recent:.3f}, digits {right:.3f} right, {elapsed:.0f} s", flush=True)
+            said = f"{num_pages} page(s), digits {right:.3f} right"
+            print(f"step {step}: loss {recent:.3f}, {said}, {elapsed:.0f} s", flush=True)
     return recent
 
 

@@ -28,7 +28,7 @@ from trainer.scoring.anls import LONG
 HOME = Path("learning")
 RECIPE = "recipes/drawn_retrieval.yaml"
 LOSSES = ("contrastive", "triplet")
-SIDE, WIDTH, SPACE = 64, 192, 64
+SIDE, WIDTH, SPACE = 72, 192, 64
 ROWS = ("hit@1", "hit@3", "long_hit@1")
 Scores = dict[str, float]
 """Row of the table -> percent."""

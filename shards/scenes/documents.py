@@ -12,11 +12,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.scenes.letters import written
+from shards.scenes.letters import HEIGHT, written
 from shards.scenes.raster import encode_png
 from shards.scenes.world import Dice, part_of
 
-PAGE_SIZE = 128
+PAGE_SIZE = 144
 """Side in pixels."""
 LINES = 6
 """Of a page."""
@@ -38,7 +38,8 @@ MIN_IMAGES = 6
 PAPER, INK = 250, 20
 SCALE = 2
 """Pixels of a page for one of a letter."""
-MARGIN = 8
+MARGIN = 12
+"""In front of a line."""
 
 
 class Asked(NamedTuple):
@@ -120,12 +121,16 @@ def question_records(drawn: Pages, number: int) -> Iterator[dict[str, Any]]:
 def draw(lines: tuple[tuple[str, str], ...]) -> NDArray[np.uint8]:
     """A page: (PAGE_SIZE, PAGE_SIZE, 3), dark on light."""
     page = np.full((PAGE_SIZE, PAGE_SIZE), PAPER, np.uint8)
-    pitch = (PAGE_SIZE - 2 * MARGIN) // LINES
     for place, (key, value) in enumerate(lines):
-        mask = written(f"{key} {value}", SCALE)
-        top = MARGIN + place * pitch
+        mask, top = written(f"{key} {value}", SCALE), top_of(place)
         page[top : top + mask.shape[0], MARGIN : MARGIN + mask.shape[1]][mask] = INK
     return np.repeat(page[:, :, None], 3, axis=2)
+
+
+def top_of(place: int) -> int:
+    """Where the letters of a line begin, in pixels from above: in the middle of their part of the page."""
+    pitch = PAGE_SIZE // LINES
+    return place * pitch + (pitch - HEIGHT * SCALE) // 2
 
 
 def _window(dice: Dice, key: str, page: int, length: int) -> range:

@@ -31,6 +31,7 @@ from shards.scenes.documents import (
     document,
     draw,
     image_counts,
+    top_of,
 )
 from shards.scenes.letters import GAP, HEIGHT, WIDTH, written
 
@@ -54,7 +55,7 @@ def read_page(pixels: np.ndarray) -> list[str]:
     glyphs = {written(letter, SCALE).tobytes(): letter for letter in ALPHABET}
     lines = []
     for place in range(LINES):
-        top = MARGIN + place * ((PAGE_SIZE - 2 * MARGIN) // LINES)
+        top = top_of(place)
         line = ""
         for left in range(MARGIN, PAGE_SIZE - WIDTH * SCALE + 1, (WIDTH + GAP) * SCALE):
             cell = pixels[top : top + HEIGHT * SCALE, left : left + WIDTH * SCALE, 0] == INK
