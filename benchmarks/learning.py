@@ -53,6 +53,8 @@ ROWS = {
     "anls": "ANLS",
     "consistency": "consistency",
     "oracle": "oracle",
+    "page_accuracy": "page named",
+    "long_hit@1": "page named, of 3 or more",
     "semantic/attr": "about one thing",
     "semantic/rel": "about relations",
 }

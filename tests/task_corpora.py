@@ -256,7 +256,7 @@ def task_recipe(path: Path, corpus: str, data: Mapping[str, Any], **sections: An
         towers = dict.fromkeys(("vision", "match"), shared_lxmert())
         needs["model"] = {**towers, "second_stream": "none", "fusion": {"name": "sum"}, "freeze": []}
     if corpus == "mpdocvqa":
-        needs["model"] = {"vlm": shared_vlm()}
+        needs |= {"model": {"vlm": shared_vlm()}, "losses": {"page": 0.25}}
     return write_recipe(path, data, task=task_of(corpus), **{**needs, **sections})
 
 

@@ -4,13 +4,15 @@ Shapes: B images, N image tokens, R rows of text, L tokens of a row, I items, D 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from model.config import AnswersConfig, HeadKind, LossConfig
+from model.parts import PARTS
 from model.towers.reading import Reading
 from shards.read.collate import Block, TextCodec
 from shards.tasks.seam import Block as BlockOfTask
@@ -49,6 +51,19 @@ class PartOutput(NamedTuple):
     """() float32, summed over items."""
     sums: tuple[Tensor, ...]
     """() float32 each, detached: by the part's `sums`."""
+
+
+def weighed(
+    outputs: Mapping[str, PartOutput], weights: Mapping[str, float], sum_names: Sequence[str]
+) -> tuple[Tensor, Tensor]:
+    """() the loss of parts together, and (len(sum_names),) what they add up to; 0 for what none of them sums."""
+    loss = sum(weights[name] * output.loss for name, output in outputs.items())
+    known = {
+        name: value
+        for part, output in outputs.items()
+        for name, value in zip(PARTS[part].names, output.sums, strict=True)
+    }
+    return loss, torch.stack([known.get(name, loss.new_zeros(())).detach() for name in sum_names])
 
 
 class Part(ABC):

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from model.objective import EvaluationOutput, FrozenApart, StepOutput
-from model.parts import PARTS
 from model.parts.answer import AnswerPart
-from model.parts.seam import Read
+from model.parts.page import page_loss, ranking
+from model.parts.seam import Read, weighed
 from model.precision import T5_IS_WIDE, t5_dtype
 from model.reader.batch import ReaderBatch
-from model.reader.pages import BoxEmbeddings, PageHead, PageTokens, page_loss, ranking
+from model.reader.pages import BoxEmbeddings, PageHead, PageTokens
 from model.towers.answer_towers import T5AnswerTower
 from model.towers.reading import Reading
 from shards.read.collate import Targets
@@ -154,10 +154,4 @@ class ReaderObjective(FrozenApart):
         outputs = {"answer": self._part.forward(self._asked(batch, pages))}
         if self.heads:
             outputs["page"] = page_loss(self.page_logits(batch, pages), batch.page, batch.page_weight)
-        loss = sum(self._weights[name] * output.loss for name, output in outputs.items())
-        known = {
-            name: value
-            for part, output in outputs.items()
-            for name, value in zip(PARTS[part].names, output.sums, strict=True)
-        }
-        return loss, torch.stack([known.get(name, loss.new_zeros(())).detach() for name in self.sum_names])
+        return weighed(outputs, self._weights, self.sum_names)

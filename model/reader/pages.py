@@ -6,7 +6,6 @@ Shapes: E readings of L tokens, Q questions, P places for pages, T page tokens, 
 import torch
 from torch import Tensor, nn
 
-from model.parts.seam import PartOutput
 from model.reader.batch import GRID
 
 
@@ -61,24 +60,3 @@ class PageHead(nn.Module):
         is_read = torch.zeros(num_questions, places, dtype=torch.bool, device=pages.device)
         is_read[question, place] = True
         return self.linear(laid.flatten(1)).float().masked_fill(~is_read, -torch.inf)
-
-
-def page_loss(logits: Tensor, page: Tensor, weight: Tensor) -> PartOutput:
-    """Cross-entropy of the page with the answer among those that were read; without it there is nothing to learn.
-
-    Args:
-        logits: (Q, P) float32
-        page: (Q,) int64
-        weight: (Q,) float32
-    """
-    own = logits.gather(1, page[:, None])[:, 0]
-    is_read = own > -torch.inf
-    losses, weight = logits.logsumexp(dim=1) - own.where(is_read, 0.0), weight * is_read
-    summed = (losses * weight).sum()
-    return PartOutput(summed, (summed.detach(), weight.sum()))
-
-
-def ranking(logits: Tensor) -> Tensor:
-    """(Q, P) int64: the places of the pages that were read, the most likely first, then -1."""
-    order = logits.argsort(dim=1, descending=True, stable=True)
-    return order.where(logits.gather(1, order) > -torch.inf, -1)

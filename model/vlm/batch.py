@@ -1,7 +1,7 @@
 """The tensors of a micro-batch for a vision-language model. Pure.
 
 Shapes: S sequences of at most N tokens, each a prefix and the questions that share it; L learnt tokens of T answers;
-I items.
+W pages of the longest window; I items.
 """
 
 from typing import NamedTuple, Self
@@ -54,11 +54,28 @@ class Asked(NamedTuple):
     """(I,) int64: places among the S x N states of the last token of each question, in the order of the items"""
 
 
+class Windows(NamedTuple):
+    """The pages that each question is asked of. A question is told by its answer: where it has several, by each."""
+
+    page: Tensor
+    """(S, N) int64: number of the page that an image token is part of, among those of its sequence; -1 at others"""
+    at: Tensor
+    """(T,) int64: places among the S x N states of the last token before each answer"""
+    place: Tensor
+    """(T, W) int64: of each page of its sequence in the question's whole window; -1 where there is no page"""
+    shown: Tensor
+    """(T,) int64: number of the page with the answer among those of its sequence"""
+    weight: Tensor
+    """(T,) float32; 0 for padding, and where that page is not known or not read"""
+
+
 class VlmBatch(NamedTuple):
     """One micro-batch."""
 
     sequences: Sequences
     learnt: Learnt
+    windows: Windows | None
+    """None where nobody asks for pages."""
     asked: Asked | None
     """None in training."""
     loss_scale: Tensor

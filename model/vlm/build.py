@@ -14,6 +14,7 @@ from model.vlm.adapters import add_adapters
 from model.vlm.checkpoint import KEY, context_of, end_ids_of, load_checkpoint, narrow_fault
 from model.vlm.collation import BLOCK, VlmCollation
 from model.vlm.objective import VlmObjective
+from model.vlm.pages import PageHead
 from model.vlm.prompt import ChatPrompt
 from model.vlm.trial import try_sharing
 from shards.errors import ConfigError
@@ -88,7 +89,7 @@ def build_vlm(
     max_question_tokens: int,
     max_answer_tokens: int,
 ) -> BuiltVlm:
-    """Load the checkpoint of a recipe and put adapters into it; those depend on the seed alone.
+    """Load the checkpoint of a recipe and put adapters into it; those, and a head over pages, depend on the seed alone.
 
     Raises:
         ConfigError: no such kind of model, no chat template, adapters for layers that are not there, a limit beyond
@@ -114,11 +115,13 @@ def build_vlm(
     too_wide = narrow_fault(loaded.model, reference)
     torch.manual_seed(seed)
     leaves = add_adapters(loaded.model, config).float()  # as all that is trained; the engine casts it
+    width = loaded.model.config.get_text_config().hidden_size
     objective = VlmObjective(
         loaded.model,
         leaves,
+        page_head=PageHead(width) if losses.page > 0 else None,
         sum_names=sum_names(task.reads),
-        weight=losses.answer,
+        weights={"answer": losses.answer, "page": losses.page},
         tokens=losses.answer_tokens,
         shared=config.questions != "rows",
         max_answer_tokens=max_answer_tokens,
@@ -126,5 +129,10 @@ def build_vlm(
         gradient_checkpointing=model.gradient_checkpointing,
         too_wide_for_fp16=too_wide,
     )
-    collation = VlmCollation(prompt=prompt, questions=config.questions, max_tokens=config.max_tokens or context)
+    collation = VlmCollation(
+        prompt=prompt,
+        questions=config.questions,
+        max_tokens=config.max_tokens or context,
+        finds_pages=objective.has_page_head,
+    )
     return BuiltVlm(objective, prompt, collation, loaded.processor, config, reference)

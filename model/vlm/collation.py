@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from model.towers.checkpoint_files import short_reason
-from model.vlm.batch import PADDING, PREFIX, Asked, Learnt, Sequences, VlmBatch
+from model.vlm.batch import PADDING, PREFIX, Asked, Learnt, Sequences, VlmBatch, Windows
 from model.vlm.prompt import ChatPrompt, Row, TokenIds, Turn, row_ids
 from shards.errors import DataError
 from shards.format.images import as_rgb, decode_image
@@ -70,6 +70,8 @@ class VlmCollation:
     questions: Questions
     max_tokens: int
     """The most that a prefix and one of its questions may have."""
+    finds_pages: bool = False
+    """Whether the model is to say which of the images of a question shows its answer."""
 
     @property
     def modules(self) -> set[str]:
@@ -99,7 +101,8 @@ class VlmCollation:
         encoded = self._encode(shown, lines)
         sequences, offsets = self._sequences(shown, lines, encoded)
         learnt = learnt_of([line.rows for line in lines], offsets, sequences.ids.shape[1], weights)
-        made = VlmBatch(sequences, learnt, None, torch.tensor(loss_scale, dtype=torch.float32))
+        windows = self._windows(shown, lines, sequences, learnt) if self.finds_pages else None
+        made = VlmBatch(sequences, learnt, windows, None, torch.tensor(loss_scale, dtype=torch.float32))
         if answering:
             made = made._replace(asked=self._asked(shown, asked, lines, encoded))
         return Collated(made, cut)
@@ -121,6 +124,31 @@ class VlmCollation:
             rows = [self.prompt.row(count, [turn]) for turn, _ in turns]
             lines += [_Line(number, rows)] if self.questions == "shared" else [_Line(number, [row]) for row in rows]
         return lines, torch.tensor(weights)
+
+    def _windows(
+        self, visits: Sequence[SeenVisit], lines: Sequence[_Line], sequences: Sequences, learnt: Learnt
+    ) -> Windows:
+        """Which pages the questions of sequences are asked of."""
+        page = torch.full_like(sequences.ids, -1)
+        for number, line in enumerate(lines):
+            visit = visits[line.prefix]
+            ids = sequences.ids[number][sequences.segment[number] == PREFIX].tolist()
+            try:
+                page[number, : len(ids)] = torch.tensor(self.prompt.images_of(ids, visit.images))
+            except DataError as error:
+                raise DataError(f"{visit.where}: {error}") from None
+        place = torch.full((len(learnt.weight), max(len(visit.images) for visit in visits)), -1)
+        shown, weights = [], []
+        for visit in visits:
+            for row in visit.rows[BLOCK]:
+                places = row.places or tuple(range(len(visit.images)))
+                known = row.label in places and bool(row.places)
+                for _ in row.targets or (_NO_ANSWER,):
+                    place[len(shown), : len(places)] = torch.tensor(places)
+                    shown.append(places.index(row.label) if known else 0)
+                    weights.append(row.weight if known else 0.0)
+        starts = (learnt.lengths.cumsum(dim=0) - learnt.lengths).long()
+        return Windows(page, learnt.at[starts], place, torch.tensor(shown), torch.tensor(weights))
 
     def _answer(self, text: str, visit: SeenVisit) -> str:
         return _cut(self.prompt, text, self.prompt.max_answer_tokens - 1, visit)[0]

@@ -1,10 +1,10 @@
-"""The objective over a frozen vision-language model: images once, questions behind them, a loss on answers.
+"""The objective over a frozen vision-language model: images once, questions behind them, a loss on answers, and one on
+the page that shows them.
 
-The model hangs on it unregistered; the leaves of its adapters are what the engine trains.
+The model hangs on it unregistered; the leaves of its adapters, and a head over pages, are what the engine trains.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,31 +13,27 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from model.objective import EvaluationOutput, FrozenApart, StepOutput
+from model.parts.page import page_loss, ranking
+from model.parts.seam import PartOutput, weighed
 from model.vlm.batch import Learnt, Sequences, VlmBatch
 from model.vlm.forward import Forward
 from model.vlm.generation import Written, write_alone, write_grouped
+from model.vlm.pages import PageHead, in_window
 
 NAME = "vlm"
 """Of the frozen model, and of its adapters."""
 
 
-class AnswerSums(NamedTuple):
-    """What the answers of a micro-batch add up to."""
-
-    loss: Tensor
-    """() float32"""
-    weight: Tensor
-    """() float32"""
-
-
 class VlmObjective(FrozenApart):
-    """Cross-entropy of answers, each the mean over its tokens with the end of turn, summed with their weights.
+    """Cross-entropy of answers, each the mean over its tokens with the end of turn, and of pages, summed with their
+    weights.
 
     Args:
         model: frozen here, and kept unregistered.
         leaves: trained leaf modules of its adapters.
-        sum_names: see `Objective.sum_names`; those of answers are filled.
-        weight: of the loss.
+        page_head: tells the page with the answer; None without a loss on pages.
+        sum_names: see `Objective.sum_names`; those of the two parts are filled.
+        weights: of the parts.
         tokens: how the cross-entropies of an answer's tokens are put together.
         shared: whether sequences hold several questions that do not see each other.
         max_answer_tokens: at which writing stops.
@@ -50,8 +46,9 @@ class VlmObjective(FrozenApart):
         model: PreTrainedModel,
         leaves: nn.Module,
         *,
+        page_head: PageHead | None,
         sum_names: Sequence[str],
-        weight: float,
+        weights: Mapping[str, float],
         tokens: str = "mean",
         shared: bool,
         max_answer_tokens: int,
@@ -65,9 +62,11 @@ class VlmObjective(FrozenApart):
             parameter.requires_grad_(False)
         self._frozen[NAME] = model
         self.lora = nn.ModuleDict({NAME: leaves.requires_grad_(True)})
+        if page_head is not None:
+            self.heads = nn.ModuleDict({"page": page_head})
         self.sum_names, self.shared = tuple(sum_names), shared
         self.too_wide_for_fp16 = too_wide_for_fp16
-        self._weight, self._tokens = weight, tokens
+        self._weights, self._tokens = dict(weights), tokens
         self._max_answer_tokens, self._end_ids = max_answer_tokens, end_ids
         if gradient_checkpointing:
             enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
@@ -105,14 +104,29 @@ class VlmObjective(FrozenApart):
 
     def forward(self, batch: VlmBatch) -> StepOutput:
         """The training loss of a micro-batch."""
-        found = self._answers(batch)
-        return StepOutput(self._weight * found.loss * batch.loss_scale, self._sums(found))
+        loss, sums = self._losses(batch, self._forward.states(batch.sequences))
+        return StepOutput(loss * batch.loss_scale, sums)
 
     @torch.no_grad()
     def evaluate(self, batch: VlmBatch) -> EvaluationOutput:
-        """The same sums without a graph; `answer`: token ids (I, T) of what is written, in the order of the items."""
-        sums = self._sums(self._answers(batch))
-        return EvaluationOutput(sums, {"answer": self.write(batch).ids})
+        """The same sums without a graph; in the order of the items `answer`: token ids (I, T) of what is written, and
+        `page`: (I, W) the places of the pages that were read, the most likely first, then -1."""
+        states = self._forward.states(batch.sequences)
+        _, sums = self._losses(batch, states)
+        predictions = {"answer": self.write(batch).ids}
+        if self.has_page_head:
+            predictions["page"] = self._ranked(batch, states)
+        return EvaluationOutput(sums, predictions)
+
+    @torch.no_grad()
+    def pages(self, batch: VlmBatch) -> Tensor:
+        """(I, W) int64: as `evaluate` ranks them."""
+        return self._ranked(batch, self._forward.states(batch.sequences))
+
+    @property
+    def has_page_head(self) -> bool:
+        """Whether it tells the page with the answer."""
+        return hasattr(self, "heads")
 
     @torch.no_grad()
     def write(self, batch: VlmBatch) -> Written:
@@ -132,17 +146,26 @@ class VlmObjective(FrozenApart):
     def _forward(self) -> Forward:
         return Forward(self.model, self.shared)
 
-    def _answers(self, batch: VlmBatch) -> AnswerSums:
-        learnt = batch.learnt
-        logits = self.answer_logits(batch.sequences, learnt.at)
+    def _losses(self, batch: VlmBatch, states: Tensor) -> tuple[Tensor, Tensor]:
+        """The weighted loss, and the sums by `sum_names`."""
+        outputs = {"answer": self._answers(batch.learnt, states)}
+        if self.has_page_head:
+            assert batch.windows is not None, "collated to find pages"
+            windows = batch.windows
+            outputs["page"] = page_loss(self.heads["page"](states, windows), windows.shown, windows.weight)
+        return weighed(outputs, self._weights, self.sum_names)
+
+    def _answers(self, learnt: Learnt, states: Tensor) -> PartOutput:
+        logits = self._forward.logits(states.flatten(0, 1)[learnt.at])
         losses = _by_answer(F.cross_entropy(logits, learnt.token, reduction="none"), learnt)
         if self._tokens == "mean":
             losses = losses / learnt.lengths
-        return AnswerSums((losses * learnt.weight).sum(), learnt.weight.sum())
+        summed = (losses * learnt.weight).sum()
+        return PartOutput(summed, (summed.detach(), learnt.weight.sum()))
 
-    def _sums(self, found: AnswerSums) -> Tensor:
-        known = {"answer_loss": found.loss.detach(), "answered": found.weight}
-        return torch.stack([known.get(name, found.weight.new_zeros(())) for name in self.sum_names])
+    def _ranked(self, batch: VlmBatch, states: Tensor) -> Tensor:
+        assert batch.windows is not None, "collated to find pages"
+        return in_window(ranking(self.heads["page"](states, batch.windows)), batch.windows.place)
 
 
 def _by_answer(losses: Tensor, learnt: Learnt) -> Tensor:

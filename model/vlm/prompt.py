@@ -6,6 +6,7 @@ tokenised without expanding the images again, and gives the ids of the whole row
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -166,6 +167,46 @@ class ChatPrompt:
         """The ids of a prefix up to its last special token: what follows it may merge with a question."""
         last = max(place for place, token in enumerate(ids) if token in self.special_ids)
         return ids[: last + 1]
+
+    def images_of(self, ids: TokenIds, images: Sequence[torch.Tensor]) -> list[int]:
+        """For each token of a prefix the number of the image that it is part of; -1 where it is none's.
+
+        Args:
+            images: (3, H, W) each, in the order in which they stand there.
+
+        Raises:
+            DataError: the processor gives images together other tokens than each alone, and not all the same number.
+        """
+        at = [place for place, token in enumerate(ids) if token == self._image_id]
+        counts = [self._tokens_of(*image.shape[1:]) for image in images]
+        if sum(counts) != len(at):  # such as LLaVA-OneVision's, which shows one image finer than several
+            each, rest = divmod(len(at), len(images))
+            if rest:
+                raise DataError(
+                    f"{len(images)} images have {len(at):,} tokens of {self.source} together and {sum(counts):,} "
+                    "apart, so that nothing says whose they are; set losses.page to 0"
+                )
+            counts = [each] * len(images)
+        found = [-1] * len(ids)
+        for place, number in zip(at, (n for n, count in enumerate(counts) for _ in range(count)), strict=True):
+            found[place] = number
+        return found
+
+    def _tokens_of(self, height: int, width: int) -> int:
+        """How many tokens an image of this size has by itself."""
+        if (height, width) not in self._counts:
+            blank = torch.zeros(3, height, width, dtype=torch.uint8)
+            (ids,) = row_ids(self.encode([self.prefix(1)], [[blank]]))
+            self._counts[height, width] = ids.count(self._image_id)
+        return self._counts[height, width]
+
+    @property
+    def _image_id(self) -> int:
+        return self.tokenizer.convert_tokens_to_ids(self.processor.image_token)
+
+    @cached_property
+    def _counts(self) -> dict[tuple[int, int], int]:
+        return {}
 
     def _find_placeholder(self) -> str:
         text = self._render(1, [Turn("?", "")], open_end=True)

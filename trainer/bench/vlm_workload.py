@@ -66,8 +66,9 @@ def build_objective(sizes: VlmSizes, *, shared: bool) -> VlmObjective:
     return VlmObjective(
         model,
         leaves,
+        page_head=None,
         sum_names=("answer_loss", "answered"),
-        weight=1.0,
+        weights={"answer": 1.0},
         shared=shared,
         max_answer_tokens=sizes.answer_tokens,
         end_ids=(_END,),
@@ -111,7 +112,7 @@ def batch_of(asking: Asking, questions: Questions) -> VlmBatch:
         for number, (group, of_group) in enumerate(zip(prompts, begins, strict=True))
         for row, begin in zip(group, of_group, strict=True)
     ]
-    return VlmBatch(sequences, learnt, Asked(asked, torch.tensor(at)), torch.tensor(1.0))
+    return VlmBatch(sequences, learnt, None, Asked(asked, torch.tensor(at)), torch.tensor(1.0))
 
 
 def plain_rows(batch: VlmBatch) -> dict[str, Tensor]:

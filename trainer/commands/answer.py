@@ -78,14 +78,15 @@ def _answer(arguments: argparse.Namespace) -> int:
     if not arguments.image:
         raise ConfigError("--image: is not given; name a photo to ask about")
     if model.vlm is not None:
-        _tell(_ask_vlm(arguments))
+        answered = _ask_vlm(arguments)
+        _tell(answered, where="" if answered.photo is None else f"  on {arguments.image[answered.photo]}")
         return 0
     _ask_fusion(arguments)
     return 0
 
 
-def _tell(answered: "Answered", about: str = "") -> None:
-    say(f"{about}{answered.text}  ({100 * answered.confidence:.1f} %)")
+def _tell(answered: "Answered", about: str = "", where: str = "") -> None:
+    say(f"{about}{answered.text}  ({100 * answered.confidence:.1f} %){where}")
     for note in answered.notes:
         say(f"{about}note: {note}", error=True)
 

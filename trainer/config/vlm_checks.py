@@ -27,11 +27,14 @@ def _losses(config: RunConfig) -> Iterator[Fault]:
     if task.reads.get("answer") != "ask":
         yield Fault("model.vlm", f"writes answers to questions, and task {config.task} asks none")
         return
+    learnt = {"answer", "page"} & task.reads.keys()
     for part in PARTS:
-        if part != "answer" and getattr(config.losses, part) > 0:
-            yield Fault(f"losses.{part}", "a vision-language model writes answers and learns nothing else; set it to 0")
+        if part not in learnt and getattr(config.losses, part) > 0:
+            yield Fault(
+                f"losses.{part}", f"a vision-language model learns {' and '.join(sorted(learnt))} here; set it to 0"
+            )
     if config.losses.answer == 0:
-        yield Fault("losses.answer", "is 0, and a vision-language model learns nothing else; give it a weight")
+        yield Fault("losses.answer", "is 0, and a vision-language model is to write answers; give it a weight")
     if config.answers.by not in (None, "generate"):
         yield Fault(
             "answers.by", f"{config.answers.by}: a vision-language model writes its answers; set it to generate"

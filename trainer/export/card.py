@@ -56,7 +56,8 @@ _ALONE = {
 _FILES = {
     FUSION_FILE: "grid token, width adapters and fusion encoder. It reads the tokens of both vision towers and gives "
     "those that the text towers read: without the towers it says nothing",
-    HEADS: "heads over classes, behind a text tower that reads fused tokens; of no use alone",
+    HEADS: "heads over classes, behind a text tower that reads fused tokens, or one over pages, behind a "
+    "vision-language model; of no use alone",
     READER: "what is beside T5: where words stand, tokens of pages, the head that names a page; of no use alone",
     ONNX: "the fusion encoder as a graph: tokens and feature map in, fused tokens out; no tower is in it",
     TORCH: "the same graph for `torch.export.load`",

@@ -130,6 +130,7 @@ def load_exported(
     objective = built.objective
     if weights == "trained" and isinstance(built, BuiltVlm):
         load_exported_adapters(objective, export)
+        load_heads(objective, export)
     elif weights == "trained" and isinstance(built, BuiltReader):
         load_exported_adapters(objective, export)
         load_beside(objective, export)

@@ -9,7 +9,7 @@ blip_vision/                 BLIP's vision tower, if it was trained and fits int
 blip_second/                 the second BLIP's vision tower, if it was trained
 timm_vision/, timm_second/   a backbone of timm, if it was trained, as timm.models.save_for_hf writes it
 efficient_sam.safetensors    the second vision tower, if it was trained, under its official key names
-lora_vlm/                    the adapter of a vision-language model, which is then all that there is
+lora_vlm/                    the adapter of a vision-language model, which is then all that there is but for its head
 reader.safetensors           what a reader of pages has beside t5/ or lora_answer/, which is then all that there is
 retrieval/                   CLIP or SigLIP of a page retrieval, which is then all that there is
 heads.safetensors            heads that parts of the loss have of their own, where there are any
@@ -90,6 +90,7 @@ def export_model(
     aside.mkdir(parents=True)
     if isinstance(built, BuiltVlm):
         write_adapter(built, parameters, aside)
+        _write_heads(all_names(built.objective, parameters), aside)
         content: dict[str, Any] = {"parts": {}, "adapters": {NAME: LORA}}
     elif isinstance(built, BuiltReader):
         content = write_reader(config.model, built, parameters, aside)
@@ -117,10 +118,13 @@ def _write_fusion(
     weights = all_names(built.objective, parameters)
     save_file(below(weights, "fusion."), aside / FUSION_FILE)
     parts = _export_towers(config.model, built, weights, aside) | _export_second(config.model, built, weights, aside)
-    heads = below(weights, "heads.")
-    if heads:
-        save_file(heads, aside / HEADS)
+    _write_heads(weights, aside)
     return {"parts": parts, "adapters": _export_adapters(config.model, built, weights, aside)}
+
+
+def _write_heads(weights: Mapping[str, Tensor], aside: Path) -> None:
+    if heads := below(weights, "heads."):
+        save_file(heads, aside / HEADS)
 
 
 def exported_model_config(config: ModelConfig, directory: Path) -> ModelConfig:
@@ -142,7 +146,7 @@ def load_fusion(objective: FusionObjective, directory: Path) -> None:
         raise DataError(f"{path}: does not load into this recipe's fusion encoder ({reason})") from None
 
 
-def load_heads(objective: FusionObjective, directory: Path) -> None:
+def load_heads(objective: Objective, directory: Path) -> None:
     """Read the exported heads into an objective, where it has any.
 
     Raises:

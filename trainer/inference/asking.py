@@ -237,13 +237,17 @@ class Asking:
     def _written(self, shown: Photos, question: str) -> Answered:
         built = self.exported.built
         images = [own_size(photo) for photo in shown]
-        rows = [Row(question, 0, images=tuple(range(len(images))), targets=(Target("", 0.0),))]
+        places = tuple(range(len(images)))
+        rows = [Row(question, 0, images=places, places=places, weight=0.0, targets=(Target("", 0.0),))]
         visit = SeenVisit(images, {VLM_BLOCK: rows}, 1, f"{len(images)} photos")
         eyes = built.collation.eyes(None, None)
         made = built.collation.collate([visit], loss_scale=1.0, eyes=eyes, blanks=1, answering=True)
-        written = built.objective.write(made.batch.to(self.exported.device))
+        batch = made.batch.to(self.exported.device)
+        written = built.objective.write(batch)
         (text,) = built.answer_codec.decode(written.ids.tolist())
-        return Answered(text, float(written.probability[0]))
+        ranks = built.objective.has_page_head and len(images) > 1
+        photo = int(built.objective.pages(batch)[0, 0]) if ranks else None
+        return Answered(text, float(written.probability[0]), photo=photo)
 
 
 def _visits(photos: Sequence[Photos], questions: Sequence[str]) -> list[tuple[Photos, list[str]]]:

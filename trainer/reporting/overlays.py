@@ -24,6 +24,8 @@ class Answered(NamedTuple):
     captions: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     """What one should know before believing it."""
+    photo: int | None = None
+    """Which of several photos shows it, where the model has learnt to say so."""
 
 
 def answer_directly(built: BuiltModel, pixels: torch.Tensor, questions: Sequence[str]) -> list[Answered]:

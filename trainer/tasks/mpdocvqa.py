@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from model.config import LossConfig
 from shards.format.documents import DocumentQuestion
 from shards.format.index import SplitIndex
-from trainer.scoring.anls import CELLS, LONG, DocumentAnswer, DocumentScores, Truth
+from trainer.scoring.anls import ANSWER_CELLS, CELLS, LONG, DocumentAnswer, DocumentScores, Truth
 from trainer.scoring.metrics import Scores
 from trainer.scoring.official import add_mpdocvqa_options, score_mpdocvqa
 from trainer.scoring.task import ScoreTask
@@ -56,9 +56,9 @@ def dump(predictions: Mapping[str, Json]) -> Submission:
     return Submission("json", [(json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()])
 
 
-def metrics(losses: LossConfig) -> tuple[str, ...]:  # noqa: ARG001 - answers and pages may come from either
-    """All of them."""
-    return CELLS
+def metrics(losses: LossConfig) -> tuple[str, ...]:
+    """Those of answers, and of pages where they are learnt."""
+    return CELLS if losses.page > 0 else ANSWER_CELLS
 
 
 def measured(index: SplitIndex) -> frozenset[str]:

@@ -41,7 +41,7 @@ def test_every_number_of_ranks_measures_the_same_and_answers_every_question_once
     (alone,) = shared.evaluation()
     asked = {item.item_id for number in range(shared.val.index.num_images) for item in _items(shared.val, number)}
     assert set(alone.predictions) == asked
-    assert {"val/accuracy", "val/anls", "val/loss"} <= set(alone.metrics)
+    assert {"val/accuracy", "val/anls", "val/page_accuracy", "val/hit@3", "val/page_loss"} <= set(alone.metrics)
     for world_size, micro_visits in ((1, 1), (2, 1)):
         ranks = shared.evaluation(world_size=world_size, micro_visits=micro_visits)
         assert {name: said for rank in ranks for name, said in rank.predictions.items()} == alone.predictions

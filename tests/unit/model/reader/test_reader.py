@@ -9,8 +9,9 @@ from transformers import AutoTokenizer, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from model.config import LossConfig, ModelConfig, ReaderConfig
+from model.parts.page import page_loss, ranking
 from model.reader.build import BuiltReader, add_page_tokens, build_reader
-from model.reader.pages import PageHead, page_loss, ranking
+from model.reader.pages import PageHead
 from model.towers.t5 import greedy
 from shards.errors import DataError
 from shards.format.documents import Page

@@ -13,6 +13,7 @@ from model.vlm.adapters import add_adapters
 from model.vlm.checkpoint import end_ids_of
 from model.vlm.collation import OwnSizeEyes, Questions, VlmCollation
 from model.vlm.objective import VlmObjective
+from model.vlm.pages import PageHead
 from model.vlm.prompt import ChatPrompt, row_ids
 from model.vlm.trial import try_sharing
 from shards.read.collation import SeenVisit
@@ -20,6 +21,11 @@ from shards.tasks.seam import Row, Target
 from tests.vlm import FAMILIES
 
 MAX_ANSWER_TOKENS = 10
+LOSSES = {
+    "sum_names": ("answer_loss", "answered", "page_loss", "paged"),
+    "weights": {"answer": 1.0, "page": 0.5},
+    "max_answer_tokens": MAX_ANSWER_TOKENS,
+}
 CPU = torch.device("cpu")
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -37,6 +43,7 @@ class Parts(NamedTuple):
 
 
 def parts_of(family: str, *, system: str | None = "Be brief.") -> Parts:
+    """With adapters and a head over pages that are not zero."""
     model, processor = FAMILIES[family]()
     ends = end_ids_of(model, processor)
     limits = {"max_question_tokens": 64, "max_answer_tokens": MAX_ANSWER_TOKENS}
@@ -45,11 +52,11 @@ def parts_of(family: str, *, system: str | None = "Be brief.") -> Parts:
     leaves = add_adapters(model, VlmConfig.model_validate({"language": {"rank": 4}, "vision": {"rank": 2}}))
     for parameter in leaves.parameters():
         parameter.data.normal_(std=0.1)
-    common = {"sum_names": ("answer_loss", "answered"), "weight": 1.0, "end_ids": ends}
+    head = PageHead(model.config.get_text_config().hidden_size)
     shared, rows = (
-        VlmObjective(model, leaves, shared=way, max_answer_tokens=MAX_ANSWER_TOKENS, **common) for way in (True, False)
+        VlmObjective(model, leaves, page_head=head, shared=way, end_ids=ends, **LOSSES) for way in (True, False)
     )
-    return Parts(shared, rows, VlmCollation(prompt=prompt, questions="shared", max_tokens=512))
+    return Parts(shared, rows, VlmCollation(prompt=prompt, questions="shared", max_tokens=512, finds_pages=True))
 
 
 def picture(height: int, width: int, seed: int) -> Tensor:
@@ -58,8 +65,17 @@ def picture(height: int, width: int, seed: int) -> Tensor:
 
 
 def visit(images: Sequence[Tensor], *asked: tuple[str, Sequence[tuple[str, float]]]) -> SeenVisit:
+    """The answers to questions by turns on each image, which stand in windows that begin a page earlier."""
+    places = tuple(range(1, len(images) + 1))
     rows = [
-        Row(text, item, targets=tuple(Target(answer, weight) for answer, weight in answers))
+        Row(
+            text,
+            item,
+            images=tuple(range(len(images))),
+            places=places,
+            label=places[item % len(images)],
+            targets=tuple(Target(answer, weight) for answer, weight in answers),
+        )
         for item, (text, answers) in enumerate(asked)
     ]
     return SeenVisit(images, {"ask": rows}, len(rows), "a sample")
@@ -134,6 +150,36 @@ def test_rows_have_the_tokens_that_the_processor_gives_for_the_whole_text(family
     assert prompt.tokenizer.decode(learnt, skip_special_tokens=True).strip() == "red"
 
 
+@every_family
+def test_the_tokens_of_a_prefix_are_those_of_its_images_in_their_order(family: str) -> None:
+    parts = parts_of(family)
+    prompt, images = parts.collation.prompt, [picture(60, 40, 0), picture(40, 60, 1), picture(200, 200, 2)]
+    (ids,) = row_ids(prompt.encode([prompt.prefix(3)], [images]))
+    found = prompt.images_of(ids, images)
+    token = prompt.tokenizer.convert_tokens_to_ids(prompt.processor.image_token)
+    assert [number >= 0 for number in found] == [one == token for one in ids]
+    shown = [number for number in found if number >= 0]
+    assert shown == sorted(shown)
+    alone = [row_ids(prompt.encode([prompt.prefix(1)], [[image]]))[0].count(token) for image in images]
+    together = [shown.count(number) for number in range(3)]
+    assert together == alone or (family == "llava_onevision" and len(set(together)) == 1)
+
+
+@every_family
+def test_pages_are_ranked_by_grouped_questions_as_by_rows(family: str) -> None:
+    parts = parts_of(family)
+    seen = visit(
+        [picture(60, 40, n) for n in range(4)], *((text, [("yes", 1.0)]) for text in ("Which?", "Where is it?"))
+    )
+    visits = [visit([picture(40, 60, 7)], ("What?", [("no", 1.0)])), seen]
+    together = parts.shared.evaluate(parts.batch(visits, "shared", answering=True)).predictions["page"]
+    alone = parts.rows.evaluate(parts.batch(visits, "rows", answering=True)).predictions["page"]
+    assert torch.equal(together, alone)
+    assert together[0].tolist() == [1, -1, -1, -1], "places in the whole window"
+    assert [sorted(ranked.tolist()) for ranked in together[1:]] == [[1, 2, 3, 4]] * 2
+    assert torch.equal(parts.shared.pages(parts.batch(visits, "shared")), together)
+
+
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava"])
 def test_a_conversation_is_another_objective(family: str) -> None:
     parts = parts_of(family)
@@ -166,12 +212,11 @@ def test_checkpointed_layers_give_the_same_gradients_and_keep_dropout_off() -> N
     again = VlmObjective(
         model,
         parts.shared.adapters["vlm"],
-        sum_names=("answer_loss", "answered"),
-        weight=1.0,
+        page_head=parts.shared.heads["page"],
         shared=True,
-        max_answer_tokens=MAX_ANSWER_TOKENS,
         end_ids=(0,),
         gradient_checkpointing=True,
+        **LOSSES,
     )
     assert any(getattr(layer, "gradient_checkpointing", False) for layer in model.modules())
     assert not any(module.training for module in model.modules() if isinstance(module, torch.nn.Dropout))

@@ -175,7 +175,7 @@ def test_a_recipe_of_each_task_passes_every_check_of_a_start(data_of, task: str,
     recipe = task_recipe(tmp_path / "own.yaml", task, data_of(task))
     assert cli.main(["train", str(recipe), "--dry-run"]) == 0
     rows = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
-    assert ("heads" in rows["parameters trained"]) == (task in ("snli_ve", "nlvr2", "lxmert"))
+    assert ("heads" in rows["parameters trained"]) == (task in ("snli_ve", "nlvr2", "lxmert", "mpdocvqa"))
 
 
 def test_a_tower_that_reads_something_else_than_the_shards_hold_is_one_line(refused: Say):

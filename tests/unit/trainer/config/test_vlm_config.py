@@ -33,8 +33,17 @@ def test_only_answers_are_learnt_unless_a_recipe_asks_for_more(tmp_path: Path) -
     config = loaded(tmp_path)
     assert (config.losses.answer, config.losses.itm, config.losses.classify) == (1.0, 0.0, 0.0)
     assert "val/accuracy" in recorded_metrics(config.task, config.losses)
-    assert "losses.itm: a vision-language model writes answers" in refused(tmp_path, losses={"itm": 1.0})
+    assert "losses.itm: a vision-language model learns answer here" in refused(tmp_path, losses={"itm": 1.0})
     assert "losses.answer: is 0" in refused(tmp_path, losses={"answer": 0.0})
+
+
+def test_the_page_with_the_answer_is_learnt_where_there_are_pages(tmp_path: Path) -> None:
+    documents = {"task": "mpdocvqa"}
+    assert loaded(tmp_path, **documents).losses.page == 0.0
+    assert loaded(tmp_path, "losses.page=0.25", "early_stopping.metric=val/page_accuracy", **documents).losses.page
+    unrecorded = refused(tmp_path, "early_stopping.metric=val/page_accuracy", **documents)
+    assert "val/page_accuracy is not recorded when losses.page is 0" in unrecorded
+    assert "losses.page: task gqa has no such loss" in refused(tmp_path, "losses.page=0.25")
 
 
 def test_keys_of_the_fusion_are_not_looked_at(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from model.config import LossConfig
 from shards.format.documents import DocumentQuestion
 from shards.format.index import SplitIndex
 from tests.documents import write_mpdocvqa
@@ -100,4 +101,5 @@ def test_a_split_without_long_documents_does_not_measure_them():
     assert "hit@3" in short
     assert not any(name.startswith("long_") for name in short)
     index.types["window_type"] = {"3 pages and more": 1}
-    assert TASK.measured(index) == frozenset(TASK.metrics(None))
+    assert TASK.measured(index) == frozenset(TASK.metrics(LossConfig(page=0.25)))
+    assert set(TASK.metrics(LossConfig(page=0))) == {"accuracy", "anls"}
