@@ -5,6 +5,7 @@ give them; every command is the page's own, from its text.
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     of_pages = {split: f"data/mpdocvqa/{split}" for split in ("train", "val")}
     with_words = {split: f"data/mpdocvqa/{split}_ocr" for split in ("train", "val")}
     recipes = {
-        "mpdocvqa_vlm_lora": ("mpdocvqa", of_pages, {"model": {"vlm": shared_vlm()}}),
+        "mpdocvqa_vlm_lora": ("mpdocvqa", of_pages, {"model": {"vlm": shared_vlm()}, "losses": {"page": 0.25}}),
         "mpdocvqa_hi_vt5": ("mpdocvqa", with_words, SECTIONS | {"model": SECTIONS["model"] | {"answer": shared_t5()}}),
         "mpdocvqa_retrieval": ("mpdocvqa_retrieval", of_pages, {"model": {"retrieval": shared_checkpoint("clip")}}),
         "gqa_vlm_lora": ("gqa", {split: f"data/gqa/{split}" for split in SPLITS}, {"model": {"vlm": shared_vlm()}}),
@@ -106,6 +107,13 @@ def test_every_command_of_a_page_runs_or_says_why_it_does_not(page: str, followe
 
 def test_no_reason_is_left_of_a_command_that_is_gone():
     assert not reasons_without_command(PAGES, NOT_HERE)
+
+
+def test_the_page_of_an_answer_is_named(followed: dict[str, dict[str, str]]):
+    said = next(
+        text for command, text in followed["documents"].items() if command.startswith("answer") and "--image" in command
+    )
+    assert re.search(r"  on p[12]\.png$", said.strip())
 
 
 @pytest.mark.usefixtures("followed")

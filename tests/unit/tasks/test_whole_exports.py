@@ -1,10 +1,12 @@
 """What is no fusion stands alone too: a reader, a page retrieval, a vision-language model; and what starts from it."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from model.objective import Objective
@@ -13,8 +15,9 @@ from tests.documents import shared_vlm
 from tests.reader import reader_recipe, write_documents
 from tests.retrieval import shared_checkpoint
 from tests.runs import Project, evaluate_run, weights, write_recipe
-from tests.task_corpora import write_task
+from tests.task_corpora import task_recipe, write_task
 from trainer.build import AnyBuilt, assemble_model
+from trainer.cli import main
 from trainer.config import RunConfig, load_config
 from trainer.config.exported import read_export, read_manifest
 from trainer.export.initial_weights import initialize_from
@@ -69,12 +72,16 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+    return write_task(tmp_path_factory.mktemp("drawn"), "mpdocvqa")
+
+
+@pytest.fixture(scope="module")
+def pages(drawn: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("pages")
     sections = {"batch": {"visits": 4, "micro_visits": 2}, "early_stopping": {"metric": "val/hit@1"}}
     model = {"retrieval": shared_checkpoint("clip")}
-    data = write_task(directory, "mpdocvqa")
-    return write_recipe(directory / "own.yaml", data, task="mpdocvqa_retrieval", model=model, **sections)
+    return write_recipe(directory / "own.yaml", drawn, task="mpdocvqa_retrieval", model=model, **sections)
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +149,31 @@ def test_an_adapter_of_a_vision_language_model_stands_alone_merges_and_starts_an
     assert evaluate_run(tmp_path / "merged", "val")[0] == pytest.approx(expected[0], rel=1e-3)
     _, objective, said = started(questions, alone)
     assert same(weights(objective), weights(built.objective)), said
+
+
+def test_a_head_over_pages_goes_with_its_adapter_and_says_which_photo_shows_the_answer(
+    drawn: Mapping[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    recipe = task_recipe(tmp_path / "own.yaml", "mpdocvqa", drawn)
+    run, built = trained(recipe, tmp_path / "runs")
+    expected = evaluate_run(run, "val")
+    assert {"val/page_accuracy", "val/page_loss", "val/long_hit@1"} <= set(expected[0])
+    copy_export(run, tmp_path / "merged", merge=True)
+    assert evaluate_run(tmp_path / "merged", "val")[0] == pytest.approx(expected[0], rel=1e-3)
+    _, objective, said = started(recipe, run / "export")
+    assert same(weights(objective), weights(built.objective)), said
+    photos = [str(tmp_path / f"p{number}.png") for number in range(3)]
+    for number, photo in enumerate(photos):
+        Image.new("RGB", (40, 52), (90 * number, 50, 200)).save(photo)
+    capsys.readouterr()
+    on = set()
+    for question in ("Which number?", "What stands on page 3?", "?", "How many pages are blue?"):
+        assert main(["answer", str(run), "--question", question, "--image", *photos]) == 0
+        *_, where = capsys.readouterr().out.strip().rpartition("  on ")
+        on.add(where)
+    assert on <= set(photos)
+    assert main(["answer", str(run), "--question", "Which number?", "--image", photos[0]]) == 0
+    assert "  on " not in capsys.readouterr().out
 
 
 def test_an_export_of_another_kind_is_refused(documents: Path, questions: Path, tmp_path: Path):
