@@ -63,8 +63,8 @@ def test_every_place_has_a_wave_of_its_own():
 
 def test_pages_are_said_whole_in_an_order_that_is_drawn():
     processor = make_processor()
-    pixels, num_pages, said = next(documents(np.random.default_rng(0), processor, alone=1))
-    again, _, _ = next(documents(np.random.default_rng(0), processor, alone=1))
+    pixels, num_pages, said = next(documents(np.random.default_rng(0), processor, in_order=0, alone=1))
+    again, _, _ = next(documents(np.random.default_rng(0), processor, in_order=0, alone=1))
     assert torch.equal(pixels, again)
     assert num_pages == 1
     assert said.shape == (len(pixels), 4 * LINES)
@@ -73,8 +73,18 @@ def test_pages_are_said_whole_in_an_order_that_is_drawn():
     assert all(len(set(row)) == LINES for row in keys)
 
 
+def test_the_first_pages_are_said_from_the_top_to_the_bottom():
+    processor = make_processor()
+    pixels, _, said = next(documents(np.random.default_rng(0), processor, in_order=1, alone=1))
+    texts = [processor.tokenizer.decode(row).split() for row in said]
+    for page, words in zip(pixels, texts, strict=True):
+        drawn = draw(tuple(zip(words[::2], words[1::2], strict=True)))
+        seen = processor.image_processor(drawn, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+        assert torch.equal(seen[0], page)
+
+
 def test_of_many_pages_some_lines_are_said_from_anywhere():
-    given = documents(np.random.default_rng(0), make_processor(), alone=0)
+    given = documents(np.random.default_rng(0), make_processor(), in_order=0, alone=0)
     steps = list(islice(given, 40))
     assert {step.num_pages for step in steps} == set(range(1, MAX_PAGES + 1))
     for pixels, num_pages, said in steps:
@@ -87,7 +97,7 @@ def test_it_learns_what_it_is_shown():
     torch.manual_seed(0)
     processor = make_processor()
     model = make_model(processor.tokenizer)
-    step = next(documents(np.random.default_rng(0), processor, alone=1))
+    step = next(documents(np.random.default_rng(0), processor, in_order=0, alone=1))
     first = teach(model, processor, repeat(step), 1)
     teach(model, processor, repeat(step), 60)
     assert teach(model, processor, repeat(step), 1) < 0.5 * first
