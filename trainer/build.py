@@ -33,7 +33,7 @@ from model.vlm.build import BuiltVlm, build_vlm
 from shards.errors import ConfigError, DataError, UserError
 from shards.format.index import SplitIndex
 from shards.micro_batches import Ints
-from shards.read.augment import RandAugment
+from shards.read.augment import changes
 from shards.read.features import CachedSight
 from shards.read.lengths import longest_questions
 from shards.read.loader import Loader
@@ -272,7 +272,7 @@ def training_loader(
     """
     check_medium(config, built, split)
     share = share_of(config, world.rank, world.world_size)
-    augment = None if config.data.augment is None else RandAugment(config.data.augment, config.run.seed)
+    augment = None if config.data.augment is None else changes(config.data.augment, config.run.seed)
     batches = TrainingBatches(
         split,
         make_texts(config, built),

@@ -1,5 +1,7 @@
-"""RandAugment (Cubuk et al., arXiv 1909.13719) by timm's configuration strings, as a pure function of the position in
-a run: one picture for any number of workers and ranks, before a resume and after it.
+"""Changes of training pictures, as pure functions of the position in a run: one picture for any number of workers and
+ranks, before a resume and after it.
+
+RandAugment (Cubuk et al., arXiv 1909.13719) by timm's configuration strings; and `turns`, which no string of timm's is.
 """
 
 import random
@@ -7,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -25,10 +27,30 @@ _SECTIONS = (r"m\d+", r"n[1-9]\d*", r"p(0(\.\d+)?|1(\.0+)?|\.\d+)", r"mstd\d+(\.
 _SETS = ("weights", "3a", "3aw", "geometric")
 _SECTION = re.compile("|".join((*_SECTIONS, f"t({'|'.join(_SETS)})")))
 _SIDE = re.compile(r"\b(left|right)(most|hand(ed)?|wards?|side)?\b", re.IGNORECASE)
+_HEIGHT = re.compile(
+    r"\b((up|low)(per|er)?(most|wards?|side)?|top(most)?|bottom|above|below|under(neath)?|beneath|over|on|(up|down)"
+    r"(wards?|side)?|high(er|est)?|lowest|vertical(ly)?|horizontal(ly)?|stand(s|ing)?|lying|hang(s|ing)?)\b",
+    re.IGNORECASE,
+)
+TURNS = "turns"
+
+_WAYS = (
+    None,
+    Image.Transpose.FLIP_LEFT_RIGHT,
+    Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.ROTATE_180,
+    Image.Transpose.ROTATE_90,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.TRANSVERSE,
+)
+"""The symmetries of a square; the first four are those of a rectangle."""
 
 
 def augment_fault(config: str) -> str | None:
-    """What is wrong with a configuration string; timm itself reads over most of it."""
+    """What is wrong with a configuration string; timm itself reads over most of its own."""
+    if config == TURNS:
+        return None
     first, *sections = config.split("-")
     wrong = next((section for section in sections if not _SECTION.fullmatch(section)), None)
     names = [re.match("[a-z]+", section)[0] if section[:1] != "t" else "t" for section in sections if wrong is None]
@@ -37,13 +59,58 @@ def augment_fault(config: str) -> str | None:
     found = f"section {wrong!r}" if first == "rand" and wrong is not None else repr(config)
     return (
         f"{found} is none of timm's; expected rand and sections, each once, such as rand-m9-mstd0.5: mN magnitude, nN "
-        f"operations, pX probability of each, mstdX and mmaxN of the magnitude, inc1, t with {' or '.join(_SETS)}"
+        f"operations, pX probability of each, mstdX and mmaxN of the magnitude, inc1, t with {' or '.join(_SETS)}; or "
+        f"{TURNS}"
     )
 
 
 def tells_sides(items: Sequence[Item]) -> bool:
     """Whether a text says left or right, also as in leftmost or right-hand."""
     return any(_SIDE.search(text) for item in items for text in item.texts)
+
+
+def tells_heights(items: Sequence[Item]) -> bool:
+    """Whether a text says where up and down is, or what lies on what."""
+    return any(_HEIGHT.search(text) for item in items for text in item.texts)
+
+
+class Changes(Protocol):
+    """What changes training pictures."""
+
+    def __call__(self, image: Image.Image, *, epoch: int, sample: int) -> Image.Image:
+        """An image in mode RGB to one of the same size."""
+        ...
+
+    def spares(self, items: Sequence[Item]) -> bool:
+        """Whether what is asked about a picture would not be true of the changed one."""
+        ...
+
+
+def changes(config: str, seed: int) -> Changes:
+    """What a configuration string without a fault says."""
+    return Turns(seed) if config == TURNS else RandAugment(config, seed)
+
+
+class Turns:
+    """One of the eight ways to turn and mirror a square picture, of the four that keep the size of another one, each as
+    likely: no pixel gets another value, and nothing comes in from outside.
+
+    Args:
+        seed: of the run.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __call__(self, image: Image.Image, *, epoch: int, sample: int) -> Image.Image:
+        """See `Changes`."""
+        ways = _WAYS if image.width == image.height else _WAYS[:4]
+        way = ways[_drawn(self.seed, epoch, sample) % len(ways)]
+        return image if way is None else image.transpose(way)
+
+    def spares(self, items: Sequence[Item]) -> bool:
+        """See `Changes`."""
+        return tells_sides(items) or tells_heights(items)
 
 
 class RandAugment:
@@ -58,10 +125,13 @@ class RandAugment:
         self.config, self.seed = config, seed
 
     def __call__(self, image: Image.Image, *, epoch: int, sample: int) -> Image.Image:
-        """An image in mode RGB to one of the same size."""
-        digest = int(hash64(self.seed, epoch, "augment", np.array([sample]))[0])
-        with _generators_at(digest):
+        """See `Changes`."""
+        with _generators_at(_drawn(self.seed, epoch, sample)):
             return self._transform(image)
+
+    def spares(self, items: Sequence[Item]) -> bool:
+        """See `Changes`."""
+        return tells_sides(items)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"config": self.config, "seed": self.seed}  # each worker builds its own transform
@@ -74,6 +144,11 @@ class RandAugment:
         if "-tgeometric" in config:
             config, operations = config.replace("-tgeometric", ""), list(GEOMETRIC)
         return rand_augment_transform(config, {"img_mean": FILL}, operations)
+
+
+def _drawn(seed: int, epoch: int, sample: int) -> int:
+    """The number that everything about a picture in an epoch comes from."""
+    return int(hash64(seed, epoch, "augment", np.array([sample]))[0])
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from itertools import groupby
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
 from torch.utils.data import Dataset, get_worker_info
 
 from shards.annotations import reader_of
@@ -29,7 +28,7 @@ from shards.plan import (
     limit_images,
     sample_images,
 )
-from shards.read.augment import RandAugment, tells_sides
+from shards.read.augment import Changes
 from shards.read.collate import Shown
 from shards.read.collation import Collation, SeenVisit, first_images
 from shards.read.eyes import Augment
@@ -164,7 +163,7 @@ class MicroBatches(Dataset):
         *,
         loss_scale: float,
         keep_items: bool,
-        augment: Callable[..., Image.Image] | None = None,
+        augment: Callable[[Visit], Augment | None] | None = None,
     ) -> MicroBatch:
         numbers = [int(visit) for visit in visits if visit != PADDING]
         if keep_items:
@@ -182,15 +181,13 @@ class MicroBatches(Dataset):
             windows = [window for visit, rows in zip(read, made, strict=True) for window in by_window(visit, rows)]
             read, made = [visit for visit, _ in windows], [rows for _, rows in windows]
 
-        def augment_of(visit: Visit) -> Augment | None:
-            return None if augment is None or tells_sides(visit.items) else partial(augment, sample=visit.sample)
-
+        changed = [None if augment is None else augment(visit) for visit in read]
         features, notes = self.features, ()
         try:
-            seen = [self._see(*pair, augment_of(pair[0]), features) for pair in zip(read, made, strict=True)]
+            seen = [self._see(*visit, features) for visit in zip(read, made, changed, strict=True)]
         except DamagedFeaturesError as error:
             features, notes = None, (f"{error}; its batch is made from the images",)
-            seen = [self._see(*pair, augment_of(pair[0]), None) for pair in zip(read, made, strict=True)]
+            seen = [self._see(*visit, None) for visit in zip(read, made, changed, strict=True)]
         eyes = self.eyes if features is None else features.beside(self.eyes)
         batch, cut = self.texts.collation.collate(
             seen, loss_scale=loss_scale, eyes=eyes, blanks=task.images or 1, answering=keep_items
@@ -253,7 +250,7 @@ class TrainingBatches(MicroBatches):
     """Micro-batches by (epoch, step, micro-step), for one rank.
 
     Args:
-        augment: changes the pictures of visits whose texts tell no sides; for tasks that it may, and for pixels.
+        augment: changes the pictures of visits that it does not spare; for tasks that it may, and for pixels.
         features: cached tokens in the place of the images, where none is changed.
         longest: (images,) tokens of the longest question of each image, where micro-batches are packed by tokens.
     """
@@ -265,7 +262,7 @@ class TrainingBatches(MicroBatches):
         image_size: int | None,
         share: Share,
         *,
-        augment: RandAugment | None = None,
+        augment: Changes | None = None,
         features: CachedSight | None = None,
         longest: Ints | None = None,
     ) -> None:
@@ -308,8 +305,12 @@ class TrainingBatches(MicroBatches):
             order,
             loss_scale=scale,
             keep_items=False,
-            augment=None if self._augment is None else partial(self._augment, epoch=epoch),
+            augment=None if self._augment is None else partial(self._change_of, self._augment, epoch),
         )
+
+    @staticmethod
+    def _change_of(augment: Changes, epoch: int, visit: Visit) -> Augment | None:
+        return None if augment.spares(visit.items) else partial(augment, epoch=epoch, sample=visit.sample)
 
 
 class EvaluationBatches(MicroBatches):

@@ -10,7 +10,7 @@ from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 
 from shards.format.records import Question, Statement
-from shards.read.augment import FILL, GEOMETRIC, RandAugment, augment_fault, tells_sides
+from shards.read.augment import FILL, GEOMETRIC, RandAugment, Turns, augment_fault, changes, tells_heights, tells_sides
 
 CONFIG = "rand-m9-n3-mstd0.5"
 STRINGS = ("rand-m9-mstd0.5", "rand-m7-n3-p0.8-mmax20-inc1", "rand-m9-tweights", "rand-t3aw", "rand-m5-tgeometric")
@@ -83,10 +83,48 @@ def test_the_geometric_set_leaves_colours_alone():
         assert turned.tobytes() == plain.tobytes()
 
 
+def test_a_square_picture_is_turned_in_all_eight_ways_and_another_one_keeps_its_size():
+    square = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
+    turns = changes("turns", 5)
+    assert augment_fault("turns") is None
+    found = {turns(Image.fromarray(square), epoch=0, sample=sample).tobytes() for sample in range(100)}
+    turned = [np.rot90(square, quarters) for quarters in range(4)]
+    assert found == {np.ascontiguousarray(way).tobytes() for one in turned for way in (one, one[:, ::-1])}
+    wide = {(one.size, one.tobytes()) for one in (turns(picture(), epoch=0, sample=sample) for sample in range(50))}
+    assert {size for size, _ in wide} == {(30, 20)}
+    assert len(wide) == 4
+
+
+def test_a_turn_depends_on_seed_epoch_and_sample_alone():
+    ways = [pixels(Turns(5), epoch=epoch, sample=sample) for epoch in range(6) for sample in range(6)]
+    assert ways == [pixels(pickle.loads(pickle.dumps(Turns(5))), epoch=e, sample=s) for e in range(6) for s in range(6)]
+    assert len(set(ways[:6])) > 1
+    assert len(set(ways[::6])) > 1
+    assert ways != [pixels(Turns(6), epoch=epoch, sample=sample) for epoch in range(6) for sample in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Is the cup on top of the box?", True),
+        ("What is under the table?", True),
+        ("Which one is HIGHER?", True),
+        ("Is a man standing there?", True),
+        ("What shape is in the image?", False),
+        ("Is there not a yellow onion?", False),
+    ],
+)
+def test_words_of_height_leave_a_picture_as_it_stands(text: str, expected: bool):
+    items = [Question(question_id="1", question=text, answer="yes")]
+    assert tells_heights(items) == Turns(1).spares(items) == expected
+    assert not RandAugment(CONFIG, 1).spares(items)
+
+
 @pytest.mark.parametrize(
     "config",
     [
         "",
+        "turn",
         "rand9",
         "augmix-m3",
         "original",

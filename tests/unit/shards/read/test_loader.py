@@ -96,7 +96,7 @@ def test_augmented_pictures_are_the_same_for_any_number_of_workers_and_ranks_and
 
 def test_pictures_with_questions_about_left_and_right_are_left_alone(shards: Path, monkeypatch) -> None:
     plain = all_batches(TrainingBatches(open_split(shards), TEXTS, SIZE, alone(2)), 1)
-    monkeypatch.setattr("shards.read.micro_batches.tells_sides", lambda _: True)
+    monkeypatch.setattr("shards.read.augment.tells_sides", lambda _: True)
     augment = RandAugment("rand-m9-mstd0.5", 5)
     found = all_batches(TrainingBatches(open_split(shards), TEXTS, SIZE, alone(2), augment=augment), 1)
     assert_same(found, plain)
