@@ -1,7 +1,7 @@
 """Which page of a window shows the answer, as a vision-language model's own states tell it.
 
-A page is the mean of the states of its image tokens, which are those of the shared prefix and know no question; a
-question is the state of the last token before its answer. Shapes as in `model.vlm.batch`; D width, W pages.
+A question is the state of the last token before its answer. It looks at the image tokens of the shared prefix, whose
+states know no question, and a page is as likely as they answer it. Shapes as in `model.vlm.batch`; D width, W pages.
 """
 
 import torch
@@ -10,13 +10,16 @@ from torch import Tensor, nn
 from model.vlm.batch import Windows
 
 _SPACE = 256
-"""Dimensions in which questions and pages are compared."""
+"""Dimensions in which questions and image tokens are compared."""
 
 
 class PageHead(nn.Module):
-    """A dot product of a question and a page, each through a linear layer of its own.
+    """Dot products of a question and the image tokens, each through a linear layer of its own, pooled for each page:
+    the logarithm of the mean of their exponentials.
 
-    It has no place for a page by its number, so that a window may have any number of pages.
+    What is asked for stands on a few of a page's tokens, and a mean of the states themselves would drown it. A page
+    has no more weight for having more tokens, and no place by its number, so that a window may have any number of
+    pages.
     """
 
     def __init__(self, width: int) -> None:
@@ -27,23 +30,27 @@ class PageHead(nn.Module):
         """(S, N, D) states to (T, W) float32: how likely each page shows the answer to each question; -inf without a
         page."""
         states = states.to(self.page.weight.dtype)
-        asked = self.question(states.flatten(0, 1)[windows.at])
-        pages = self.page(page_means(states, windows.page, windows.place.shape[1]))
+        asked, shown = self.question(states.flatten(0, 1)[windows.at]), self.page(states)
         sequence = windows.at // states.shape[1]
-        logits = torch.einsum("td,twd->tw", asked, pages[sequence]).float() / _SPACE**0.5
+        found = torch.einsum("td,tnd->tn", asked, shown[sequence]).float() / _SPACE**0.5
+        logits = log_mean_exp(found, windows.page[sequence], windows.place.shape[1])
         return logits.masked_fill(windows.place < 0, -torch.inf)
 
 
-def page_means(states: Tensor, page: Tensor, num_pages: int) -> Tensor:
-    """(S, W, D): the mean of the states of each page's image tokens, summed in float32; 0 without any.
+def log_mean_exp(found: Tensor, page: Tensor, num_pages: int) -> Tensor:
+    """(T, W): over the tokens of each page; the lowest number of the dtype, or nearly, without any.
 
     Args:
-        states: (S, N, D)
-        page: (S, N) int64: whose token it is; -1 where it is no page's.
+        found: (T, N) float32
+        page: (T, N) int64: whose token it is; -1 where it is no page's.
     """
-    of_page = nn.functional.one_hot(page + 1, num_pages + 1)[..., 1:].float()  # (S, N, W)
-    counts = of_page.sum(dim=1).clamp(min=1)
-    return (torch.einsum("snw,snd->swd", of_page, states.float()) / counts[..., None]).to(states.dtype)
+    lowest = torch.finfo(found.dtype).min  # not -inf: without a token its gradient would be NaN
+    pooled = []
+    for number in range(num_pages):
+        own = page == number
+        total = found.masked_fill(~own, lowest).logsumexp(dim=1)
+        pooled.append(total - own.sum(dim=1).clamp(min=1).log())
+    return torch.stack(pooled, dim=1)
 
 
 def in_window(order: Tensor, place: Tensor) -> Tensor:
