@@ -17,6 +17,7 @@ import torch
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 from benchmarks.commands import numbers, run_duoflow
+from benchmarks.page_reader import CONTRAST, PAPER
 from model.towers.tokenizer import build_tokenizer
 from shards.annotations import reader_of
 from shards.format.documents import DocumentQuestion
@@ -101,7 +102,10 @@ def write_clip(directory: Path, texts: Sequence[str], seed: int) -> None:
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=SPACE))
     model.save_pretrained(directory)
     size = {"height": SIDE, "width": SIDE}
-    images = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=size)
+    # Paper is 0: what all pages have in common would be most of a patch's embedding.
+    images = CLIPImageProcessor(
+        size={"shortest_edge": SIDE}, crop_size=size, image_mean=[PAPER] * 3, image_std=[CONTRAST] * 3
+    )
     CLIPProcessor(images, tokenizer).save_pretrained(directory)
 
 

@@ -46,7 +46,7 @@ def test_a_page_is_as_likely_as_its_tokens_answer_the_question(windows: Windows)
     for question, sequence, page in ((0, 0, 0), (0, 0, 1), (1, 0, 0), (2, 1, 0)):
         tokens = states[sequence][windows.page[sequence] == page]
         asked = head.question(states.flatten(0, 1)[windows.at[question]])
-        said = torch.stack([asked @ head.page(token) / 16 for token in tokens])
+        said = torch.stack([asked @ head.page(token) for token in tokens])
         torch.testing.assert_close(found[question, page], said.exp().mean().log())
 
 
