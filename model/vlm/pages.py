@@ -37,7 +37,10 @@ class PageHead(nn.Module):
         states = states.to(self.page.weight.dtype)
         asked, shown = self.question(states.flatten(0, 1)[windows.at]), self.page(states)
         sequence = windows.at // states.shape[1]
-        found = torch.einsum("td,tnd->tn", asked, shown[sequence]).float()
+        # With every sequence, and then its own taken: to copy a sequence for each of its questions would cost more.
+        found = torch.einsum("td,snd->tsn", asked, shown)[
+            torch.arange(len(asked), device=asked.device), sequence
+        ].float()
         logits = log_mean_exp(found, windows.page[sequence], windows.place.shape[1])
         return logits.masked_fill(windows.place < 0, -torch.inf)
 
