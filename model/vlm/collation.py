@@ -142,7 +142,7 @@ class VlmCollation:
         for visit in visits:
             for row in visit.rows[BLOCK]:
                 places = row.places or tuple(range(len(visit.images)))
-                known = row.label in places and bool(row.places)
+                known = row.label in row.places
                 for _ in row.targets or (_NO_ANSWER,):
                     place[len(shown), : len(places)] = torch.tensor(places)
                     shown.append(places.index(row.label) if known else 0)

@@ -28,8 +28,8 @@ _SETS = ("weights", "3a", "3aw", "geometric")
 _SECTION = re.compile("|".join((*_SECTIONS, f"t({'|'.join(_SETS)})")))
 _SIDE = re.compile(r"\b(left|right)(most|hand(ed)?|wards?|side)?\b", re.IGNORECASE)
 _HEIGHT = re.compile(
-    r"\b((up|low)(per|er)?(most|wards?|side)?|top(most)?|bottom|above|below|under(neath)?|beneath|over|on|(up|down)"
-    r"(wards?|side)?|high(er|est)?|lowest|vertical(ly)?|horizontal(ly)?|stand(s|ing)?|lying|hang(s|ing)?)\b",
+    r"\b(up(per(most)?|wards?|side)?|down(wards?|side)?|top(most)?|bottom|above|below|under(neath)?|beneath|over|on|"
+    r"high(er|est)?|low(er(most)?|est)?|vertical(ly)?|horizontal(ly)?|stand(s|ing)?|lying|hang(s|ing)?)\b",
     re.IGNORECASE,
 )
 TURNS = "turns"

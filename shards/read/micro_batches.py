@@ -305,12 +305,14 @@ class TrainingBatches(MicroBatches):
             order,
             loss_scale=scale,
             keep_items=False,
-            augment=None if self._augment is None else partial(self._change_of, self._augment, epoch),
+            augment=partial(self._change_of, epoch),
         )
 
-    @staticmethod
-    def _change_of(augment: Changes, epoch: int, visit: Visit) -> Augment | None:
-        return None if augment.spares(visit.items) else partial(augment, epoch=epoch, sample=visit.sample)
+    def _change_of(self, epoch: int, visit: Visit) -> Augment | None:
+        """What changes the pictures of a visit."""
+        if self._augment is None or self._augment.spares(visit.items):
+            return None
+        return partial(self._augment, epoch=epoch, sample=visit.sample)
 
 
 class EvaluationBatches(MicroBatches):
