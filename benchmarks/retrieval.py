@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 from benchmarks.commands import numbers, run_duoflow
 from benchmarks.page_reader import CONTRAST, PAPER
 from model.towers.tokenizer import build_tokenizer
+from model.untrained import initialize_untrained, initialize_untrained_vision
 from shards.annotations import reader_of
 from shards.format.documents import DocumentQuestion
 from shards.format.index import read_index
@@ -29,7 +31,9 @@ from trainer.scoring.anls import LONG
 HOME = Path("learning")
 RECIPE = "recipes/drawn_retrieval.yaml"
 LOSSES = ("contrastive", "triplet")
-SIDE, WIDTH, SPACE = 72, 192, 64
+SIDE, PATCH = 72, 12
+"""A drawn page at half of its size, and two letters of a line."""
+WIDTH, SPACE = 192, 64
 ROWS = ("hit@1", "hit@3", "long_hit@1")
 Scores = dict[str, float]
 """Row of the table -> percent."""
@@ -97,9 +101,10 @@ def write_clip(directory: Path, texts: Sequence[str], seed: int) -> None:
     sizes = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_attention_heads": 4, "num_hidden_layers": 2}
     ends = {"eos_token_id": tokenizer.sep_token_id, "pad_token_id": tokenizer.pad_token_id}
     text = sizes | ends | {"vocab_size": len(tokenizer), "max_position_embeddings": 16}
-    vision = sizes | {"image_size": SIDE, "patch_size": SIDE}
+    vision = sizes | {"image_size": SIDE, "patch_size": PATCH}
     torch.manual_seed(seed)
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=SPACE))
+    start_loud(model)
     model.save_pretrained(directory)
     size = {"height": SIDE, "width": SIDE}
     # Paper is 0: what all pages have in common would be most of a patch's embedding.
@@ -107,6 +112,19 @@ def write_clip(directory: Path, texts: Sequence[str], seed: int) -> None:
         size={"shortest_edge": SIDE}, crop_size=size, image_mean=[PAPER] * 3, image_std=[CONTRAST] * 3
     )
     CLIPProcessor(images, tokenizer).save_pretrained(directory)
+
+
+@torch.no_grad()
+def start_loud(model: CLIPModel) -> None:
+    """Starting weights with which questions differ from each other, and pages do, from the first step on
+    (docs/from_scratch.md)."""
+    initialize_untrained(model)
+    words, seen = model.text_model.embeddings, model.vision_model.embeddings
+    nn.init.normal_(words.token_embedding.weight)
+    outputs = [
+        linear for layer in model.vision_model.encoder.layers for linear in (layer.self_attn.out_proj, layer.mlp.fc2)
+    ]
+    initialize_untrained_vision(seen.patch_embedding, seen.position_embedding.weight[None], outputs)
 
 
 def show(table: Mapping[str, Mapping[str, Scores]]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from model.objective import EvaluationOutput, FrozenApart, StepOutput
+from model.parts.seam import PartOutput, weighed
 from model.retrieval.batch import RetrievalBatch
 from model.retrieval.losses import contrastive, ranking, triplet
 from model.retrieval.towers import Temperature, TextTower, VisionTower
@@ -74,7 +75,7 @@ class RetrievalObjective(FrozenApart):
     def forward(self, batch: RetrievalBatch) -> StepOutput:
         """The training loss of a micro-batch."""
         loss, sums = self._summed(self.similarity(batch), batch)
-        return StepOutput(self._weight * loss * batch.loss_scale, sums)
+        return StepOutput(loss * batch.loss_scale, sums)
 
     @torch.no_grad()
     def evaluate(self, batch: RetrievalBatch) -> EvaluationOutput:
@@ -98,9 +99,8 @@ class RetrievalObjective(FrozenApart):
             losses = contrastive(similarity, batch.asked, self.temperature())
         else:
             losses = triplet(similarity, batch.asked, self._margin)
-        loss = (losses * batch.asked.weight).sum()
-        known = {f"{PART}_loss": loss.detach(), f"{PART}d": batch.asked.weight.sum()}
-        return loss, torch.stack([known.get(name, loss.new_zeros(())) for name in self.sum_names])
+        summed, weight = (losses * batch.asked.weight).sum(), batch.asked.weight.sum()
+        return weighed({PART: PartOutput(summed, (summed, weight))}, {PART: self._weight}, self.sum_names)
 
 
 def _frozen(tower: nn.Module, *, is_adapted: bool) -> nn.Module:

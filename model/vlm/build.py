@@ -14,7 +14,7 @@ from model.vlm.adapters import add_adapters
 from model.vlm.checkpoint import KEY, context_of, end_ids_of, load_checkpoint, narrow_fault
 from model.vlm.collation import BLOCK, VlmCollation
 from model.vlm.objective import VlmObjective
-from model.vlm.pages import PageHead
+from model.vlm.pages import PageFinder
 from model.vlm.prompt import ChatPrompt
 from model.vlm.trial import try_sharing
 from shards.errors import ConfigError
@@ -119,7 +119,7 @@ def build_vlm(
     objective = VlmObjective(
         loaded.model,
         leaves,
-        page_head=PageHead(width) if losses.page > 0 else None,
+        page_head=PageFinder(width) if losses.page > 0 else None,
         sum_names=sum_names(task.reads),
         weights={"answer": losses.answer, "page": losses.page},
         tokens=losses.answer_tokens,

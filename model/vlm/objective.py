@@ -18,7 +18,7 @@ from model.parts.seam import PartOutput, weighed
 from model.vlm.batch import Learnt, Sequences, VlmBatch
 from model.vlm.forward import Forward
 from model.vlm.generation import Written, write_alone, write_grouped
-from model.vlm.pages import PageHead, in_window
+from model.vlm.pages import PageFinder, in_window
 
 NAME = "vlm"
 """Of the frozen model, and of its adapters."""
@@ -46,7 +46,7 @@ class VlmObjective(FrozenApart):
         model: PreTrainedModel,
         leaves: nn.Module,
         *,
-        page_head: PageHead | None,
+        page_head: PageFinder | None,
         sum_names: Sequence[str],
         weights: Mapping[str, float],
         tokens: str = "mean",

@@ -13,7 +13,7 @@ _SPACE = 256
 """Dimensions in which questions and image tokens are compared."""
 
 
-class PageHead(nn.Module):
+class PageFinder(nn.Module):
     """Dot products of a question and the image tokens, each through a linear layer of its own, pooled for each page:
     the logarithm of the mean of their exponentials.
 

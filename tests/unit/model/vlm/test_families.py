@@ -13,7 +13,7 @@ from model.vlm.adapters import add_adapters
 from model.vlm.checkpoint import end_ids_of
 from model.vlm.collation import OwnSizeEyes, Questions, VlmCollation
 from model.vlm.objective import VlmObjective
-from model.vlm.pages import PageHead
+from model.vlm.pages import PageFinder
 from model.vlm.prompt import ChatPrompt, row_ids
 from model.vlm.trial import try_sharing
 from shards.read.collation import SeenVisit
@@ -52,7 +52,7 @@ def parts_of(family: str, *, system: str | None = "Be brief.") -> Parts:
     leaves = add_adapters(model, VlmConfig.model_validate({"language": {"rank": 4}, "vision": {"rank": 2}}))
     for parameter in leaves.parameters():
         parameter.data.normal_(std=0.1)
-    head = PageHead(model.config.get_text_config().hidden_size)
+    head = PageFinder(model.config.get_text_config().hidden_size)
     shared, rows = (
         VlmObjective(model, leaves, page_head=head, shared=way, end_ids=ends, **LOSSES) for way in (True, False)
     )

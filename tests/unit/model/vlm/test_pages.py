@@ -7,7 +7,7 @@ import torch
 
 from model.parts.page import page_loss
 from model.vlm.batch import Windows
-from model.vlm.pages import PageHead, in_window, log_mean_exp
+from model.vlm.pages import PageFinder, in_window, log_mean_exp
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_a_page_without_tokens_has_a_gradient_that_is_finite() -> None:
 
 def test_a_page_is_as_likely_as_its_tokens_answer_the_question(windows: Windows) -> None:
     torch.manual_seed(0)
-    head, states = PageHead(8), torch.randn(2, 6, 8)
+    head, states = PageFinder(8), torch.randn(2, 6, 8)
     found = head(states, windows)
     assert found[2, 1] == -torch.inf
     for question, sequence, page in ((0, 0, 0), (0, 0, 1), (1, 0, 0), (2, 1, 0)):
@@ -52,7 +52,7 @@ def test_a_page_is_as_likely_as_its_tokens_answer_the_question(windows: Windows)
 
 def test_it_learns_which_of_many_tokens_is_asked_for() -> None:
     torch.manual_seed(0)
-    head, codes = PageHead(16), torch.randn(12, 16)
+    head, codes = PageFinder(16), torch.randn(12, 16)
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2)
 
     def asked(count: int) -> tuple[torch.Tensor, Windows]:
