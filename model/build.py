@@ -116,7 +116,7 @@ def build_model(
     if isinstance(match, MatchTower) and config.guidance.block is not None:
         block_of(match, config.guidance)
     torch.manual_seed(seed)  # the fusion starts the same whatever was loaded or made before it
-    fusion = _build_fusion(config.fusion, towers, config.gradient_checkpointing)
+    fusion = _build_fusion(config.fusion, towers, config.recomputed_share)
     limits = {"max_question_tokens": max_question_tokens, "max_answer_tokens": max_answer_tokens}
     answer_codec = source.codec(config.answer, **limits) if answer is not None else None
     match_codec = source.codec(config.match, **limits) if match is not None else None
@@ -201,7 +201,7 @@ def _layouts(
     return layouts
 
 
-def _build_fusion(config: FusionConfig, towers: Towers, checkpointing: bool) -> FusedStreams:
+def _build_fusion(config: FusionConfig, towers: Towers, checkpointing: float) -> FusedStreams:
     vision = towers.vision
     width = config.width or vision.width
     second = towers.second_stream

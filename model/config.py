@@ -1,7 +1,7 @@
 """What a recipe says about the model: which towers, which fusion, what is frozen, and which losses train it."""
 
 from collections.abc import Collection
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -246,8 +246,14 @@ class ModelConfig(Section):
     other keys of this section but `gradient_checkpointing` have no effect."""
     head: HeadKind = "lxmert"
     """Of `losses.classify`: Linear to twice the width, GELU, LayerNorm, Linear; or Linear, ReLU, Linear."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
+    gradient_checkpointing: bool | Annotated[float, Field(ge=0.0, le=1.0)] = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time. A
+    number is the part of each tower's layers, from the first on; of a backbone of timm it is all or none."""
+
+    @property
+    def recomputed_share(self) -> float:
+        """Part of each tower's layers whose activations are computed again."""
+        return float(self.gradient_checkpointing)
 
     @property
     def resolved_text_start(self) -> TextStart | None:

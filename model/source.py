@@ -60,13 +60,13 @@ class TowerSource:
             ConfigError, DataError: the checkpoint is missing or holds none (all methods).
         """
         if self.config.vision == EFFICIENT_SAM:
-            return EfficientSamTower(build_efficient_sam(self.config.efficient_sam, checkpointing=False))
+            return EfficientSamTower(build_efficient_sam(self.config.efficient_sam, checkpointing=0.0))
         if read_reference(self.config.vision).is_timm:
             return self._backbone("vision")
         if self.is_lxmert(self.config.vision):
-            return RegionTower(self.lxmert(), checkpointing=self.config.gradient_checkpointing)
+            return RegionTower(self.lxmert(), checkpointing=self.config.recomputed_share)
         module = self._part("model.vision", self.config.vision, "vision_model")
-        return BlipVisionTower(module, checkpointing=self.config.gradient_checkpointing)
+        return BlipVisionTower(module, checkpointing=self.config.recomputed_share)
 
     def match(self, *, with_head: bool = True) -> MatchTower | LxmertTower:
         """The ITM text encoder, with its head where pairs are matched; or LXMERT's side of text."""
@@ -75,19 +75,19 @@ class TowerSource:
             return self._lxmert_text(matches=with_head)
         encoder = self._part("model.match", reference, "text_encoder")
         if not with_head:
-            return MatchTower(encoder, None, checkpointing=self.config.gradient_checkpointing)
+            return MatchTower(encoder, None, checkpointing=self.config.recomputed_share)
         head = self._scratch_itm_head() if reference == SCRATCH else self._part("model.match", reference, "itm_head")
-        return MatchTower(encoder, head, checkpointing=self.config.gradient_checkpointing)
+        return MatchTower(encoder, head, checkpointing=self.config.recomputed_share)
 
     def answer(self, *, with_decoder: bool = True) -> AnswerTower:
         """BLIP's question encoder, with its answer decoder where answers are written; or T5."""
         reference = self.config.answer
         model = self._load(reference).model
         if isinstance(model, T5ForConditionalGeneration):
-            return T5AnswerTower(model, checkpointing=self.config.gradient_checkpointing)
+            return T5AnswerTower(model, checkpointing=self.config.recomputed_share)
         encoder = self._part("model.answer", reference, "text_encoder")
         decoder = self._part("model.answer", reference, "text_decoder") if with_decoder else None
-        return BlipAnswerTower(encoder, decoder, checkpointing=self.config.gradient_checkpointing)
+        return BlipAnswerTower(encoder, decoder, checkpointing=self.config.recomputed_share)
 
     def is_lxmert(self, reference: str) -> bool:
         """Whether a reference is to an LXMERT."""
@@ -120,11 +120,11 @@ class TowerSource:
                 f"losses.itm: {self.config.match} has no head that matches pairs here; set it to 0, or name a BLIP "
                 "checkpoint in model.match"
             )
-        return LxmertTower(self.lxmert(), checkpointing=self.config.gradient_checkpointing)
+        return LxmertTower(self.lxmert(), checkpointing=self.config.recomputed_share)
 
     def second_stream(self) -> TowerStream:
         """EfficientSAM's image encoder, alone or with what makes masks; or a second BLIP's; or a backbone of timm."""
-        config, checkpointing = self.config, self.config.gradient_checkpointing
+        config, checkpointing = self.config, self.config.recomputed_share
         if config.second_stream == "timm":
             return TowerStream(self._backbone("second_stream"))
         if config.second_stream == "blip":
@@ -239,12 +239,12 @@ class TowerSource:
     def _backbone(self, tower: Tower) -> VisionTower:
         """A backbone of timm; never shared, since what trains one stream would train the other."""
         key, reference = vision_references(self.config)[tower]
-        trained, checkpointing = tower not in self.config.freeze, self.config.gradient_checkpointing
+        trained, checkpointing = tower not in self.config.freeze, self.config.recomputed_share
         backbone = examine(f"{key}={reference}", read_reference(reference))
         if trained:
-            check_trainable(backbone, freeze=tower, checkpointing=checkpointing)
+            check_trainable(backbone, freeze=tower, checkpointing=checkpointing > 0)
         cells_alone = tower == "second_stream"
-        return load_backbone(backbone, trained=trained, checkpointing=checkpointing, cells_alone=cells_alone)
+        return load_backbone(backbone, trained=trained, checkpointing=checkpointing > 0, cells_alone=cells_alone)
 
     def _scratch_itm_head(self) -> nn.Module:
         return nn.Linear(self.config.scratch.width, 2)
@@ -330,7 +330,7 @@ def initialize_efficient_sam(encoder: EfficientSamEncoder) -> None:
     initialize_untrained_vision(encoder.patch_embed.proj, encoder.pos_embed, outputs)
 
 
-def build_efficient_sam(config: EfficientSamConfig, checkpointing: bool) -> EfficientSamEncoder:
+def build_efficient_sam(config: EfficientSamConfig, checkpointing: float) -> EfficientSamEncoder:
     """The second vision tower: from its weights where the recipe names a file, else untrained."""
     sizes = efficient_sam_sizes(config)
     if config.checkpoint is None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
+from model.checkpointing import run, which_again
 from shards.errors import ConfigError
 
 
@@ -59,7 +59,7 @@ class EfficientSamEncoder(nn.Module):
     Any precision: `.half()` and `.bfloat16()` work, pixels are normalised in fp32 first.
     """
 
-    def __init__(self, config: EfficientSamEncoderConfig, *, gradient_checkpointing: bool = False) -> None:
+    def __init__(self, config: EfficientSamEncoderConfig, *, gradient_checkpointing: float = 0.0) -> None:
         super().__init__()
         self.config = config
         self.gradient_checkpointing = gradient_checkpointing
@@ -83,11 +83,8 @@ class EfficientSamEncoder(nn.Module):
         tokens = self.patch_embed(self.preprocess(images))  # (B, h, w, C)
         _, height, width, _ = tokens.shape
         tokens = (tokens + self._positions()).flatten(1, 2)
-        for block in self.blocks:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, use_reentrant=False)
-            else:
-                tokens = block(tokens)
+        for block, again in which_again(self.blocks, self.gradient_checkpointing):
+            tokens = run(block, again, tokens)
         return self.neck(tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2))
 
     def preprocess(self, images: Tensor) -> Tensor:

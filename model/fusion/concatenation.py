@@ -5,7 +5,8 @@ It has no layer that the streams pass apart, so it tells what these are worth (a
 
 from torch import Tensor, cat, nn
 
-from model.fusion.difnet import FusionLayer, attention_mask, check_layers, run_layer
+from model.checkpointing import run, which_again
+from model.fusion.difnet import FusionLayer, attention_mask, check_layers
 from shards.errors import ConfigError
 
 
@@ -24,7 +25,7 @@ class ConcatenationEncoder(nn.Module):
         ffn_width: int,
         layers: int = 3,
         dropout: float = 0.1,
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: float = 0.0,
     ) -> None:
         super().__init__()
         check_layers(width, heads, ffn_width, dropout)
@@ -51,6 +52,6 @@ class ConcatenationEncoder(nn.Module):
             raise ConfigError(f"fusion.name: concatenation needs two streams of one shape, got {found}")
         second = stream_b if mask_b is None else stream_b.masked_fill(mask_b[..., None], 0.0)
         fused, attend = self.mix(cat([stream_a, second], dim=-1)), attention_mask(mask_a)
-        for layer in self.layers:
-            fused = run_layer(layer, fused, attend, False, checkpointing=self.gradient_checkpointing)
+        for layer, again in which_again(self.layers, self.gradient_checkpointing):
+            fused = run(layer, again, fused, attend, False)
         return fused

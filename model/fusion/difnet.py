@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
+from model.checkpointing import run, which_again
 from model.fit import misfits
 from shards.errors import ConfigError, DataError
 
@@ -41,7 +41,7 @@ class DifnetEncoder(nn.Module):
         separate_layers: int = 1,
         repeats: int = 2,
         dropout: float = 0.1,
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: float = 0.0,
         second_stream: bool = True,
     ) -> None:
         super().__init__()
@@ -75,17 +75,18 @@ class DifnetEncoder(nn.Module):
         self._check_streams(stream_a, stream_b)
         attend_a, attend_b = attention_mask(mask_a), attention_mask(mask_b)
         out_a, out_b = stream_a, stream_b
-        for layer in self.layers[: self.separate_layers]:
+        layers = list(which_again(self.layers, self.gradient_checkpointing))
+        for layer, again in layers[: self.separate_layers]:
             for _ in range(self.repeats):
-                out_a = self._run(layer, out_a, attend_a)
+                out_a = run(layer, again, out_a, attend_a, False)
                 if out_b is not None:
-                    out_b = self._run(layer, out_b, attend_b, second=True)
+                    out_b = run(layer, again, out_b, attend_b, True)
         summed = out_a
         if out_b is not None:
             summed = out_a + (out_b if mask_b is None else out_b.masked_fill(mask_b[..., None], 0.0))
         fused = summed
-        for layer in self.layers[self.separate_layers :]:
-            fused = self._run(layer, fused, attend_a)
+        for layer, again in layers[self.separate_layers :]:
+            fused = run(layer, again, fused, attend_a, False)
         return fused + summed
 
     def load_original_state(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -117,9 +118,6 @@ class DifnetEncoder(nn.Module):
             for norm in (norms[:1] if layer.lnorm1 is not None else norms)
             for part in ("weight", "bias")
         }
-
-    def _run(self, layer: nn.Module, tokens: Tensor, attend: Tensor | None, *, second: bool = False) -> Tensor:
-        return run_layer(layer, tokens, attend, second, checkpointing=self.gradient_checkpointing)
 
     def _check_streams(self, stream_a: Tensor, stream_b: Tensor | None) -> None:
         if stream_a.shape[-1] != self.width:
@@ -212,13 +210,6 @@ class NormedFeedForward(nn.Module):
         norm = self.layer_norm1 if second else self.layer_norm
         assert norm is not None, "a layer without private norms ran on the second stream"
         return norm(tokens + self.dropout(self.fc2(self.inner_dropout(F.relu(self.fc1(tokens))))))
-
-
-def run_layer(layer: nn.Module, tokens: Tensor, attend: Tensor | None, second: bool, *, checkpointing: bool) -> Tensor:
-    """A `FusionLayer`'s output; with `checkpointing` its activations are computed again in the backward pass."""
-    if checkpointing and torch.is_grad_enabled():
-        return checkpoint(layer, tokens, attend, second, use_reentrant=False)
-    return layer(tokens, attend, second)
 
 
 def attention_mask(mask: Tensor | None) -> Tensor | None:

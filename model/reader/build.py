@@ -82,7 +82,7 @@ def build_reader(
         head if "page" in weights else None,
     )
     adapters = add_lora(t5, lora, "model.lora.answer") if lora.rank else None
-    tower = T5AnswerTower(t5, checkpointing=model.gradient_checkpointing)
+    tower = T5AnswerTower(t5, checkpointing=model.recomputed_share)
     codec = T5Codec.of(
         t5.config,
         loaded.tokenizer,

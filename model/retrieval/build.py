@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from model.checkpointing import enable_in
 from model.config import LossConfig, ModelConfig, RetrievalConfig
 from model.parts import sum_names
 from model.retrieval.checkpoint import RetrievalCheckpoint, load_checkpoint
@@ -74,9 +75,7 @@ def build_retrieval(
     reference = model.retrieval
     assert reference is not None, "asked for"
     loaded = load_checkpoint(reference)
-    if model.gradient_checkpointing:
-        enable = getattr(loaded.model, "activation_checkpointing_enable", loaded.model.gradient_checkpointing_enable)
-        enable({"use_reentrant": False})
+    enable_in(loaded.model, model.recomputed_share)
     start = float(loaded.model.logit_scale.detach())
     torch.manual_seed(seed)
     objective = RetrievalObjective(

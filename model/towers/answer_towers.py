@@ -4,13 +4,14 @@ Shapes: B images, N image tokens, Q questions, L question tokens, La answer toke
 """
 
 from abc import ABC, abstractmethod
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
+from model.checkpointing import run, which_again
 from model.losses import answer_loss
 from model.towers.blip import decode_candidates, decode_next, decode_text, generate_greedily, keys_values_read
 from model.towers.ranking import Candidates, Ranking, log_probability, rank
@@ -59,10 +60,10 @@ class BlipAnswerTower(BlipReader, AnswerTower):
 
     Args:
         text_decoder: None where no answer is written.
-        checkpointing: recompute each layer in the backward pass.
+        checkpointing: part of the layers to compute again in the backward pass.
     """
 
-    def __init__(self, text_encoder: nn.Module, text_decoder: nn.Module | None, *, checkpointing: bool = False) -> None:
+    def __init__(self, text_encoder: nn.Module, text_decoder: nn.Module | None, *, checkpointing: float = 0.0) -> None:
         super().__init__(text_encoder, checkpointing=checkpointing)
         self.text_decoder = text_decoder
 
@@ -115,16 +116,16 @@ class T5AnswerTower(AnswerTower):
     Args:
         model: T5, of any version that `T5ForConditionalGeneration` loads. What its own generation settings say of
             lengths and repetitions does not apply.
-        checkpointing: recompute each block in the backward pass; works in eval mode too, as frozen towers are.
+        checkpointing: part of the blocks to compute again in the backward pass, in eval mode too, as frozen towers are.
     """
 
-    def __init__(self, model: T5ForConditionalGeneration, *, checkpointing: bool = False) -> None:
+    def __init__(self, model: T5ForConditionalGeneration, *, checkpointing: float = 0.0) -> None:
         super().__init__()
         self.model = model
         forget_generation_settings(model)
-        if checkpointing:
-            for block in (*model.encoder.block, *model.decoder.block):
-                block.forward = _checkpointed(block.forward)
+        for stack in (model.encoder.block, model.decoder.block):
+            for block, again in which_again(stack, checkpointing):
+                block.forward = partial(run, block.forward, again)
 
     @property
     def read_width(self) -> int:
@@ -191,12 +192,3 @@ def _behind(rows: Tensor, targets: Targets) -> Tensor:
 def _readable(tokens: Tensor, mask: Tensor) -> Tensor:
     """(Q, N + L) int64 mask: every image token, and the question's own."""
     return nn.functional.pad(mask.long(), (tokens.shape[1] - mask.shape[1], 0), value=1)
-
-
-def _checkpointed(forward):
-    def recomputed(*inputs, **named):
-        if not torch.is_grad_enabled():
-            return forward(*inputs, **named)
-        return checkpoint(forward, *inputs, use_reentrant=False, **named)
-
-    return recomputed

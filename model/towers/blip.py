@@ -10,19 +10,17 @@ H heads.
 """
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import BlipTextModel, BlipVisionModel
 from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.blip.modeling_blip_text import BlipTextLayer, BlipTextLMHeadModel, BlipTextSelfAttention
 
+from model.checkpointing import run, which_again
 from model.rows import Grouping, Words
 
-T = TypeVar("T")
 KeysValues = tuple[Tensor, Tensor]
 """(., H, tokens, D/H) each."""
 
@@ -30,19 +28,19 @@ _CACHED_SCORES = 2**20
 """Attention scores that a core's cache is trusted to hold; in fp32, 4 MiB of them."""
 
 
-def encode_image(model: BlipVisionModel, pixels: Tensor, *, checkpointing: bool = False) -> Tensor:
+def encode_image(model: BlipVisionModel, pixels: Tensor, *, checkpointing: float = 0.0) -> Tensor:
     """BLIP's ViT (pre-LN, class token first).
 
     Args:
         pixels: (B, 3, S, S), normalised, S the model's image size.
-        checkpointing: recompute each layer in the backward pass.
+        checkpointing: part of the layers to compute again in the backward pass.
 
     Returns:
         (B, N, D) tokens after the final layer norm.
     """
     hidden = model.embeddings(pixels)
-    for layer in model.encoder.layers:
-        hidden = maybe_checkpointed(_vision_layer, checkpointing, layer, hidden)
+    for layer, again in which_again(model.encoder.layers, checkpointing):
+        hidden = run(_vision_layer, again, layer, hidden)
     return model.post_layernorm(hidden)
 
 
@@ -84,7 +82,7 @@ def encode_text(
     grouping: Grouping,
     *,
     num_tokens: int | None = None,
-    checkpointing: bool = False,
+    checkpointing: float = 0.0,
 ) -> Tensor:
     """BLIP's image-grounded text encoder over rows of text that share images.
 
@@ -94,7 +92,7 @@ def encode_text(
         image_tokens: (B, N, D).
         grouping: which rows read which image.
         num_tokens: of the mask; None asks the mask, and waits for a GPU.
-        checkpointing: recompute each layer in the backward pass; works in eval mode too, as frozen towers are.
+        checkpointing: part of the layers to compute again in the backward pass, in eval mode too, as frozen towers are.
 
     Returns:
         (R, L, D) last hidden states, 0 at padding.
@@ -102,10 +100,8 @@ def encode_text(
     words = Words.of(mask, int(mask.sum()) if num_tokens is None else num_tokens)
     hidden = words.pack(model.embeddings(ids))
     visible = mask[:, None, None, :]
-    for layer in model.encoder.layer:
-        hidden = maybe_checkpointed(
-            encode_text_layer, checkpointing, layer, hidden, words, visible, image_tokens, grouping
-        )
+    for layer, again in which_again(model.encoder.layer, checkpointing):
+        hidden = run(encode_text_layer, again, layer, hidden, words, visible, image_tokens, grouping)
     return words.unpack(hidden)
 
 
@@ -145,7 +141,7 @@ def decode_text(
     question_states: Tensor,
     question_mask: Tensor,
     *,
-    checkpointing: bool = False,
+    checkpointing: float = 0.0,
 ) -> Tensor:
     """BLIP's answer decoder with the answer given (teacher forcing).
 
@@ -159,8 +155,8 @@ def decode_text(
     """
     hidden = model.bert.embeddings(ids)
     readable = question_mask[:, None, None, :]
-    for layer in model.bert.encoder.layer:
-        hidden = maybe_checkpointed(_decoder_layer, checkpointing, layer, hidden, question_states, readable)
+    for layer, again in which_again(model.bert.encoder.layer, checkpointing):
+        hidden = run(_decoder_layer, again, layer, hidden, question_states, readable)
     return model.cls(hidden)
 
 
@@ -330,10 +326,3 @@ def _heads(tokens: Tensor, heads: int) -> Tensor:
 
 def _merge_heads(mixed: Tensor) -> Tensor:
     return mixed.transpose(1, 2).flatten(2)
-
-
-def maybe_checkpointed(function: Callable[..., T], checkpointing: bool, *inputs: object) -> T:
-    """What the function makes of its inputs; with `checkpointing`, its inside is computed again for the gradient."""
-    if checkpointing and torch.is_grad_enabled():
-        return checkpoint(function, *inputs, use_reentrant=False)
-    return function(*inputs)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LxmertConfig, LxmertModel
 
-from model.towers.blip import maybe_checkpointed
+from model.checkpointing import run, which_again
 from model.towers.reading import Reading
 from model.towers.vision import VisionTower
 from shards.read.collate import Block, SeenRegions
@@ -46,12 +46,12 @@ class RegionEncoder(nn.Module):
         super().__init__()
         self.encoder = _Named({"visn_fc": model.encoder.visn_fc, "r_layers": model.encoder.r_layers})
 
-    def forward(self, seen: SeenRegions, *, checkpointing: bool = False) -> Tensor:
+    def forward(self, seen: SeenRegions, *, checkpointing: float = 0.0) -> Tensor:
         """B images to (B, N, D)."""
         dtype = self.encoder.visn_fc.visn_fc.weight.dtype
         tokens = self.encoder.visn_fc(seen.features.to(dtype), seen.boxes.to(dtype))
-        for layer in self.encoder.r_layers:
-            tokens = maybe_checkpointed(_self_layer, checkpointing, layer, tokens, None)
+        for layer, again in which_again(self.encoder.r_layers, checkpointing):
+            tokens = run(_self_layer, again, layer, tokens, None)
         return tokens
 
 
@@ -59,14 +59,14 @@ class RegionTower(VisionTower):
     """LXMERT's side of regions: a first stream of as many tokens as there are regions, on no grid.
 
     Args:
-        checkpointing: recompute each layer in the backward pass.
+        checkpointing: part of the layers to compute again in the backward pass.
     """
 
     medium = "regions"
     image_size = grid = None
     prefix = 0
 
-    def __init__(self, model: LxmertModel, *, checkpointing: bool = False) -> None:
+    def __init__(self, model: LxmertModel, *, checkpointing: float = 0.0) -> None:
         self.module, self._checkpointing = RegionEncoder(model), checkpointing
         self.width, self.region_width = model.config.hidden_size, model.config.visual_feat_dim
 
@@ -78,10 +78,10 @@ class LxmertTower(nn.Module):
     """LXMERT's side of text: language layers, then cross layers in which text and regions read each other.
 
     Args:
-        checkpointing: recompute each layer in the backward pass.
+        checkpointing: part of the layers to compute again in the backward pass.
     """
 
-    def __init__(self, model: LxmertModel, *, checkpointing: bool = False) -> None:
+    def __init__(self, model: LxmertModel, *, checkpointing: float = 0.0) -> None:
         super().__init__()
         dead, parts = dead_modules(model.config), model.embeddings.named_children()
         self.config, self._checkpointing = model.config, checkpointing
@@ -110,11 +110,11 @@ class LxmertTower(nn.Module):
         text = self._embedded(block.ids)
         readable = torch.zeros_like(block.mask, dtype=text.dtype).masked_fill(~block.mask, torch.finfo(text.dtype).min)
         readable = readable[:, None, None, :]
-        for layer in self.encoder.layer:
-            text = maybe_checkpointed(_self_layer, self._checkpointing, layer, text, readable)
+        for layer, again in which_again(self.encoder.layer, self._checkpointing):
+            text = run(_self_layer, again, layer, text, readable)
         seen = fused.to(text.dtype)[block.image]
-        for layer in self.encoder.x_layers:
-            text, seen = maybe_checkpointed(_cross_layer, self._checkpointing, layer, text, readable, seen)
+        for layer, again in which_again(self.encoder.x_layers, self._checkpointing):
+            text, seen = run(_cross_layer, again, layer, text, readable, seen)
         return Reading(text, self.pooler(text))
 
     def _embedded(self, ids: Tensor) -> Tensor:

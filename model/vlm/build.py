@@ -126,7 +126,7 @@ def build_vlm(
         shared=config.questions != "rows",
         max_answer_tokens=max_answer_tokens,
         end_ids=ends,
-        gradient_checkpointing=model.gradient_checkpointing,
+        gradient_checkpointing=model.recomputed_share,
         too_wide_for_fp16=too_wide,
     )
     collation = VlmCollation(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from model.checkpointing import enable_in
 from model.objective import EvaluationOutput, FrozenApart, StepOutput
 from model.parts.page import page_loss, ranking
 from model.parts.seam import PartOutput, weighed
@@ -53,7 +54,7 @@ class VlmObjective(FrozenApart):
         shared: bool,
         max_answer_tokens: int,
         end_ids: tuple[int, ...],
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: float = 0.0,
         too_wide_for_fp16: str | None = None,
     ) -> None:
         super().__init__()
@@ -68,12 +69,10 @@ class VlmObjective(FrozenApart):
         self.too_wide_for_fp16 = too_wide_for_fp16
         self._weights, self._tokens = dict(weights), tokens
         self._max_answer_tokens, self._end_ids = max_answer_tokens, end_ids
-        if gradient_checkpointing:
-            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-            enable({"use_reentrant": False})
-            for module in model.modules():
-                if isinstance(module, GradientCheckpointingLayer):
-                    module.training = True  # it looks at this alone; dropout inside of it stays off
+        enable_in(model, gradient_checkpointing)
+        for module in model.modules():
+            if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+                module.training = True  # it looks at this alone; dropout inside of it stays off
         self.train()
 
     @property

@@ -45,10 +45,11 @@ def measure_memory(*, progress: Callable[[str], None] = lambda _: None) -> tuple
     Raises:
         UserError: a process that measures failed.
     """
-    from trainer.bench.memory_worker import RECOMPUTED, SHAPES
+    from trainer.bench.memory_worker import RECOMPUTED, SHAPES, SHARES
 
     sizes = {name: _ask(progress, "bytes", name) for name in SHAPES}
-    plain, recomputed = sizes[RECOMPUTED]["step"], _ask(progress, "bytes", RECOMPUTED, "recomputed")["step"]
+    held = {share: _ask(progress, "bytes", RECOMPUTED, str(share))["step"] for share in SHARES if share}
+    plain = sizes[RECOMPUTED]["step"]
     seconds = _ask(progress, "seconds")
     rows = [
         Row(
@@ -56,16 +57,21 @@ def measure_memory(*, progress: Callable[[str], None] = lambda _: None) -> tuple
         )
         for name, found in sizes.items()
     ]
-    slow, fast = seconds["checkpointing"]["recomputed"], seconds["checkpointing"]["plain"]
+    took = {share: seconds["checkpointing"][str(share)] for share in SHARES}
     about = {key: seconds[key] for key in ("device", "torch", "threads", "visits", "probes")}
     about["checkpointing"] = {
         "recipe": RECOMPUTED,
-        "plain_bytes": plain,
-        "recomputed_bytes": recomputed,
-        "memory": recomputed / plain - 1.0,
-        "plain_ms": fast,
-        "recomputed_ms": slow,
-        "time": slow / fast - 1.0,
+        "bytes": plain,
+        "ms": took[0.0],
+        "shares": {
+            str(share): {
+                "bytes": recomputed,
+                "memory": recomputed / plain - 1.0,
+                "ms": took[share],
+                "time": took[share] / took[0.0] - 1.0,
+            }
+            for share, recomputed in held.items()
+        },
     }
     return rows, about
 

@@ -62,7 +62,11 @@ def table(rows: Sequence["Row"], about: dict[str, Any]) -> list[str]:
             for row in rows
         ),
         "",
-        f"gradient checkpointing ({spared['recipe']}): activations {spared['plain_bytes'] / 2**20:.0f} to "
-        f"{spared['recomputed_bytes'] / 2**20:.0f} MiB ({100 * spared['memory']:+.0f} %), forward and backward "
-        f"{spared['plain_ms']:.0f} to {spared['recomputed_ms']:.0f} ms ({100 * spared['time']:+.0f} %)",
+        f"model.gradient_checkpointing ({spared['recipe']}), of the layers: activations, forward and backward",
+        f"  {'0.0':<6}{spared['bytes'] / 2**20:>8.0f} MiB {spared['ms']:>16.0f} ms",
+        *(
+            f"  {share:<6}{again['bytes'] / 2**20:>8.0f} MiB ({100 * again['memory']:+.0f} %) {again['ms']:>8.0f} ms "
+            f"({100 * again['time']:+.0f} %)"
+            for share, again in spared["shares"].items()
+        ),
     ]

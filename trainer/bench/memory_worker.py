@@ -84,9 +84,11 @@ SHAPES = {
 }
 RECOMPUTED = "gqa_blip_base"
 """The shape whose fusion and texts are computed with checkpointing and without."""
+SHARES = (0.0, 0.75, 1.0)
+"""Of its layers, computed again."""
 
 
-def build(shape: Shape, *, checkpointing: bool | None = None) -> BuiltModel:
+def build(shape: Shape, *, checkpointing: float | None = None) -> BuiltModel:
     """Its model, untrained."""
     model = {"scratch": SCRATCH, "efficient_sam": SAM, "fusion": DIFNET, **shape.model}
     if checkpointing is not None:
@@ -126,7 +128,7 @@ def planned(built: BuiltModel, shape: Shape, visits: int) -> int:
     return state.total + frozen + one + (visits - 1) * (two - one)
 
 
-def measured_bytes(shape: Shape, world: World, *, checkpointing: bool | None = None) -> tuple[int, int, int]:
+def measured_bytes(shape: Shape, world: World, *, checkpointing: float | None = None) -> tuple[int, int, int]:
     """(planned, the most of a model with its engine and three steps, the most of a step above what was there before)"""
     gc.collect()
     if world.device.type == "cpu":
@@ -168,12 +170,12 @@ def measured_seconds(shape: Shape, world: World) -> dict[str, float]:
 
 
 def recomputed_milliseconds(shape: Shape, world: World) -> dict[str, float]:
-    """Forward and backward with gradient checkpointing and without, in turn."""
-    models = {name: build(shape, checkpointing=name == "recomputed") for name in ("plain", "recomputed")}
+    """Forward and backward with a share of the layers computed again, share by share in turn."""
+    models = {str(share): build(shape, checkpointing=share) for share in SHARES}
     for built in models.values():
         built.objective.to(world.device)
         built.objective.place_frozen(world.device, torch.float32)
-    batch = batch_of(models["plain"], shape, VISITS).to(world.device)
+    batch = batch_of(next(iter(models.values())), shape, VISITS).to(world.device)
     taken: dict[str, list[float]] = {name: [] for name in models}
     for number in range(1 + REPEATS):
         for name, built in models.items():
@@ -185,7 +187,7 @@ def recomputed_milliseconds(shape: Shape, world: World) -> dict[str, float]:
 
 
 def main() -> None:
-    """`seconds`, or `bytes` and the name of a shape, with `recomputed` behind it where layers are computed again."""
+    """`seconds`, or `bytes` and the name of a shape, with a share behind it where layers are computed again."""
     what, *about = sys.argv[1:]
     world = initialize(timeout_seconds=300.0)
     answer: dict[str, Any] = {
@@ -197,8 +199,8 @@ def main() -> None:
     }
     _warm_up(world)
     if what == "bytes":
-        name, *recomputed = about
-        found = measured_bytes(SHAPES[name], world, checkpointing=True if recomputed else None)
+        name, *share = about
+        found = measured_bytes(SHAPES[name], world, checkpointing=float(share[0]) if share else None)
         answer |= dict(zip(("planned", "measured", "step"), found, strict=True))
     else:
         answer["rows"] = {name: measured_seconds(shape, world) for name, shape in SHAPES.items()}

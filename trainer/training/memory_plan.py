@@ -178,7 +178,7 @@ def remedy(config: RunConfig, plan: MemoryPlan | None) -> str:
 def _smaller_visits(config: RunConfig) -> str:
     half = config.data.questions_per_visit // 2
     fewer = f"lower data.questions_per_visit (to {half} of a new run)" if half else "take a smaller model"
-    return fewer if config.model.gradient_checkpointing else f"set model.gradient_checkpointing=true, or {fewer}"
+    return fewer if config.model.recomputed_share == 1 else f"set model.gradient_checkpointing=true, or {fewer}"
 
 
 def _sizes(visits: int) -> Iterator[int]:

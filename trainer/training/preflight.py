@@ -347,5 +347,5 @@ def _check_backbone(model: ModelConfig, tower: str, said: str, reference: Refere
 
     backbone = examine(said, reference)
     if tower not in model.freeze:
-        check_trainable(backbone, freeze=tower, checkpointing=model.gradient_checkpointing)
+        check_trainable(backbone, freeze=tower, checkpointing=model.recomputed_share > 0)
     fetch(said, reference)
