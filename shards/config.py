@@ -51,8 +51,9 @@ class DataConfig(Section):
     image_size: int | None = Field(default=None, ge=1)
     """Side in pixels of the square images that the loader makes; null is the largest input of the vision towers."""
     augment: str | None = None
-    """RandAugment of training pictures by timm's string, such as `rand-m9-mstd0.5`, or `turns`; null changes none.
-    docs/data.md says which pictures are left alone, and what it does to questions about colours."""
+    """Changes of training pictures: RandAugment by timm's string, such as `rand-m9-mstd0.5`; or `turns`, `shifts` or
+    `turns+shifts`; null changes none. docs/data.md says which pictures are left alone, and what becomes of questions
+    about colours."""
     max_question_tokens: int = Field(default=32, ge=3)
     """Longer questions are cut, and counted."""
     max_answer_tokens: int = Field(default=12, ge=3)

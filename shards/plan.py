@@ -30,6 +30,7 @@ Purpose = Literal[
     "subset",
     "exchange",
     "augment",
+    "shift",
     "page",
     "page_negative",
     "answer",

@@ -1,7 +1,8 @@
 """Changes of training pictures, as pure functions of the position in a run: one picture for any number of workers and
 ranks, before a resume and after it.
 
-RandAugment (Cubuk et al., arXiv 1909.13719) by timm's configuration strings; and `turns`, which no string of timm's is.
+RandAugment (Cubuk et al., arXiv 1909.13719) by timm's configuration strings; and `turns` and `shifts`, which no string
+of timm's says.
 """
 
 import random
@@ -9,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
@@ -32,7 +33,9 @@ _HEIGHT = re.compile(
     r"high(er|est)?|low(er(most)?|est)?|vertical(ly)?|horizontal(ly)?|stand(s|ing)?|lying|hang(s|ing)?)\b",
     re.IGNORECASE,
 )
-TURNS = "turns"
+TURNS, SHIFTS = "turns", "shifts"
+SHIFTED_PART = 16
+"""Of a side, by which a picture is moved at most: the usual 4 pixels of 64."""
 
 _WAYS = (
     None,
@@ -49,7 +52,7 @@ _WAYS = (
 
 def augment_fault(config: str) -> str | None:
     """What is wrong with a configuration string; timm itself reads over most of its own."""
-    if config == TURNS:
+    if _own(config):
         return None
     first, *sections = config.split("-")
     wrong = next((section for section in sections if not _SECTION.fullmatch(section)), None)
@@ -60,7 +63,7 @@ def augment_fault(config: str) -> str | None:
     return (
         f"{found} is none of timm's; expected rand and sections, each once, such as rand-m9-mstd0.5: mN magnitude, nN "
         f"operations, pX probability of each, mstdX and mmaxN of the magnitude, inc1, t with {' or '.join(_SETS)}; or "
-        f"{TURNS}"
+        f"{TURNS}, {SHIFTS} or {TURNS}+{SHIFTS}"
     )
 
 
@@ -88,7 +91,8 @@ class Changes(Protocol):
 
 def changes(config: str, seed: int) -> Changes:
     """What a configuration string without a fault says."""
-    return Turns(seed) if config == TURNS else RandAugment(config, seed)
+    own = _own(config)
+    return Both(tuple(kind(seed) for kind in own)) if own else RandAugment(config, seed)
 
 
 class Turns:
@@ -111,6 +115,56 @@ class Turns:
     def spares(self, items: Sequence[Item]) -> bool:
         """See `Changes`."""
         return tells_sides(items) or tells_heights(items)
+
+
+class Shifts:
+    """A picture moved by some pixels, each way as likely: what comes in from outside repeats the pixels of its edge
+    (He et al. 2016, section 4.2, with padding that no plain ground shows).
+
+    Args:
+        seed: of the run.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __call__(self, image: Image.Image, *, epoch: int, sample: int) -> Image.Image:
+        """See `Changes`."""
+        across, down = image.width // SHIFTED_PART, image.height // SHIFTED_PART
+        row, column = divmod(
+            _drawn(self.seed, epoch, sample, "shift") % ((2 * down + 1) * (2 * across + 1)), 2 * across + 1
+        )
+        wide = np.pad(np.asarray(image), ((down, down), (across, across), (0, 0)), mode="edge")
+        return Image.fromarray(wide[row : row + image.height, column : column + image.width])
+
+    def spares(self, items: Sequence[Item]) -> bool:  # noqa: ARG002 - things stand to each other as they did
+        """See `Changes`."""
+        return False
+
+
+class Both(NamedTuple):
+    """Changes one behind the other."""
+
+    changes: tuple[Changes, ...]
+
+    def __call__(self, image: Image.Image, *, epoch: int, sample: int) -> Image.Image:
+        """See `Changes`."""
+        for change in self.changes:
+            image = change(image, epoch=epoch, sample=sample)
+        return image
+
+    def spares(self, items: Sequence[Item]) -> bool:
+        """See `Changes`."""
+        return any(change.spares(items) for change in self.changes)
+
+
+_OWN: dict[str, type[Turns | Shifts]] = {TURNS: Turns, SHIFTS: Shifts}
+
+
+def _own(config: str) -> list[type[Turns | Shifts]]:
+    """What is not timm's, each once; empty where something is, or nothing at all."""
+    names = config.split("+")
+    return [_OWN[name] for name in names] if set(names) <= _OWN.keys() and len(set(names)) == len(names) else []
 
 
 class RandAugment:
@@ -146,9 +200,9 @@ class RandAugment:
         return rand_augment_transform(config, {"img_mean": FILL}, operations)
 
 
-def _drawn(seed: int, epoch: int, sample: int) -> int:
+def _drawn(seed: int, epoch: int, sample: int, purpose: Literal["augment", "shift"] = "augment") -> int:
     """The number that everything about a picture in an epoch comes from."""
-    return int(hash64(seed, epoch, "augment", np.array([sample]))[0])
+    return int(hash64(seed, epoch, purpose, np.array([sample]))[0])
 
 
 @contextmanager

@@ -10,7 +10,17 @@ from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 
 from shards.format.records import Question, Statement
-from shards.read.augment import FILL, GEOMETRIC, RandAugment, Turns, augment_fault, changes, tells_heights, tells_sides
+from shards.read.augment import (
+    FILL,
+    GEOMETRIC,
+    RandAugment,
+    Shifts,
+    Turns,
+    augment_fault,
+    changes,
+    tells_heights,
+    tells_sides,
+)
 
 CONFIG = "rand-m9-n3-mstd0.5"
 STRINGS = ("rand-m9-mstd0.5", "rand-m7-n3-p0.8-mmax20-inc1", "rand-m9-tweights", "rand-t3aw", "rand-m5-tgeometric")
@@ -95,12 +105,37 @@ def test_a_square_picture_is_turned_in_all_eight_ways_and_another_one_keeps_its_
     assert len(wide) == 4
 
 
-def test_a_turn_depends_on_seed_epoch_and_sample_alone():
-    ways = [pixels(Turns(5), epoch=epoch, sample=sample) for epoch in range(6) for sample in range(6)]
-    assert ways == [pixels(pickle.loads(pickle.dumps(Turns(5))), epoch=e, sample=s) for e in range(6) for s in range(6)]
+def test_a_picture_is_moved_by_at_most_a_sixteenth_of_its_sides_and_its_edge_goes_on():
+    given = np.random.default_rng(0).integers(0, 256, (16, 32, 3), dtype=np.uint8)
+    shifts = changes("shifts", 5)
+    found = {shifts(Image.fromarray(given), epoch=0, sample=sample).tobytes() for sample in range(300)}
+    rows, columns = np.arange(16), np.arange(32)
+    expected = {
+        given[np.clip(rows + down, 0, 15)][:, np.clip(columns + across, 0, 31)].tobytes()
+        for down in (-1, 0, 1)
+        for across in (-2, -1, 0, 1, 2)
+    }
+    assert found == expected
+    assert not shifts.spares([Question(question_id="1", question="What is left of the cup?", answer="a plate")])
+
+
+def test_turned_pictures_are_moved_after_it_and_spared_where_turning_would_tell():
+    both = changes("turns+shifts", 5)
+    for sample in range(20):
+        turned = Turns(5)(picture(), epoch=2, sample=sample)
+        expected = Shifts(5)(turned, epoch=2, sample=sample)
+        assert both(picture(), epoch=2, sample=sample).tobytes() == expected.tobytes()
+    assert both.spares([Question(question_id="1", question="What is left of the cup?", answer="a plate")])
+    assert not both.spares([Question(question_id="1", question="What color is the cup?", answer="red")])
+
+
+@pytest.mark.parametrize("kind", [Turns, Shifts])
+def test_a_turn_and_a_shift_depend_on_seed_epoch_and_sample_alone(kind: type[Turns | Shifts]):
+    ways = [pixels(kind(5), epoch=epoch, sample=sample) for epoch in range(6) for sample in range(6)]
+    assert ways == [pixels(pickle.loads(pickle.dumps(kind(5))), epoch=e, sample=s) for e in range(6) for s in range(6)]
     assert len(set(ways[:6])) > 1
     assert len(set(ways[::6])) > 1
-    assert ways != [pixels(Turns(6), epoch=epoch, sample=sample) for epoch in range(6) for sample in range(6)]
+    assert ways != [pixels(kind(6), epoch=epoch, sample=sample) for epoch in range(6) for sample in range(6)]
 
 
 @pytest.mark.parametrize(
@@ -125,6 +160,9 @@ def test_words_of_height_leave_a_picture_as_it_stands(text: str, expected: bool)
     [
         "",
         "turn",
+        "turns+",
+        "shifts+shifts",
+        "turns+rand-m9",
         "rand9",
         "augmix-m3",
         "original",

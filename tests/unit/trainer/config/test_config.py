@@ -111,7 +111,7 @@ class TestFaults:
                 "data.augment=rand-m9-x",
                 "data.augment: section 'x' is none of timm's; expected rand and sections, each once, such as "
                 "rand-m9-mstd0.5: mN magnitude, nN operations, pX probability of each, mstdX and mmaxN of the "
-                "magnitude, inc1, t with weights or 3a or 3aw or geometric; or turns",
+                "magnitude, inc1, t with weights or 3a or 3aw or geometric; or turns, shifts or turns+shifts",
             ),
             ("optim.betas=[0.9, 1]", "optim.betas[1]: expected from 0 to less than 1, got 1.0"),
             ("model.freeze=match", "model.freeze: expected a list in [brackets], got match"),
