@@ -120,7 +120,7 @@ PROOFS = {
         reads_regions=True,
     ),
     "six_things": Proof(
-        9000,
+        27000,
         {split: ("--questions", f"{split}_questions.json") for split in ("train", "val", "testdev")},
         format="gqa",
     ),

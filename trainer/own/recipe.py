@@ -29,7 +29,7 @@ neck_width: 64}}
     image_size: {image_size}  # {why_model_scratch_image_size}
     patch_size: {patch_size}
     width: 96
-    heads: 4
+    heads: 2  # narrower ones than 48 dimensions have a hard time with what is nearest or farthest
     vision_layers: 2
     text_layers: 2
     vocab_size: {vocab_size}  # {why_model_scratch_vocab_size}
