@@ -21,11 +21,11 @@ L = TypeVar("L", bound=nn.Module)
 def which_again(layers: Iterable[L], share: float) -> Iterator[tuple[L, bool]]:
     """Each layer of a stack, and whether it is computed again: the first `share` of them, a part of one being one."""
     stack = list(layers)
-    count = math.ceil(share * len(stack))
+    count = math.ceil(share * len(stack) - 1e-9)  # a product of decimals may lie a little above what it means
     return ((layer, place < count) for place, layer in enumerate(stack))
 
 
-def run(function: Callable[..., T], again: bool, *inputs: object, **named: object) -> T:
+def run_layer(function: Callable[..., T], again: bool, *inputs: object, **named: object) -> T:
     """What the function makes of its inputs; with `again` its inside is computed once more for the gradient."""
     if again and torch.is_grad_enabled():
         return checkpoint(function, *inputs, use_reentrant=False, **named)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.checkpointing import run, which_again
+from model.checkpointing import run_layer, which_again
 from shards.errors import ConfigError
 
 
@@ -84,7 +84,7 @@ class EfficientSamEncoder(nn.Module):
         _, height, width, _ = tokens.shape
         tokens = (tokens + self._positions()).flatten(1, 2)
         for block, again in which_again(self.blocks, self.gradient_checkpointing):
-            tokens = run(block, again, tokens)
+            tokens = run_layer(block, again, tokens)
         return self.neck(tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2))
 
     def preprocess(self, images: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ It has no layer that the streams pass apart, so it tells what these are worth (a
 
 from torch import Tensor, cat, nn
 
-from model.checkpointing import run, which_again
+from model.checkpointing import run_layer, which_again
 from model.fusion.difnet import FusionLayer, attention_mask, check_layers
 from shards.errors import ConfigError
 
@@ -53,5 +53,5 @@ class ConcatenationEncoder(nn.Module):
         second = stream_b if mask_b is None else stream_b.masked_fill(mask_b[..., None], 0.0)
         fused, attend = self.mix(cat([stream_a, second], dim=-1)), attention_mask(mask_a)
         for layer, again in which_again(self.layers, self.gradient_checkpointing):
-            fused = run(layer, again, fused, attend, False)
+            fused = run_layer(layer, again, fused, attend, False)
         return fused

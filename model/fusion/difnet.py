@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.checkpointing import run, which_again
+from model.checkpointing import run_layer, which_again
 from model.fit import misfits
 from shards.errors import ConfigError, DataError
 
@@ -78,15 +78,15 @@ class DifnetEncoder(nn.Module):
         layers = list(which_again(self.layers, self.gradient_checkpointing))
         for layer, again in layers[: self.separate_layers]:
             for _ in range(self.repeats):
-                out_a = run(layer, again, out_a, attend_a, False)
+                out_a = run_layer(layer, again, out_a, attend_a, False)
                 if out_b is not None:
-                    out_b = run(layer, again, out_b, attend_b, True)
+                    out_b = run_layer(layer, again, out_b, attend_b, True)
         summed = out_a
         if out_b is not None:
             summed = out_a + (out_b if mask_b is None else out_b.masked_fill(mask_b[..., None], 0.0))
         fused = summed
         for layer, again in layers[self.separate_layers :]:
-            fused = run(layer, again, fused, attend_a, False)
+            fused = run_layer(layer, again, fused, attend_a, False)
         return fused + summed
 
     def load_original_state(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
-from model.checkpointing import run, which_again
+from model.checkpointing import run_layer, which_again
 from model.losses import answer_loss
 from model.towers.blip import decode_candidates, decode_next, decode_text, generate_greedily, keys_values_read
 from model.towers.ranking import Candidates, Ranking, log_probability, rank
@@ -125,7 +125,7 @@ class T5AnswerTower(AnswerTower):
         forget_generation_settings(model)
         for stack in (model.encoder.block, model.decoder.block):
             for block, again in which_again(stack, checkpointing):
-                block.forward = partial(run, block.forward, again)
+                block.forward = partial(run_layer, block.forward, again)
 
     @property
     def read_width(self) -> int:

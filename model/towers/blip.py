@@ -18,7 +18,7 @@ from transformers import BlipTextModel, BlipVisionModel
 from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.blip.modeling_blip_text import BlipTextLayer, BlipTextLMHeadModel, BlipTextSelfAttention
 
-from model.checkpointing import run, which_again
+from model.checkpointing import run_layer, which_again
 from model.rows import Grouping, Words
 
 KeysValues = tuple[Tensor, Tensor]
@@ -40,7 +40,7 @@ def encode_image(model: BlipVisionModel, pixels: Tensor, *, checkpointing: float
     """
     hidden = model.embeddings(pixels)
     for layer, again in which_again(model.encoder.layers, checkpointing):
-        hidden = run(_vision_layer, again, layer, hidden)
+        hidden = run_layer(_vision_layer, again, layer, hidden)
     return model.post_layernorm(hidden)
 
 
@@ -101,7 +101,7 @@ def encode_text(
     hidden = words.pack(model.embeddings(ids))
     visible = mask[:, None, None, :]
     for layer, again in which_again(model.encoder.layer, checkpointing):
-        hidden = run(encode_text_layer, again, layer, hidden, words, visible, image_tokens, grouping)
+        hidden = run_layer(encode_text_layer, again, layer, hidden, words, visible, image_tokens, grouping)
     return words.unpack(hidden)
 
 
@@ -156,7 +156,7 @@ def decode_text(
     hidden = model.bert.embeddings(ids)
     readable = question_mask[:, None, None, :]
     for layer, again in which_again(model.bert.encoder.layer, checkpointing):
-        hidden = run(_decoder_layer, again, layer, hidden, question_states, readable)
+        hidden = run_layer(_decoder_layer, again, layer, hidden, question_states, readable)
     return model.cls(hidden)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LxmertConfig, LxmertModel
 
-from model.checkpointing import run, which_again
+from model.checkpointing import run_layer, which_again
 from model.towers.reading import Reading
 from model.towers.vision import VisionTower
 from shards.read.collate import Block, SeenRegions
@@ -51,7 +51,7 @@ class RegionEncoder(nn.Module):
         dtype = self.encoder.visn_fc.visn_fc.weight.dtype
         tokens = self.encoder.visn_fc(seen.features.to(dtype), seen.boxes.to(dtype))
         for layer, again in which_again(self.encoder.r_layers, checkpointing):
-            tokens = run(_self_layer, again, layer, tokens, None)
+            tokens = run_layer(_self_layer, again, layer, tokens, None)
         return tokens
 
 
@@ -111,10 +111,10 @@ class LxmertTower(nn.Module):
         readable = torch.zeros_like(block.mask, dtype=text.dtype).masked_fill(~block.mask, torch.finfo(text.dtype).min)
         readable = readable[:, None, None, :]
         for layer, again in which_again(self.encoder.layer, self._checkpointing):
-            text = run(_self_layer, again, layer, text, readable)
+            text = run_layer(_self_layer, again, layer, text, readable)
         seen = fused.to(text.dtype)[block.image]
         for layer, again in which_again(self.encoder.x_layers, self._checkpointing):
-            text, seen = run(_cross_layer, again, layer, text, readable, seen)
+            text, seen = run_layer(_cross_layer, again, layer, text, readable, seen)
         return Reading(text, self.pooler(text))
 
     def _embedded(self, ids: Tensor) -> Tensor:

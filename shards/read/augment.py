@@ -92,7 +92,7 @@ class Changes(Protocol):
 def changes(config: str, seed: int) -> Changes:
     """What a configuration string without a fault says."""
     own = _own(config)
-    return Both(tuple(kind(seed) for kind in own)) if own else RandAugment(config, seed)
+    return InOrder(tuple(kind(seed) for kind in own)) if own else RandAugment(config, seed)
 
 
 class Turns:
@@ -142,7 +142,7 @@ class Shifts:
         return False
 
 
-class Both(NamedTuple):
+class InOrder(NamedTuple):
     """Changes one behind the other."""
 
     changes: tuple[Changes, ...]

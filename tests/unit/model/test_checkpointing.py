@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from model.checkpointing import enable_in, run, which_again
+from model.checkpointing import enable_in, run_layer, which_again
 
 
 class Counting(nn.Module):
@@ -29,15 +29,20 @@ def test_the_first_layers_are_computed_again_and_no_others(share: float, expecte
     assert [again for _, again in which_again(layers, share)] == [True] * expected + [False] * (4 - expected)
     tokens = torch.randn(2, 4)
     for layer, again in which_again(layers, share):
-        tokens = run(layer, again, tokens)
+        tokens = run_layer(layer, again, tokens)
     tokens.sum().backward()
     assert [layer.passes for layer in layers] == [2] * expected + [1] * (4 - expected)
+
+
+def test_a_share_that_floats_round_up_is_no_layer_more() -> None:
+    assert 0.28 * 25 > 7
+    assert sum(again for _, again in which_again([Counting() for _ in range(25)], 0.28)) == 7
 
 
 def test_nothing_is_computed_again_without_a_gradient() -> None:
     layer = Counting()
     with torch.no_grad():
-        assert not run(layer, True, torch.randn(2, 4)).requires_grad
+        assert not run_layer(layer, True, torch.randn(2, 4)).requires_grad
     assert layer.passes == 1
 
 
