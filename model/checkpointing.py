@@ -6,13 +6,14 @@ the first of these again.
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 T = TypeVar("T")
 L = TypeVar("L", bound=nn.Module)
@@ -32,10 +33,12 @@ def run_layer(function: Callable[..., T], again: bool, *inputs: object, **named:
     return function(*inputs, **named)
 
 
-def enable_in(model: PreTrainedModel, share: float) -> None:
+def enable_in(model: "PreTrainedModel", share: float) -> None:
     """Have a model of transformers do so with `share` of each of its stacks, which may be none."""
     if share == 0:
         return
+    from transformers.modeling_layers import GradientCheckpointingLayer  # it takes a second, which other towers save
+
     enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
     enable({"use_reentrant": False})
     for stack in model.modules():
