@@ -37,7 +37,7 @@ def test_errors_of_a_plan_are_parts_of_what_was_measured() -> None:
     row = Row("gqa_blip_base", planned_bytes=110, measured_bytes=100, predicted_ms=9.0, measured_ms=10.0)
     assert (row.memory_error, row.time_error) == (pytest.approx(0.1), pytest.approx(-0.1))
     again = {"bytes": 4, "memory": -0.6, "ms": 1.3, "time": 0.3}
-    spared = {"recipe": "r", "bytes": 10, "ms": 1.0, "shares": {"0.75": again}}
+    spared = {"recipe": "r", "bytes": 10, "ms": 1.0, "shares": {"0.6": again}}
     shown = "\n".join(memory_table([row], ABOUT | {"visits": 8, "probes": [2, 4], "checkpointing": spared}))
     assert "+10.0%" in shown
     assert "(-60 %)" in shown
@@ -92,11 +92,11 @@ def test_measured_figures_are_put_together_by_shape(monkeypatch: pytest.MonkeyPa
     common = {"device": "cpu", "torch": "2", "threads": 1, "visits": 8, "probes": [2, 4]}
     times = {
         "rows": {name: {"predicted": 1.0, "step": 2.0} for name in SHAPES},
-        "checkpointing": {"0.0": 10.0, "0.75": 13.0, "1.0": 14.0},
+        "checkpointing": {"0.0": 10.0, "0.6": 13.0, "1.0": 14.0},
     }
 
     def run(command: list[str], **_: object) -> SimpleNamespace:
-        sizes = {"planned": 5, "measured": 4, "step": {"0.75": 4, "1.0": 2}.get(command[-1], 10)}
+        sizes = {"planned": 5, "measured": 4, "step": {"0.6": 4, "1.0": 2}.get(command[-1], 10)}
         answer = times if command[3] == "seconds" else sizes
         return SimpleNamespace(returncode=0, stdout="noise\n" + json.dumps(common | answer) + "\n")
 
@@ -104,5 +104,5 @@ def test_measured_figures_are_put_together_by_shape(monkeypatch: pytest.MonkeyPa
     rows, about = measure_memory.measure_memory()
     assert rows == [Row(name, 5, 4, 1.0, 2.0) for name in SHAPES]
     shares = about["checkpointing"]["shares"]
-    assert {share: found["memory"] for share, found in shares.items()} == pytest.approx({"0.75": -0.6, "1.0": -0.8})
-    assert {share: found["time"] for share, found in shares.items()} == pytest.approx({"0.75": 0.3, "1.0": 0.4})
+    assert {share: found["memory"] for share, found in shares.items()} == pytest.approx({"0.6": -0.6, "1.0": -0.8})
+    assert {share: found["time"] for share, found in shares.items()} == pytest.approx({"0.6": 0.3, "1.0": 0.4})
