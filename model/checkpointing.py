@@ -33,7 +33,7 @@ def run_layer(function: Callable[..., T], again: bool, *inputs: object, **named:
     return function(*inputs, **named)
 
 
-def enable_in(model: "PreTrainedModel", share: float) -> None:
+def recompute_layers_in(model: "PreTrainedModel", share: float) -> None:
     """Have a model of transformers do so with `share` of each of its stacks, which may be none."""
     if share == 0:
         return

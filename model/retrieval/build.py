@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from model.checkpointing import enable_in
+from model.checkpointing import recompute_layers_in
 from model.config import LossConfig, ModelConfig, RetrievalConfig
 from model.parts import sum_names
 from model.retrieval.checkpoint import RetrievalCheckpoint, load_checkpoint
@@ -75,7 +75,7 @@ def build_retrieval(
     reference = model.retrieval
     assert reference is not None, "asked for"
     loaded = load_checkpoint(reference)
-    enable_in(loaded.model, model.recomputed_share)
+    recompute_layers_in(loaded.model, model.recomputed_share)
     start = float(loaded.model.logit_scale.detach())
     torch.manual_seed(seed)
     objective = RetrievalObjective(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from model.checkpointing import enable_in
+from model.checkpointing import recompute_layers_in
 from model.objective import EvaluationOutput, FrozenApart, StepOutput
 from model.parts.page import page_loss, ranking
 from model.parts.seam import PartOutput, weighed
@@ -69,7 +69,7 @@ class VlmObjective(FrozenApart):
         self.too_wide_for_fp16 = too_wide_for_fp16
         self._weights, self._tokens = dict(weights), tokens
         self._max_answer_tokens, self._end_ids = max_answer_tokens, end_ids
-        enable_in(model, gradient_checkpointing)
+        recompute_layers_in(model, gradient_checkpointing)
         for module in model.modules():
             if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
                 module.training = True  # it looks at this alone; dropout inside of it stays off

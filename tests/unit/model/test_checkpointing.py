@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from model.checkpointing import enable_in, run_layer, which_again
+from model.checkpointing import recompute_layers_in, run_layer, which_again
 
 
 class Counting(nn.Module):
@@ -54,6 +54,6 @@ def test_a_model_of_transformers_computes_that_many_of_its_layers_again(share: f
     layers = next(module for module in model.modules() if isinstance(module, nn.ModuleList))
     for place, layer in enumerate(layers):
         layer.layer_norm1.register_forward_hook(lambda *_, place=place: passes.__setitem__(place, passes[place] + 1))
-    enable_in(model, share)
+    recompute_layers_in(model, share)
     model(input_ids=torch.tensor([[1, 2, 3]])).last_hidden_state.sum().backward()
     assert passes == [2] * expected + [1] * (4 - expected)
