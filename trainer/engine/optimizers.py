@@ -168,7 +168,13 @@ def build_optimizer(
 
     from timm.optim import create_optimizer_v2  # imports every model of timm: seconds
 
-    return create_optimizer_v2(list(groups), choice.name, lr=learning_rate, **arguments)
+    optimizer = create_optimizer_v2(list(groups), choice.name, lr=learning_rate, **arguments)
+    if WHOLE_PARAMETERS.get(choice.name) == _MATRICES:
+        from trainer.engine.bf16_products import slow_on_this_processor, step_through_float32
+
+        if slow_on_this_processor():
+            step_through_float32(optimizer)
+    return optimizer
 
 
 def _option_faults(choice: OptimizerChoice) -> Iterator[tuple[str, str]]:
