@@ -170,10 +170,10 @@ def build_optimizer(
 
     optimizer = create_optimizer_v2(list(groups), choice.name, lr=learning_rate, **arguments)
     if WHOLE_PARAMETERS.get(choice.name) == _MATRICES:
-        from trainer.engine.bf16_products import slow_on_this_processor, step_through_float32
+        from trainer.engine import orthogonal
 
-        if slow_on_this_processor():
-            step_through_float32(optimizer)
+        if orthogonal.slow_on_this_processor():
+            orthogonal.step_in_float32(optimizer)
     return optimizer
 
 
