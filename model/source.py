@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import get_args
 
+import torch
 from torch import nn
 from transformers import (
     BlipConfig,
@@ -204,6 +205,16 @@ class TowerSource:
     def vision_of(self, reference: str) -> nn.Module:
         """The vision tower that lies in a reference to BLIP, used or not."""
         return self._load(reference).model.vision_model
+
+    def unrounded(self, reference: str) -> "TowerSource":
+        """Where the weights behind a reference are as they were loaded: here, or, once what is frozen of them has been
+        cast to half precision, in a source of their own, which loads them again.
+
+        What starts untrained and frozen is nowhere else, and stays as rounded as it is.
+        """
+        values = self._load(reference).model.state_dict().values()
+        rounded = any(value.is_floating_point() and value.dtype != torch.float32 for value in values)
+        return TowerSource(self.config, self._scratch_tokenizer) if rounded and reference != SCRATCH else self
 
     def blip_config(self, reference: str) -> BlipConfig:
         """The configuration behind a reference, for an export that `from_pretrained` loads."""

@@ -246,7 +246,7 @@ def _export_second(model: ModelConfig, built: BuiltModel, weights: Mapping[str, 
 
 def _save_lxmert(built: BuiltModel, reference: str, weights: Mapping[str, Tensor], directory: Path) -> None:
     """A whole LXMERT without heads: trained tensors, and the others, dead ones among them, as they were loaded."""
-    loaded = built.source.lxmert()
+    loaded = built.source.unrounded(reference).lxmert()
     with torch.device("meta"):
         model = type(loaded)(type(loaded.config).from_dict(loaded.config.to_dict()))
     others = {name: value.float().cpu() for name, value in loaded.state_dict().items() if name not in weights}
@@ -279,24 +279,32 @@ def _save_blip(
     weights: Mapping[str, Tensor],
     directory: Path,
 ) -> None:
-    """A BLIP model: trained parts from `vision` and `weights`, others as they were loaded.
+    """A BLIP model: trained parts from `vision` and `weights`, others as they were loaded, in full precision.
 
     What was neither is left out, and its config.json says so: it would be random.
     """
     model = architecture(BlipConfig.from_dict(built.source.blip_config(reference).to_dict()))
     model.config.text_start = built.source.text_start(reference)
-    if _vision_in(built, reference):
-        _copy_into(model.vision_model, built.objective.tower("vision"), vision)
+    source = built.source.unrounded(reference)
+    loaded = dict(source.named_parts(reference))
+    if not _vision_in(built, reference):
+        _copy_into(model.vision_model, loaded["vision_model"])
+    elif vision:
+        model.vision_model.load_state_dict(vision, strict=True, assign=True)
     else:
-        _copy_into(model.vision_model, built.source.vision_of(reference), {})
+        _copy_into(model.vision_model, _vision_as_loaded(built))
     children = dict(built.objective.tower(tower).named_children()) if tower is not None else {}
     for name, child in children.items():
-        _copy_into(getattr(model, name), child, below(weights, f"{tower}.{name}."))
+        trained = below(weights, f"{tower}.{name}.")
+        if trained:
+            getattr(model, name).load_state_dict(trained, strict=True, assign=True)  # not copied: see save_t5
+        else:
+            _copy_into(getattr(model, name), loaded.get(name, child))
     given = {"vision_model", *children}
     if tower is not None:
-        for name, unused in built.source.named_parts(reference):
+        for name, unused in loaded.items():
             if name not in given and hasattr(model, name):
-                _copy_into(getattr(model, name), unused, {})
+                _copy_into(getattr(model, name), unused)
                 given.add(name)
     if left_out := [name for name, _ in model.named_children() if name not in given]:
         model.config.left_out = left_out
@@ -305,8 +313,15 @@ def _save_blip(
     built.source.tokenizer(reference).save_pretrained(directory)
 
 
+def _vision_as_loaded(built: BuiltModel) -> nn.Module:
+    """The first vision tower, which is frozen; the recipe may have it from another checkpoint than the rest."""
+    reference = built.source.config.vision
+    source = built.source.unrounded(reference)
+    return built.objective.tower("vision") if source is built.source else source.vision().module
+
+
 @torch.no_grad()
-def _copy_into(target: nn.Module, tower: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    plain = without_adapters(tower.state_dict())
-    state = weights or {name: value.float().cpu() for name, value in plain.items()}
-    target.load_state_dict(state, strict=True, assign=True)  # not copied: see save_t5
+def _copy_into(target: nn.Module, tower: nn.Module) -> None:
+    """Have `target` share the weights of a tower, without the adapters in it."""
+    state = {name: value.float().cpu() for name, value in without_adapters(tower.state_dict()).items()}
+    target.load_state_dict(state, strict=True, assign=True)

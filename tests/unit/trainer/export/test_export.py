@@ -128,6 +128,31 @@ def test_an_export_gives_the_same_answers_whatever_was_frozen(
     assert set(read_export(tmp_path / "export")["parts"]) == set(EVERYTHING) - set(freeze)
 
 
+@pytest.mark.parametrize("freeze", [("vision", "second_stream"), ("match", "second_stream"), ("vision", "answer")])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_half_precision_has_rounded_is_exported_as_it_was_loaded(
+    project: Project, towers: Path, freeze: tuple[str, ...], dtype: torch.dtype, tmp_path: Path
+):
+    config = recipe_over(project, towers, freeze)
+    built = trained(assemble_model(config, scratch_tokenizer=not_asked_for))
+    learnt = weights(built.objective)  # a checkpoint has these in full precision
+    built.objective.to(device=torch.device("cpu"), dtype=dtype)
+    built.objective.place_frozen(torch.device("cpu"), dtype)
+    export_model(config, built, learnt, tmp_path / "export", step=9, metrics={})
+    compared = 0
+    for name in (VQA, ITM):
+        if not (tmp_path / "export" / name).is_dir():
+            continue
+        found, loaded = (load_file(home / name / "model.safetensors") for home in (tmp_path / "export", towers))
+        assert found.keys() == loaded.keys()
+        for key, value in found.items():
+            part = "vision" if key.startswith("vision_model.") else "match" if name == ITM else "answer"
+            if part in freeze:
+                compared += 1
+                assert torch.equal(value, loaded[key]), f"{name} {key}"
+    assert compared > 10
+
+
 @pytest.mark.parametrize(
     ("overrides", "parts", "adapters"),
     [
