@@ -18,18 +18,19 @@ from model.parts.classify import ClassPart
 from model.parts.itm import MatchingPart
 from model.parts.seam import Part
 from model.towers.vision import VisionTower
-from shards.read.collate import Batch, SeenRegions
+from shards.read.collate import Batch, SeenFeatures, SeenRegions
 
 
 class StepFlops:
     """Operations of forward and backward of a micro-batch; of an objective that `no_closed_form` has nothing against.
 
-    Coefficients are worked out anew where images come with another number of tokens, as regions may.
+    Coefficients are worked out anew where images come with another number of tokens, as regions may, or with tokens of
+    other streams from a cache, whose encoders then compute nothing.
     """
 
     def __init__(self, objective: FusionObjective) -> None:
         self._objective = objective
-        self._tallies: dict[int, Tally] = {}
+        self._tallies: dict[tuple[int, frozenset[str]], Tally] = {}
 
     def __call__(self, batch: Batch) -> float:
         """Those of a micro-batch, forward and backward together."""
@@ -37,10 +38,10 @@ class StepFlops:
 
     def split(self, batch: Batch) -> tuple[float, float]:
         """Forward and backward."""
-        tokens = image_tokens(self._objective.sight, batch)
-        if tokens not in self._tallies:
-            self._tallies[tokens] = _tally(self._objective, tokens)
-        return self._tallies[tokens].of(numbers_of(batch, tokens))
+        tokens, cached = image_tokens(self._objective.sight, batch), _cached_streams(batch)
+        if (tokens, cached) not in self._tallies:
+            self._tallies[tokens, cached] = _tally(self._objective, tokens, cached)
+        return self._tallies[tokens, cached].of(numbers_of(batch, tokens))
 
 
 def no_closed_form(objective: object) -> str | None:
@@ -54,14 +55,24 @@ def no_closed_form(objective: object) -> str | None:
 
 def image_tokens(sight: VisionTower, batch: Batch) -> int:
     """N of a batch."""
-    if isinstance(batch.shown, SeenRegions):
-        return batch.shown.features.shape[1]
-    return sight.prefix + sight.grid**2
+    shown = batch.shown
+    if isinstance(shown, SeenFeatures):
+        if shown.vision is not None:
+            return shown.vision.values.shape[1]
+        shown = shown.shown
+    return shown.features.shape[1] if isinstance(shown, SeenRegions) else sight.prefix + sight.grid**2
+
+
+def _cached_streams(batch: Batch) -> frozenset[str]:
+    """The towers whose tokens a batch brings along."""
+    if not isinstance(batch.shown, SeenFeatures):
+        return frozenset()
+    return frozenset(name for name in ("vision", "second_stream") if getattr(batch.shown, name) is not None)
 
 
 def numbers_of(batch: Batch, tokens: int) -> dict[str, float]:
     """What operations grow with."""
-    images = len(batch.shown.features if isinstance(batch.shown, SeenRegions) else batch.shown)
+    images = batch.num_images
     numbers: dict[str, float] = {"images": images}
     for name, block in batch.blocks.items():
         rows, length = block.ids.shape
@@ -89,10 +100,10 @@ def numbers_of(batch: Batch, tokens: int) -> dict[str, float]:
     return numbers
 
 
-def _tally(objective: FusionObjective, tokens: int) -> Tally:
+def _tally(objective: FusionObjective, tokens: int, cached: frozenset[str]) -> Tally:
     tally = Tally()
-    first = sight_flops(tally, objective.sight, tokens)
-    second = stream_flops(tally, objective.tower("second_stream"))
+    first = "vision" not in cached and sight_flops(tally, objective.sight, tokens)
+    second = "second_stream" not in cached and stream_flops(tally, objective.tower("second_stream"))
     fused = _fusion(tally, objective.fusion, tokens, first, second)
     read: dict[str, bool] = {}
     for part, _, block, tower_name in objective.parts.values():

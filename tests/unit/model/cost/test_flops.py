@@ -11,8 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from model.config import LossConfig
 from model.cost.flops import StepFlops, no_closed_form
 from model.fusion_objective import FusionObjective
+from model.looking.second_stream import map_to_cells
 from shards.plan import Share
-from shards.read.collate import Batch
+from shards.read.collate import Batch, CachedTokens, SeenFeatures
 from tests.backbones import write_backbone
 from tests.models import random_batch as random
 from tests.models import tiny_checkpoints, tiny_model, tiny_t5
@@ -23,6 +24,7 @@ TOLERANCE = 0.02
 LORA = {"rank": 2, "targets": ["query", "value"]}
 WIDE = {"layers": 2, "separate_layers": 1, "repeats": 1, "heads": 3, "dropout": 0.0, "width": 24}
 FROZEN = ("vision", "second_stream", "match", "answer")
+STREAMS = FROZEN[:2]
 VARIANTS: dict[str, dict[str, Any]] = {
     "all trained": {},
     "all frozen": {"freeze": FROZEN},
@@ -59,6 +61,37 @@ def assert_equal(objective: FusionObjective, batch: Batch) -> None:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_towers_and_fusions(name: str) -> None:
     assert_equal(tiny_model(**VARIANTS[name]).objective, random((3, 1, 4)))
+
+
+def with_tokens(objective: FusionObjective, batch: Batch, streams: frozenset[str]) -> Batch:
+    """The batch as the loader gives it where these streams are cached."""
+    found: dict[str, torch.Tensor] = {}
+    with torch.no_grad():
+        if "vision" in streams:
+            found["vision"] = objective.image_tokens(batch.shown).half()
+        if "second_stream" in streams:
+            found["second_stream"] = map_to_cells(objective.feature_map(batch.shown)).half()
+    vision, second = (CachedTokens(found[name], None) if name in found else None for name in STREAMS)
+    left = None if len(found) == len(STREAMS) or objective.tower("second_stream") is None else batch.shown
+    return batch._replace(shown=SeenFeatures(vision, second, left))
+
+
+@pytest.mark.parametrize("streams", [STREAMS[:1], STREAMS[1:], STREAMS])
+@pytest.mark.parametrize("name", ["all frozen", "concatenation", "second blip", "lora"])
+def test_an_encoder_whose_tokens_are_cached_costs_nothing(name: str, streams: tuple[str, ...]) -> None:
+    objective, batch = tiny_model(**VARIANTS[name]).objective, random((3, 1, 4))
+    flops, cached = StepFlops(objective), with_tokens(objective, batch, frozenset(streams))
+    for found, expected in zip(flops.split(cached), counted(objective, cached), strict=True):
+        assert found == pytest.approx(expected, rel=TOLERANCE)
+    assert flops(cached) < flops(batch), "one and the same counter tells them apart"
+
+
+def test_cached_regions(tmp_path: Path) -> None:
+    trial = Trial.of(tmp_path, Choice("lxmert", ()), write_task(tmp_path / "data", "lxmert"))
+    batch = trial.training(Share(rank=0, world_size=1, micro_visits=2)).prepare(0, 0, 0).batch
+    cached = with_tokens(trial.objective, batch, frozenset(STREAMS[:1]))
+    for found, expected in zip(StepFlops(trial.objective).split(cached), counted(trial.objective, cached), strict=True):
+        assert found == pytest.approx(expected, rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("losses", [LossConfig(itm=0.0), LossConfig(answer=0.0)])
