@@ -15,6 +15,7 @@ from torch import nn
 from shards.build.writer import build_shards
 from shards.read.micro_batch import MicroBatch
 from shards.scenes.command import write_scenes
+from trainer.bench.machine import circumstances
 from trainer.build import assemble_model, training_tokenizer
 from trainer.config import RunConfig, load_config
 from trainer.engine.distributed import World, initialize
@@ -96,9 +97,7 @@ def measure_overhead(
                 gc.collect()
         world.close()
     about = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+        **circumstances(device),
         "rounds": rounds,
         "models": MODELS,
     }
@@ -232,6 +231,10 @@ def _gauge_seconds(gauge: Gauge, given: Sequence[MicroBatch], times: int = 200) 
     for _ in range(times):
         for item in gauge.reading(given):
             with gauge.computing(item.batch):
+                pass
+            with gauge.draining():
+                pass
+            with gauge.updating():
                 pass
         with gauge.draining():
             pass

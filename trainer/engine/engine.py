@@ -153,6 +153,14 @@ class Engine:
             loss = loss.float() * self._scaler.cur_scale
         self._deepspeed.backward(loss)
 
+    def await_gradients(self) -> None:
+        """Wait until the device has done a step's last backward pass; nothing in front of it.
+
+        Costs no time: what follows looks at the norm of the gradients, and so waits for them in any case.
+        """
+        if self.device.type == "cuda" and self._deepspeed.is_gradient_accumulation_boundary():
+            torch.cuda.synchronize(self.device)
+
     def step(self) -> Update | None:
         """Finish a micro-step: None while gradients accumulate, else what the optimizer step did.
 

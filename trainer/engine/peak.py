@@ -13,7 +13,10 @@ AT_LEAST_SECONDS = 0.1
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Operations per second of the fastest of some products; ranks that share a machine measure at the same time."""
     side, times = (CUDA_SIDE, AT_A_TIME["cuda"]) if device.type == "cuda" else (CPU_SIDE, AT_A_TIME["cpu"])
-    left, right = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
+    generator = torch.Generator(device).manual_seed(
+        0
+    )  # ones would draw less power than data, and run at a higher clock
+    left, right = (torch.randn(side, side, generator=generator, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(left)
     best, began, runs = 0.0, time.perf_counter(), 0
     while runs < 3 or time.perf_counter() - began < AT_LEAST_SECONDS:

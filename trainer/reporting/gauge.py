@@ -32,7 +32,7 @@ class Seconds(NamedTuple):
     launch: float = 0.0
     """In forward, backward and optimizer: all of their time on a CPU, that of launching them on a GPU."""
     drain: float = 0.0
-    """Until the device had done everything."""
+    """Until the device had done everything that was launched."""
     network_in_launch: float = 0.0
     flops: float = 0.0
 
@@ -122,14 +122,18 @@ class Gauge:
 
     @contextmanager
     def computing(self, batch: Any) -> Iterator[None]:
-        """Forward, backward and optimizer of a micro-batch."""
+        """Forward and backward of a micro-batch."""
         if self.flops is not None:
             self._own["flops"] += self.flops(batch)
         with self._timed("launch"):
             yield
 
+    def updating(self) -> Any:
+        """The engine's step behind a micro-batch: behind the last one of a step the optimizer's."""
+        return self._timed("launch")
+
     def draining(self) -> Any:
-        """Waiting for the device at the end of a step."""
+        """Waiting for the device: for the gradients of a step, which the optimizer looks at, and for its sums."""
         return self._timed("drain")
 
     def agreeing(self) -> Any:

@@ -111,13 +111,15 @@ def train_step(run: Run, global_step: int, micro_batches: Iterator[MicroBatch]) 
                 output = run.engine(batch)
             with record_function("backward"):
                 run.engine.backward(output.loss)
-            with record_function("optimizer"):
-                update = run.engine.step()
-            sums += output.sums
+        with gauge.draining():
+            run.engine.await_gradients()
+        with gauge.updating(), record_function("optimizer"):
+            update = run.engine.step()
+        sums += output.sums
         counted = [sum(pair) for pair in zip(counted, (item.num_items, item.items_cut, item.rows_missing), strict=True)]
         run.world.at(f"step {global_step + 1}: reading data")
     assert update is not None, "the engine steps behind the last micro-batch"
-    # One small collective per step. Waiting for the GPU here costs less than a rank that decides something alone.
+    # One small collective per step. Waiting for the GPU costs less than a rank that decides something alone.
     with gauge.draining():
         own = sums.tolist()
     own += [*counted, float(run.stop.requested)]

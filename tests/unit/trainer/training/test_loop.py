@@ -65,6 +65,9 @@ class Ledger:
     def backward(self, _: torch.Tensor) -> None:
         self._micro_steps += 1
 
+    def await_gradients(self) -> None:
+        """Nothing is computed here, and so nothing is behind."""
+
     def step(self) -> Update | None:
         last = self._micro_steps == ACCUMULATION
         return self.update_of(self.first_step + len(self.rates) - 1) if last else None
@@ -259,6 +262,28 @@ def test_losses_are_weighted_sums_over_all_micro_batches_since_the_last_report(n
         assert values["progress/questions_cut"] == ACCUMULATION
         assert (values["train/answer_loss"], values["train/itm_loss"]) == (1.5, 0.5)
         assert values["train/loss"] == 2.0
+
+
+class BehindItsHost(Ledger):
+    """A device whose host launches a backward pass in one second, and waits nine for the gradients of a step."""
+
+    now = 0.0
+
+    def backward(self, loss: torch.Tensor) -> None:
+        super().backward(loss)
+        self.now += 1.0
+
+    def await_gradients(self) -> None:
+        self.now += 9.0 * (self._micro_steps == ACCUMULATION)
+
+
+def test_a_device_that_is_waited_for_before_the_optimizer_is_what_bounds_the_run(new_run):
+    ledger = BehindItsHost()
+    run = new_run(ledger)
+    run.gauge.asynchronous, run.gauge.clock = True, lambda: ledger.now
+    fit(run, state_at())
+    assert run.gauge.latest.bound_by == "compute"
+    assert run.gauge.latest.compute == pytest.approx(1.0)
 
 
 def test_generators_depend_on_seed_step_micro_step_and_rank_alone():
