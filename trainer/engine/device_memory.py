@@ -16,8 +16,10 @@ HOST_SHARE = 0.9
 def capacity(device: torch.device, *, ranks_here: int) -> int:
     """Bytes that a rank may take in all: of a host, those that this process has taken already are among them."""
     if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        return total - int(max(GPU_RESERVE_BYTES, GPU_RESERVE_SHARE * total))
+        free, total = torch.cuda.mem_get_info(device)
+        reserve = int(max(GPU_RESERVE_BYTES, GPU_RESERVE_SHARE * total))
+        # What others have taken of it is gone; what this process has taken already is among what it may take.
+        return min(total - reserve, free + torch.cuda.memory_reserved(device) - GPU_RESERVE_BYTES)
     return resident_bytes() + int(HOST_SHARE * min(_available_bytes() // ranks_here, _left_of_limit()))
 
 

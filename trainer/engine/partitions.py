@@ -34,7 +34,7 @@ class Piece(NamedTuple):
 
 
 GATHERED = 1 << 24
-"""Numbers of a rank that are gathered at once: 64 MB of fp32, and so much from each rank on rank 0."""
+"""Numbers that rank 0 gathers at once, those of all ranks together: 64 MB of fp32."""
 
 
 class Slot(NamedTuple):
@@ -100,10 +100,11 @@ def _parts_of_all(own: Tensor) -> dict[int, Tensor]:
 
     A piece at a time: all parts at once are the whole fp32 state, for which rank 0's GPU has no room beside its own.
     """
+    longest = max(1, GATHERED // dist.get_world_size())
     ranks = range(dist.get_world_size()) if dist.get_rank() == 0 else ()
     parts = {rank: torch.empty(own.shape, dtype=own.dtype) for rank in ranks}
-    for start in range(0, own.numel(), GATHERED):
-        piece = own.narrow(0, start, min(GATHERED, own.numel() - start)).contiguous()
+    for start in range(0, own.numel(), longest):
+        piece = own.narrow(0, start, min(longest, own.numel() - start)).contiguous()
         received = [torch.empty_like(piece) for _ in ranks]
         dist.gather(piece, received or None, dst=0)
         for rank, there in zip(ranks, received, strict=True):

@@ -165,11 +165,20 @@ def _fitting(
     return plan.largest
 
 
+def planned_visits(config: RunConfig) -> int:
+    """Visits of the longest questions in a micro-batch, which the plan speaks of."""
+    batch, data = config.batch, config.data
+    if batch.micro_tokens is None:
+        return batch.least_visits
+    return max(1, batch.micro_tokens // (data.questions_per_visit * data.max_question_tokens))
+
+
 def remedy(config: RunConfig, plan: MemoryPlan | None) -> str:
     """What to set after a micro-batch that did not fit."""
     batch = config.batch
     if batch.micro_tokens is not None:
-        return f"set batch.micro_tokens={max(1, batch.micro_tokens // 2)}"
+        hopeless = plan is not None and plan.total(1) > plan.capacity
+        return _smaller_visits(config) if hopeless else f"set batch.micro_tokens={max(1, batch.micro_tokens // 2)}"
     visits = batch.least_visits
     smaller = plan.below(visits) if plan is not None else max((n for n in _sizes(visits) if n < visits), default=None)
     return f"set batch.micro_visits={smaller}" if smaller is not None else _smaller_visits(config)

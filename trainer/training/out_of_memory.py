@@ -11,7 +11,7 @@ import torch
 from model.build import BuiltModel
 from shards.errors import UserError
 from trainer.engine.waiting import first_line
-from trainer.training.memory_plan import MemoryPlan, make_plan, no_plan, remedy
+from trainer.training.memory_plan import MemoryPlan, make_plan, no_plan, planned_visits, remedy
 from trainer.training.state import Run
 
 logger = logging.getLogger(__name__)
@@ -54,11 +54,29 @@ def explained(run: Run, act: Callable[[], Made]) -> Made:
         plan = None
     batch = run.config.batch
     key = "micro_visits" if batch.micro_tokens is None else "micro_tokens"
-    planned = "" if plan is None else f"; planned at most {plan.describe(batch.least_visits)}"
+    planned = "" if plan is None else f"; planned at most {plan.describe(planned_visits(run.config))}"
     raise OutOfMemoryError(
         f"out of memory with batch.{key}={getattr(batch, key)} ({said}){planned}; {remedy(run.config, plan)} and run "
         "the same command again"
     )
+
+
+def start_explained(act: Callable[[], Made]) -> Made:
+    """What `act` gives, which loads the model and makes the optimizer; nothing can be planned yet.
+
+    Raises:
+        OutOfMemoryError: in the place of the allocator's own error.
+    """
+    try:
+        return act()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"out of memory before the first step ({first_line(error)}): the model and its optimizer do not fit here; "
+            "take a smaller model, freeze more of it (model.freeze), set precision=bf16, or start fewer ranks on this "
+            "machine (engine.processes)"
+        ) from None
 
 
 def _plan(run: Run) -> MemoryPlan | None:

@@ -30,7 +30,7 @@ from trainer.training.agreement import agree_on_start, check_shards
 from trainer.training.arrival import Arrival, arrive, stopped_early
 from trainer.training.ending import leave_status, say
 from trainer.training.loop import Outcome, fit
-from trainer.training.out_of_memory import explained
+from trainer.training.out_of_memory import explained, start_explained
 from trainer.training.preflight import Past, check_inputs, check_room
 from trainer.training.run_identity import agree_on_run
 from trainer.training.setup import set_up
@@ -111,7 +111,7 @@ def _train(config: RunConfig, directory: RunDirectory, world: World, stop: StopR
 
 
 def _fit(config: RunConfig, directory: RunDirectory, world: World, stop: StopRequest, run_id: str) -> Outcome:
-    run, state = set_up(config, directory, world, stop, run_id=run_id)
+    run, state = start_explained(lambda: set_up(config, directory, world, stop, run_id=run_id))
     try:
         return explained(run, lambda: fit(run, state))
     finally:

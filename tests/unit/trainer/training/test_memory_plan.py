@@ -60,6 +60,7 @@ def test_the_number_to_set_is_named_by_its_key(project: Project, plan: MemoryPla
     assert remedy(project.config("batch.micro_visits=8"), None) == "set batch.micro_visits=4"
     tokens = project.config("batch.micro_visits=null", "batch.micro_tokens=300")
     assert remedy(tokens, plan) == "set batch.micro_tokens=150"
+    assert "model.gradient_checkpointing=true" in remedy(tokens, replace(plan, capacity=plan.total(1) - 1))
     one = project.config("batch.micro_visits=1")
     assert "model.gradient_checkpointing=true" in remedy(one, plan)
     assert remedy(project.config("batch.micro_visits=1", "model.gradient_checkpointing=true"), plan).startswith("lower")
