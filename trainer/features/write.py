@@ -123,6 +123,8 @@ def prepare(config: RunConfig, name: str, dtype: TokenType, world: World) -> Wor
     check_medium(config, built, split)
     objective, device = built.objective, world.device
     precision = resolve_precision(config.precision, device.type, too_wide=objective.too_wide_for_fp16)
+    if precision == "bf16":
+        precision = "fp32"  # fp16 keeps three bits more than bf16 would have left, and other runs may read them
     objective.to(device=device, dtype=_DTYPES[precision]).eval()
     objective.place_frozen(device, _DTYPES[precision])
     work = Work(config=config, split=split, built=built, targets=(), never=never, precision=precision)
@@ -138,7 +140,7 @@ def prepare(config: RunConfig, name: str, dtype: TokenType, world: World) -> Wor
 
 
 def estimate(work: Work, ranks: int, device: torch.device, todo: Sequence[tuple[Target, int]]) -> Estimate:
-    """Bytes by arithmetic, time by encoding a few images.
+    """Bytes by arithmetic, time by decoding and encoding a few images: workers decode while a rank encodes.
 
     Args:
         ranks: how many will share it.
@@ -150,11 +152,14 @@ def estimate(work: Work, ranks: int, device: torch.device, todo: Sequence[tuple[
     images = sum(counts[shard] for shard in shards)
     if not images:
         return Estimate(size, 0.0, 0.0)
+    began = time.perf_counter()
     shown = _first_images(work, device, IMAGES_AT_ONCE)
+    decoding, workers = time.perf_counter() - began, work.config.data.workers
     _encode(work, work.targets, shown)  # the first one makes buffers
     began = time.perf_counter()
     _encode(work, work.targets, shown)
-    each = (time.perf_counter() - began) / count_images(shown)
+    encoding = time.perf_counter() - began
+    each = (max(encoding, decoding / workers) if workers else encoding + decoding) / count_images(shown)
     return Estimate(size, each * images / ranks, each)
 
 
