@@ -16,6 +16,8 @@ from model.config import Tower
 
 _LAYER = re.compile(r"(?:^|\.)(?:\w*layers?|blocks?)\.(\d+)\.")
 _EMBEDDINGS = re.compile(r"(?:^|\.)(?:embeddings|shared|embed_tokens|patch_embed|pos_embed|visn_fc)(?:\.|$)")
+_A_HEAD = "-"
+"""The name of no parameter and of no pattern."""
 _HEADS = re.compile(r"(?:^|\.)(?:itm_head|lm_head|cls)\.")
 
 
@@ -44,14 +46,14 @@ def tower_depths(tower: nn.Module) -> dict[str, int]:
 
 
 def _by_timm(model: nn.Module) -> dict[str, int]:
-    """By timm's own table of layers; without a head, the last of them counts as lying below one."""
-    from timm.models import group_parameters  # imports every model of timm: seconds
+    """By timm's own table of layers, in which a head is what no pattern names: so is SAM's neck, and so is what would
+    be read by a head if there were one."""
+    from timm.models._manipulate import group_with_matcher  # imports every model of timm: seconds
 
-    layers: Mapping[str, int] = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
-    classifier = model.get_classifier()
-    heads = classifier if isinstance(classifier, tuple) else (classifier,)
-    has_head = any(True for head in heads for _ in head.parameters())
-    top = max(layers.values()) + (not has_head)
+    names = [name for name, _ in model.named_parameters()]
+    pairs = ((name, None) for name in (*names, _A_HEAD))
+    layers: dict[str, int] = group_with_matcher(pairs, model.group_matcher(coarse=False), reverse=True)
+    top = layers.pop(_A_HEAD)
     return {name: top - layer for name, layer in layers.items()}
 
 

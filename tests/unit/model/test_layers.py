@@ -55,6 +55,17 @@ def test_the_groups_of_a_model_of_timms_are_timms(name):
     assert len(expected) > 6, "few layers compare little"
 
 
+def test_a_neck_is_as_far_up_as_a_head():
+    sizes = {"img_size": 32, "embed_dim": 24, "num_heads": 3, "depth": 2, "global_attn_indexes": (1,), "neck_chans": 8}
+    with_head, without = (timm.create_model("samvit_base_patch16", num_classes=count, **sizes) for count in (4, 0))
+    expected = described(with_head, param_groups_layer_decay(with_head, WEIGHT_DECAY, layer_decay=DECAY))
+    scales = {name: DECAY**depth for name, depth in tower_depths(with_head).items()}
+    assert described(with_head, parameter_groups(with_head, WEIGHT_DECAY, scales)) == expected
+    depths = tower_depths(without)
+    assert {depth for name, depth in depths.items() if name.startswith("neck.")} == {0}
+    assert depths == {name: depth for name, depth in tower_depths(with_head).items() if name in depths}
+
+
 def test_a_tower_without_a_head_is_scaled_as_below_one():
     with_head, without = (
         layer_scales(Read(small("vit_tiny_patch16_224", num_classes=count)), DECAY) for count in (4, 0)
