@@ -253,7 +253,8 @@ def _layout_of_tokens(said: str, model: nn.Module, reads: Reads, shape: tuple[in
     _, count, width = shape
     prefix = getattr(model, "num_prefix_tokens", None)
     if prefix is None:  # then the patches say it
-        prefix = count - (reads.size // _last_stage(model).get("reduction", reads.size)) ** 2
+        side = math.ceil(reads.size / _last_stage(model).get("reduction", reads.size))  # LeViT rounds every halving up
+        prefix = count - side**2
     grid = math.isqrt(max(count - prefix, 0))
     if prefix < 0 or grid * grid != count - prefix:
         behind = f" behind {prefix} others" if prefix > 0 else ""

@@ -54,6 +54,12 @@ def random_pixels(side: int, *, images: int = 2) -> Tensor:
     return torch.randint(0, 256, (images, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.parametrize(("name", "grid"), [("levit_128s", 4), ("levit_conv_128s", 4)])
+def test_a_grid_whose_sides_were_halved_and_rounded_up_has_nothing_in_front(name: str, grid: int):
+    layout = examine(f"model.vision=timm:{name}", read_reference(f"timm:{name}@scratch")).layout
+    assert (layout.prefix, layout.grid) == (0, grid)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_tokens_are_the_features_of_timm_and_the_cells_lie_row_by_row(backbones: Backbones, family: str):
