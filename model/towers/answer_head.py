@@ -98,6 +98,15 @@ def load_answer_head(reference: str, answers: tuple[str, ...] | None) -> AnswerH
     return AnswerHead(state, answers)
 
 
+def _rows_of(classes: Sequence[str], answers: Sequence[str]) -> list[int | None]:
+    """Where each class stands among the answers of a head: as it is written, or else as LXMERT would call both."""
+    exact, alike = {}, {}
+    for row, answer in enumerate(answers):
+        exact.setdefault(answer, row)
+        alike.setdefault(called(answer), row)
+    return [exact[name] if name in exact else alike.get(called(name)) for name in classes]
+
+
 @torch.no_grad()
 def start_from(layers: nn.Sequential, classes: Sequence[str], head: AnswerHead) -> int:
     """Give a head over classes the weights of another; says how many classes were found among its answers.
@@ -105,7 +114,7 @@ def start_from(layers: nn.Sequential, classes: Sequence[str], head: AnswerHead) 
     Raises:
         ConfigError: the layers below are of other widths.
     """
-    own, places = layers.state_dict(), {answer: row for row, answer in enumerate(head.answers)}
+    own = layers.state_dict()
     below = {name: value for name, value in head.state.items() if not name.startswith(_LAST)}
     differing = [name for name, value in below.items() if name not in own or own[name].shape != value.shape]
     if differing:
@@ -115,7 +124,7 @@ def start_from(layers: nn.Sequential, classes: Sequence[str], head: AnswerHead) 
         )
     for name, value in below.items():
         own[name].copy_(value)
-    rows = [places.get(called(name)) for name in classes]
+    rows = _rows_of(classes, head.answers)
     for name in ("weight", "bias"):
         target, source = own[f"{_LAST}{name}"], head.state[f"{_LAST}{name}"]
         target.zero_()  # answers that it does not know

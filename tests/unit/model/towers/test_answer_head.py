@@ -60,6 +60,17 @@ def test_rows_are_taken_by_answer_and_those_of_unknown_ones_are_zero(tmp_path: P
             assert torch.equal(own[name][place], expected), (name, place)
 
 
+def test_a_row_is_found_as_it_is_written_and_then_by_what_both_are_called(tmp_path: Path):
+    directory = tiny_lxmert(tmp_path)
+    source = LxmertForPreTraining.from_pretrained(directory).answer_head.logit_fc.state_dict()
+    answers = ("two", "grey", "Yes", "2", "a dog", "gray")
+    classes = ("two", "2", "Grey", "gray", "yes", "dog", "Two")
+    head = head_of(24, len(classes))
+    assert start_from(head.layers, classes, load_answer_head(directory, answers)) == len(classes)
+    for place, row in enumerate((0, 3, 1, 5, 2, 4, 0)):
+        assert torch.equal(head.layers.state_dict()["3.weight"][place], source["3.weight"][row]), classes[place]
+
+
 def test_the_names_may_stand_in_its_config(tmp_path: Path):
     directory = tiny_lxmert(tmp_path)
     with pytest.raises(ConfigError, match=r"answers\.start_list: is not set, and config\.json of .* names no answers"):
