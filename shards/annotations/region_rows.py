@@ -30,6 +30,8 @@ LONGEST_ROW = 64 << 20
 
 _INT, _FLOAT = np.dtype("<i8"), np.dtype("<f4")
 _ARRAYS = {"objects_id": _INT, "objects_conf": _FLOAT, "attrs_id": _INT, "attrs_conf": _FLOAT, "boxes": _FLOAT}
+_MOST_DIGITS = 9
+"""Of pixels and boxes; more would not fit into the numbers of a sample."""
 _BEYOND = 1e-5
 """Part of a side by which a box may stand beyond its image; as LXMERT's own data sets check it."""
 
@@ -91,9 +93,9 @@ def parse_row(row: bytes, where: str) -> Regions:
 
 
 def _number(text: bytes, name: str, where: str) -> int:
-    if not text.isdigit() or not int(text):
+    if not text.isdigit() or len(text) > _MOST_DIGITS or not int(text):
         shown = text[:20].decode(errors="replace")
-        raise DataError(f"{where}: {name}: expected a whole number from 1 on, got {shown!r}")
+        raise DataError(f"{where}: {name}: expected a whole number from 1 to 999,999,999, got {shown!r}")
     return int(text)
 
 

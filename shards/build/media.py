@@ -224,7 +224,8 @@ def _rows(path: Path) -> Iterator[tuple[int, int, bytes]]:
             line += 1
             if len(row) == LONGEST_ROW:
                 raise DataError(f"{path}: line {line}: longer than {LONGEST_ROW >> 20} MiB; expected an image per line")
-            yield line, offset, row
+            if row.rstrip(b"\r\n"):  # csv.DictReader, with which LXMERT reads these files, passes over empty lines
+                yield line, offset, row
             offset += len(row)
 
 

@@ -92,6 +92,16 @@ def test_rows_of_images_that_nobody_asks_about_are_passed_over(tmp_path: Path):
     assert list(regions_in(tmp_path / "shards")) == list(IMAGES)
 
 
+def test_empty_lines_are_passed_over_and_counted(tmp_path: Path):
+    path = write_tsv(tmp_path / "t.tsv", rows(*IMAGES))
+    path.write_text("\n" + path.read_text().replace("\n", "\n\r\n\n") + "\n")
+    build(tmp_path, path)
+    assert list(regions_in(tmp_path / "shards")) == list(IMAGES)
+    path.write_text(path.read_text() + "a\t1\n")
+    (tmp_path / "again").mkdir()
+    assert f"{path}: line 12: 2 columns" in refused(tmp_path / "again", path)
+
+
 def test_shards_verify_and_are_described_and_a_second_build_does_nothing(tmp_path: Path, capsys):
     files = write_lxmert(tmp_path / "files", num_samples=8, seed=0)
     assert main(files.words(tmp_path / "out")) == 0
@@ -184,10 +194,10 @@ class TestFaults:
         path.write_text("image_id\timage_w\timage_h\tnum_boxes\tboxes\tfeatures\n")
         assert f"{path}: line 1: 6 columns; expected the 10" in refused(tmp_path, path)
 
-    @pytest.mark.parametrize("found", ["four", "-1", "0", "", "3.0"])
+    @pytest.mark.parametrize("found", ["four", "-1", "0", "", "3.0", "1" * 10, "9" * 20])
     def test_a_number_of_boxes_that_is_none(self, tmp_path: Path, found: str):
         line = self.damaged(tmp_path, lambda row: row | {"num_boxes": found})
-        assert f"line 2: image 'b': num_boxes: expected a whole number from 1 on, got {found!r}" in line
+        assert f"line 2: image 'b': num_boxes: expected a whole number from 1 to 999,999,999, got {found!r}" in line
 
     def test_a_number_of_boxes_that_the_arrays_do_not_have(self, tmp_path: Path):
         line = self.damaged(tmp_path, lambda row: row | {"num_boxes": "4"})
