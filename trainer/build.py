@@ -42,7 +42,7 @@ from shards.read.retrieved import read_retrieved
 from shards.tasks import TASKS
 from shards.tasks.seam import Wanted
 from trainer.config import RunConfig
-from trainer.config.faults import without_words, wrong_medium
+from trainer.config.faults import without_words, wrong_medium, wrong_width
 from trainer.config.schema import plan_order, share_of
 from trainer.engine.distributed import World
 from trainer.run_directory import RunDirectory, replace_directory
@@ -256,10 +256,7 @@ def check_medium(config: RunConfig, built: AnyBuilt, split: Split) -> None:
     if sight.medium != index.medium:
         raise ConfigError(wrong_medium(reference, sight.medium, split.directory, index.medium))
     if isinstance(sight, RegionTower) and sight.region_width != index.regions.width:
-        raise ConfigError(
-            f"model.vision: {reference} reads regions of {sight.region_width} numbers, and {split.directory} holds "
-            f"{index.regions}; name a checkpoint, or shards, of the same detector"
-        )
+        raise ConfigError(wrong_width(reference, sight.region_width, split.directory, index.regions))
 
 
 def training_loader(
@@ -286,13 +283,10 @@ def training_loader(
 
 
 def _lengths(config: RunConfig, split: Split, world: World) -> Ints:
-    """The longest question of each image, for every rank; collective. One of them reads the samples."""
-    most = config.data.max_question_tokens
-
-    def read() -> bytes | None:
-        return longest_questions(split, most=most).tobytes() if world.rank == 0 else None
-
-    return np.frombuffer(world.broadcast_bytes(world.agree_on(read)), dtype=np.int64)
+    """The longest question of each image, for every rank; collective. Each of them reads a part of the samples."""
+    place = {"rank": world.rank, "world_size": world.world_size}
+    own = world.agree_on(lambda: longest_questions(split, most=config.data.max_question_tokens, **place))
+    return world.max_across_ranks(torch.from_numpy(own)).numpy()
 
 
 def evaluation_loader(

@@ -84,11 +84,8 @@ def files_behind(read: Reference) -> tuple[Path, ...]:
     The weights that are read where there are several forms of them, and everything small beside them: configuration,
     tokenizer, processor.
     """
-    if read.directory is not None:
-        find = in_directory(read.directory)
-    elif read.hub_id is not None and is_hub_id(read.hub_id):
-        find = in_cache(read.hub_id, read.revision)
-    else:
+    find = _finder(read)
+    if find is None:
         return ()
     file = find(CONFIG)
     if file is None:
@@ -109,15 +106,29 @@ def medium_of(reference: str) -> Medium | None:
     read = read_reference(reference)
     if read.is_untrained or read.is_timm:
         return "pixels"
-    if read.directory is not None:
-        find = in_directory(read.directory)
-    elif read.hub_id is not None and is_hub_id(read.hub_id):
-        find = in_cache(read.hub_id, read.revision)
-    else:
-        return None
-    file = find(CONFIG)
-    config = {} if file is None else _read_config(file)[1]
+    config = _config_behind(read)
     return ("regions" if config["model_type"] == "lxmert" else "pixels") if "model_type" in config else None
+
+
+def region_width_of(reference: str) -> int | None:
+    """How many numbers of a region the LXMERT behind a reference reads, by its config.json; None where that does not
+    say it, or is not on this machine."""
+    width = _config_behind(read_reference(reference)).get("visual_feat_dim")
+    return width if isinstance(width, int) else None
+
+
+def _config_behind(read: Reference) -> Mapping[str, Any]:
+    """A checkpoint's config.json; nothing where it is not on this machine."""
+    find = _finder(read)
+    file = None if find is None else find(CONFIG)
+    return {} if file is None else _read_config(file)[1]
+
+
+def _finder(read: Reference) -> Find | None:
+    """Looks for the files behind a reference; None where it leads to no checkpoint."""
+    if read.directory is not None:
+        return in_directory(read.directory)
+    return in_cache(read.hub_id, read.revision) if read.hub_id is not None and is_hub_id(read.hub_id) else None
 
 
 def is_damaged(path: Path) -> bool:

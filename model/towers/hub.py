@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, T5ForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
@@ -39,8 +39,13 @@ class Checkpoint(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
 
 
-_ORIGINAL_NAMES = {r"^(module\.)?bert\.": "lxmert.", r"^module\.": ""}
-"""Of weights as LXMERT's own code saves them -> transformers'; the first of DataParallel's, too."""
+_ORIGINAL_NAMES = {
+    r"^(?:module\.)?(?:lxrt_encoder\.model\.)?bert\.": "lxmert.",
+    r"^(?:module\.)?logit_fc\.": "answer_head.logit_fc.",
+    r"^module\.": "",
+}
+"""Of weights as LXMERT's own code saves them -> transformers': pre-trained ones (`Epoch20_LXRT.pth`), those of a
+fine-tuned task (`BEST.pth`), and either inside of DataParallel."""
 
 
 def load_pretrained(
@@ -64,6 +69,10 @@ def load_pretrained(
     source = Source.of(said, reference)
     with without_reports():
         return _load(source, architectures, answer_head)
+
+
+_HUB_SECONDS = 20.0
+"""In which the hub has to answer."""
 
 
 class Source(NamedTuple):
@@ -136,6 +145,28 @@ class Source(NamedTuple):
         if self.directory is None:
             return f"fetch it again: `{fetch_command(self.name, self.revision)} --force-download`"
         return "a copy or a download was cut off, or files of two checkpoints are mixed: bring all of them here again"
+
+
+def check_reachable(said: str, reference: str) -> None:
+    """Whether what this machine lacks of a checkpoint can be fetched, before anything is started that needs it.
+
+    Args:
+        said: `key=reference`, for errors.
+
+    Raises:
+        DataError: it is on the hub, not whole in the hub's cache, and the hub cannot be asked for it.
+    """
+    source = Source.of(said, reference)
+    if source.directory is not None or not examine_files(source.find)[0]:
+        return
+    reason = "HF_HUB_OFFLINE=1" if constants.HF_HUB_OFFLINE else None
+    try:
+        if reason is None:
+            HfApi().model_info(source.name, revision=source.revision, timeout=_HUB_SECONDS)
+    except Exception as error:  # no network, no such repository, no right to it: the hub's client fails in many ways
+        reason = short_reason(error)
+    if reason is not None:
+        raise DataError(source.missing(reason))
 
 
 @contextmanager

@@ -17,14 +17,17 @@ def tokens_of(text: str) -> int:
     return len(_WORD.findall(text)) + SPECIAL_TOKENS
 
 
-def longest_questions(split: Split, *, most: int) -> Ints:
+def longest_questions(split: Split, *, most: int, rank: int = 0, world_size: int = 1) -> Ints:
     """(images,) tokens of the longest text of each image in use, and 0 of the others; reads every sample's JSON once.
 
     Args:
         most: longer ones are cut there.
+        rank: reads its part of the images alone; those of other ranks are 0.
     """
     longest = np.zeros(split.index.num_images, np.int64)
-    for image in np.flatnonzero(split.visits.num_questions).tolist():
+    used = np.flatnonzero(split.visits.num_questions)
+    first, last = (len(used) * number // world_size for number in (rank, rank + 1))  # neighbours lie in the same shards
+    for image in used[first:last].tolist():
         items = split.reader.sample(image).items
         longest[image] = min(most, max(tokens_of(text) for item in items for text in item.texts))
     return longest

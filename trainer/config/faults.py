@@ -44,6 +44,14 @@ def wrong_medium(reference: str, reads: str, directory: str, holds: str) -> str:
     )
 
 
+def wrong_width(reference: str, reads: int, directory: str, holds: object) -> str:
+    """That a tower reads regions of another width than shards hold."""
+    return (
+        f"model.vision: {reference} reads regions of {reads} numbers, and {directory} holds {holds}; name a "
+        "checkpoint, or shards, of the same detector"
+    )
+
+
 def without_words(directory: str) -> str:
     """That shards hold pages of which nobody knows the words."""
     return (

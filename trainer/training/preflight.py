@@ -9,7 +9,7 @@ from typing import NamedTuple
 from launch.processes.local import count_gpus
 from model.config import ModelConfig, text_towers, uses_efficient_sam, vision_references
 from model.references import Reference, read_reference
-from model.towers.checkpoint_files import medium_of
+from model.towers.checkpoint_files import medium_of, region_width_of
 from shards.errors import ConfigError, DataError, UserError
 from shards.format.index import SplitIndex, index_digest, open_index
 from shards.plan import Share
@@ -18,7 +18,7 @@ from shards.read.retrieved import read_retrieved
 from shards.remote.address import is_url
 from shards.tasks import TASKS
 from trainer.config import RunConfig
-from trainer.config.faults import without_words, wrong_medium
+from trainer.config.faults import without_words, wrong_medium, wrong_width
 from trainer.config.schema import check_world_size, policy_path
 from trainer.engine.optimizers import check_stage
 from trainer.engine.policy_choice import AUTO
@@ -196,6 +196,9 @@ def _check_medium(config: RunConfig, index: SplitIndex, directory: str) -> None:
     reference, reads = whole or config.model.vision, "pixels" if whole else medium_of(config.model.vision)
     if reads is not None and reads != index.medium:
         raise ConfigError(wrong_medium(reference, reads, directory, index.medium))
+    width = region_width_of(reference) if index.medium == "regions" else None
+    if width is not None and width != index.regions.width:
+        raise ConfigError(wrong_width(reference, width, directory, index.regions))
     if index.medium == "regions" and config.data.augment is not None:
         raise ConfigError(
             f"data.augment: {config.data.augment} changes pictures, and {directory} holds regions; set it to null"
@@ -282,7 +285,7 @@ def _check_weights(config: RunConfig, device_type: str) -> None:
         check_checkpoint(config.model.vlm)
         return
     if config.model.reader is not None:
-        _check_directory("model.answer", config.model.answer)
+        _check_checkpoint("model.answer", config.model.answer)
         return
     if config.model.retrieval is not None:
         from model.retrieval.checkpoint import check_checkpoint as check_retrieval  # it imports transformers
@@ -328,7 +331,16 @@ def _check_references(model: ModelConfig, used: Collection[str]) -> None:
         if reference.is_timm:
             _check_backbone(model, tower, f"{key}={text}", reference)
             continue
-        _check_directory(key, text)
+        _check_checkpoint(key, text)
+
+
+def _check_checkpoint(key: str, text: str) -> None:
+    reference = read_reference(text)
+    if reference.hub_id is not None and not reference.is_untrained:
+        from model.towers.hub import check_reachable  # it imports transformers
+
+        check_reachable(f"{key}={text}", text)
+    _check_directory(key, text)
 
 
 def _check_directory(key: str, text: str) -> None:

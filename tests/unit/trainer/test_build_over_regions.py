@@ -16,6 +16,7 @@ from tests.regions import NUM_REGIONS, REGION_WIDTH, regions_of, row_of, shared_
 from tests.runs import answer_photo, weights
 from tests.task_corpora import task_recipe, write_task
 from trainer.build import assemble_model, classes_of, evaluation_loader, image_size, open_split, training_loader
+from trainer.cli import main
 from trainer.config import RunConfig, load_config
 from trainer.engine.distributed import World
 from trainer.export.initial_weights import start_answers
@@ -74,11 +75,29 @@ def test_another_image_is_shown_where_images_are_shuffled(tmp_path: Path, data: 
     assert sorted(float(value.sum()) for value in own.values()) == sorted(float(v.sum()) for v in other.values())
 
 
-def test_regions_of_another_width_are_one_line(tmp_path: Path, data: dict[str, str]):
-    narrow = write_tsv(tmp_path / "t.tsv", [row_of("a", regions_of(1, 2, width=7))])
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Shards of another detector."""
+    home = tmp_path_factory.mktemp("narrow")
+    regions = write_tsv(home / "t.tsv", [row_of("a", regions_of(1, 2, width=7))])
     asked = [{"question_id": 1, "img_id": "a", "sent": "So?", "label": {"yes": 1}}]
-    (tmp_path / "q.json").write_text(json.dumps(asked))
-    out = Official("lxmert", None, (tmp_path / "q.json",), regions=(narrow,)).build(tmp_path / "shards")
+    (home / "q.json").write_text(json.dumps(asked))
+    return Official("lxmert", None, (home / "q.json",), regions=(regions,)).build(home / "shards")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_start_over_regions_of_another_width_ends_in_one_line_and_writes_nothing(
+    tmp_path: Path, data: dict[str, str], narrow: str, split: str, capsys: pytest.CaptureFixture[str]
+):
+    recipe, run = task_recipe(tmp_path / "own.yaml", "lxmert", data), tmp_path / "runs"
+    assert main(["train", str(recipe), f"data.{split}={narrow}", f"run.directory={run}"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("duoflow: ")]
+    assert f"reads regions of {REGION_WIDTH} numbers, and {narrow} holds 2 regions of 7 numbers" in line
+    assert not run.exists()
+
+
+def test_regions_of_another_width_are_one_line(tmp_path: Path, data: dict[str, str], narrow: str):
+    out = narrow
     config = config_of(tmp_path, data, f"data.val={out}")
     with pytest.raises(ConfigError) as told:
         evaluation_loader(config, open_split(config, "val"), model_of(config), ALONE)

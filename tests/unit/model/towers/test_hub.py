@@ -15,8 +15,9 @@ from transformers import T5ForConditionalGeneration
 
 from model.pnp.captions import load_captioner
 from model.pnp.fid import load_reader
+from model.towers import hub
 from model.towers.checkpoint_files import BLIP_ARCHITECTURES, T5_ARCHITECTURES
-from model.towers.hub import load_pretrained
+from model.towers.hub import check_reachable, load_pretrained
 from model.towers.tokenizer import T5Codec
 from shards.errors import ConfigError, DataError, UserError
 from tests.models import tiny_captioner, tiny_t5
@@ -161,6 +162,29 @@ def test_what_the_cache_lacks_is_named_with_the_cache_and_the_command(
         load_reader("org/t5")
     assert f"no weights (model.safetensors or pytorch_model.bin) in the hub cache {offline}" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_whether_what_is_lacking_can_be_fetched_is_known_before_a_start(
+    published: dict[str, Path], offline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = cached(offline, published["t5"], "org/t5")
+    check_reachable("KEY=org/t5", "org/t5")  # all of it is here
+    check_reachable(f"KEY={published['t5']}", str(published["t5"]))
+    (place / "model.safetensors").unlink()
+    with pytest.raises(DataError, match=r"^KEY=org/t5: no weights .* not to be fetched \(HF_HUB_OFFLINE=1\); run `hf"):
+        check_reachable("KEY=org/t5", "org/t5")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    asked = []
+    monkeypatch.setattr(hub.HfApi, "model_info", lambda _, name, **given: asked.append((name, given["revision"])))
+    check_reachable("KEY=org/t5@v2", "org/t5@v2")
+    assert asked == [("org/t5", "v2")]
+
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(hub.HfApi, "model_info", no_network)
+    with pytest.raises(DataError, match=r"not to be fetched \(Name or service not known\)"):
+        check_reachable("KEY=org/t5", "org/t5")
 
 
 @pytest.mark.parametrize("named", ["{}", "./none", "~/none", "../none"])

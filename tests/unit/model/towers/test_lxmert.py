@@ -1,6 +1,7 @@
 """LXMERT's two towers against the states that its own code gave, and what of it is left out and why."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,28 @@ def test_its_head_over_answers_gives_its_logits_and_the_loss_of_its_own_code(gol
         loss = part.forward(given._replace(block=block._replace(weight=weight))).loss / weight.sum()
     expected = json.loads(GOLDEN.with_suffix(".json").read_text())
     assert float(loss) == pytest.approx(expected["losses"][expected["order"].index("QA")], rel=1e-5)
+
+
+@pytest.mark.parametrize("outer", ["", "module."])
+def test_what_its_own_code_has_fine_tuned_is_read_with_its_head(original: str, outer: str, tmp_path: Path):
+    """BEST.pth of a task: the encoder inside of `lxrt_encoder.model`, the head under a name of its own."""
+    state = torch.load(Path(original) / "pytorch_model.bin")
+    tuned = {f"{outer}lxrt_encoder.model.{name}": value for name, value in state.items() if name.startswith("bert.")}
+    for name, value in state.items():
+        if name.startswith("answer_head.logit_fc."):
+            tuned[f"{outer}{name.removeprefix('answer_head.')}"] = value
+    shutil.copytree(original, tmp_path / "tuned")
+    torch.save(tuned, tmp_path / "tuned" / "pytorch_model.bin")
+    found, expected = (
+        load_pretrained(str(place), ("LxmertForPreTraining",)).model.state_dict()
+        for place in (tmp_path / "tuned", original)
+    )
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    answers = tuple(f"answer {number}" for number in range(9))
+    own, other = (load_answer_head(str(place), answers).state for place in (tmp_path / "tuned", original))
+    assert len(own) == len(other) > 4
+    assert all(torch.equal(value, other[name]) for name, value in own.items())
 
 
 def tiny_model(**changes: object) -> LxmertModel:

@@ -42,6 +42,9 @@ def test_the_longest_question_of_each_image_is_that_of_its_texts(split: Split):
         texts = [text for item in split.reader.sample(image).items for text in item.texts]
         assert found[image] == max(map(tokens_of, texts))
     assert (longest_questions(split, most=5) <= 5).all()
+    parts = [longest_questions(split, most=1000, rank=rank, world_size=3) for rank in range(3)]
+    assert (np.stack(parts) > 0).sum(axis=0).max() == 1, "no image is read twice"
+    assert (np.max(parts, axis=0) == found).all()
     assert tokens_of("Is the red ball, on the left?") == 9 + 2
 
 
