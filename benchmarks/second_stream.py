@@ -7,6 +7,7 @@ over DIFNet, all with the same layers and width.
 
 `python -m benchmarks.second_stream --recipe R.yaml --a REFERENCE --b REFERENCE` asks the same of two encoders of your
 own on the recipe's shards: `timm:NAME.TAG`, a checkpoint of BLIP, or `efficient_sam` for the recipe's EfficientSAM.
+Without `--recipe` it asks it on the pictures of this benchmark, where `efficient_sam` is its encoder of outlines.
 
 Every stage is a command that a user would type. The JSON is {seed: {row: {column: percent}}}.
 """
@@ -69,7 +70,7 @@ def main() -> int:
     parser.add_argument("--rows", type=lambda text: text.split(","), help="only these rows of the table")
     parser.add_argument("--json", type=Path, metavar="O", help="write the table to this file as well")
     parser.add_argument("--plot", type=Path, metavar="P", help="draw the table as a PNG")
-    parser.add_argument("--recipe", default=OWN_RECIPE, help="trains something between the encoders, with your shards")
+    parser.add_argument("--recipe", default=OWN_RECIPE, help="trains something between --a and --b on your shards")
     parser.add_argument("--a", metavar="REFERENCE", help="the first encoder; none trains the two of this benchmark")
     parser.add_argument("--b", metavar="REFERENCE", help="the second encoder")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values in place of the recipe's")
@@ -79,11 +80,11 @@ def main() -> int:
     tables: dict[str, Table] = {}
     for seed in options.seeds:
         home = HOME / f"seed{seed}"
-        pair = _own_pair(home, seed) if options.a is None else Pair(options.recipe, options.a, options.b, ())
+        pair = _pair(options, home, seed)
         pair = pair._replace(
             overrides=(*pair.overrides, f"run.seed={seed}", f"run.directory={home / 'runs'}", *options.overrides)
         )
-        columns = NEEDS if options.a is None else None
+        columns = NEEDS if options.recipe == OWN_RECIPE else None
         tables[str(seed)] = _measure(pair, home, options.rows, columns)
         _show(tables)
         if options.json is not None:
@@ -93,26 +94,46 @@ def main() -> int:
     return 0
 
 
-def _own_pair(home: Path, seed: int) -> Pair:
-    """Render, pack, and train the two encoders."""
+def _pair(options: argparse.Namespace, home: Path, seed: int) -> Pair:
+    """Those that were named, over the recipe's shards or over this benchmark's; or this benchmark's own two."""
+    if options.recipe != OWN_RECIPE:
+        return Pair(options.recipe, options.a, options.b, ())
+    overrides = _own_shards(home, seed)
+    first = _own_first(home, seed) if options.a is None else options.a
+    second = EFFICIENT_SAM if options.b is None else options.b
+    if EFFICIENT_SAM in (first, second):
+        overrides += (f"model.efficient_sam.checkpoint={_own_outlines(home, seed)}",)
+    return Pair(OWN_RECIPE, first, second, overrides)
+
+
+def _own_shards(home: Path, seed: int) -> tuple[str, ...]:
+    """Render and pack; where the recipe finds them."""
     scenes, shards = home / "scenes", home / "shards"
     _run("scenes", str(scenes), "--task", "color_and_detail", "--images", str(IMAGES), "--seed", str(seed))
     for split in ("first", "train", "val", "testdev"):
         questions = ["--questions", str(scenes / f"{split}_questions.json"), "--images", str(scenes / "images")]
         _run("shards", "build", "--format", "gqa", *questions, "--out", str(shards / split))
-    places = [f"data.{split}={shards / split}" for split in ("val", "testdev")]
+    return tuple(f"data.{split}={shards / split}" for split in ("train", "val", "testdev"))
+
+
+def _own_first(home: Path, seed: int) -> str:
+    """Train the encoder that knows colors and names."""
+    data = [f"data.{key}={home / 'shards' / split}" for key, split in (("train", "first"), ("val", "val"))]
     runs = [f"run.seed={seed}", f"run.directory={home / 'runs'}"]
-    _run("train", "recipes/second_stream_first.yaml", *runs, f"data.train={shards / 'first'}", places[0])
+    _run("train", "recipes/second_stream_first.yaml", *runs, *data)
+    return str(home / "runs" / "second_stream_first" / "export" / "blip_vqa")
+
+
+def _own_outlines(home: Path, seed: int) -> Path:
+    """Train the encoder that knows outlines."""
     outlines = home / "outlines.safetensors"
     if outlines.is_file():  # trained anew it would have other last bits, and runs over it would be refused
         print(f"outlines: {outlines} is there")
-    else:
-        started = time.monotonic()
-        right = train_outlines(shards / "first", GROUND, seed, outlines)
-        print(f"outlines: {100 * right:.1f} % of pixels told right, {time.monotonic() - started:.0f} s: {outlines}")
-    first = str(home / "runs" / "second_stream_first" / "export" / "blip_vqa")
-    overrides = (f"data.train={shards / 'train'}", *places, f"model.efficient_sam.checkpoint={outlines}")
-    return Pair(OWN_RECIPE, first, EFFICIENT_SAM, overrides)
+        return outlines
+    started = time.monotonic()
+    right = train_outlines(home / "shards" / "first", GROUND, seed, outlines)
+    print(f"outlines: {100 * right:.1f} % of pixels told right, {time.monotonic() - started:.0f} s: {outlines}")
+    return outlines
 
 
 def _measure(pair: Pair, home: Path, only: list[str] | None, columns: Mapping[str, str] | None) -> Table:

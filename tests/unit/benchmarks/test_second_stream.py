@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import outlines
+from benchmarks import outlines, second_stream
 from benchmarks.bars import draw_bars
 from benchmarks.second_stream import OWN_RECIPE, Pair
 from model.config import ModelConfig
@@ -40,6 +40,43 @@ def test_encoders_of_ones_own_are_named_as_recipes_name_them(second: str, stream
     found = models("timm:resnet18", second)
     assert found["second alone"].vision == second
     assert (found["sum"].second_stream, found["sum"].second_vision) == (stream, second)
+
+
+@pytest.mark.parametrize(
+    ("words", "encoders", "trains"),
+    [
+        ([], ("second_stream_first/export/blip_vqa", "efficient_sam"), {"second_stream_first", "outlines"}),
+        (["--a", "timm:resnet18", "--b", "efficient_sam"], ("timm:resnet18", "efficient_sam"), {"outlines"}),
+        (["--a", "timm:resnet18", "--b", "some/blip"], ("timm:resnet18", "some/blip"), set()),
+        (["--recipe", "R.yaml", "--a", "timm:resnet18", "--b", "some/blip"], ("timm:resnet18", "some/blip"), None),
+    ],
+)
+def test_encoders_without_a_recipe_are_asked_about_pictures_of_the_seed(
+    words: list[str],
+    encoders: tuple[str, str],
+    trains: set[str] | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    ran, trained = [], set()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(second_stream, "_run", lambda *arguments: ran.append(arguments))
+    monkeypatch.setattr(second_stream, "train_outlines", lambda *_: trained.add("outlines") or 1.0)
+    monkeypatch.setattr(second_stream, "_measure", lambda pair, *_: measured.append(pair) or {"difnet": {"all": 1.0}})
+    measured: list[Pair] = []
+    monkeypatch.setattr("sys.argv", ["second_stream", *words, "--seeds", "2"])
+    assert second_stream.main() == 0
+    (pair,) = measured
+    assert (pair.first.removeprefix("second_stream/seed2/runs/"), pair.second) == encoders
+    if trains is None:
+        assert (pair.recipe, ran) == ("R.yaml", [])
+        assert not any(word.startswith("data.") for word in pair.overrides)
+        return
+    trained |= {Path(arguments[1]).stem for arguments in ran if arguments[0] == "train"}
+    assert trained == trains
+    assert {"data.train=second_stream/seed2/shards/train", "run.seed=2"} <= set(pair.overrides)
+    outlines_named = "model.efficient_sam.checkpoint=second_stream/seed2/outlines.safetensors" in pair.overrides
+    assert outlines_named == ("outlines" in trains)
 
 
 def test_fusions_have_as_many_parameters_within_a_tenth():
