@@ -52,6 +52,6 @@ class ReaderBatch(NamedTuple):
         """The batch on a device; from pinned memory the copies do not block."""
         return to_device(self, device)
 
-    def with_images_exchanged(self, num_samples: int) -> None:  # noqa: ARG002 - they cannot be
+    def with_images_exchanged(self, num_samples: int, before: object = None) -> None:  # noqa: ARG002 - they cannot be
         """Documents have different numbers of pages, and windows of their own: they cannot change places."""
         return

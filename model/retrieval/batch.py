@@ -48,6 +48,6 @@ class RetrievalBatch(NamedTuple):
         """The batch on a device; from pinned memory the copies do not block."""
         return to_device(self, device)
 
-    def with_images_exchanged(self, num_samples: int) -> None:  # noqa: ARG002 - they cannot be
+    def with_images_exchanged(self, num_samples: int, before: object = None) -> None:  # noqa: ARG002 - they cannot be
         """Documents have pages of their own number: they cannot change places."""
         return

@@ -85,6 +85,6 @@ class VlmBatch(NamedTuple):
         """The batch on a device; from pinned memory the copies do not block."""
         return to_device(self, device)
 
-    def with_images_exchanged(self, num_samples: int) -> None:  # noqa: ARG002 - they cannot be
+    def with_images_exchanged(self, num_samples: int, before: object = None) -> None:  # noqa: ARG002 - they cannot be
         """Images of their own size stand in a sequence as tokens of their own number: they cannot change places."""
         return

@@ -144,13 +144,17 @@ class Batch(NamedTuple):
         """B"""
         return count_images(self.shown)
 
-    def with_images_exchanged(self, num_samples: int) -> Self | None:
+    def with_images_exchanged(self, num_samples: int, before: "Batch | None" = None) -> Self | None:
         """The same texts, each shown what the sample in front of its own shows; None where samples have several
-        images, not all as many.
+        images, not all as many, or there is no sample in front.
 
         Args:
             num_samples: of the batch.
+            before: the batch in front, whose images a single sample is shown.
         """
+        if num_samples == 1:
+            fits = before is not None and before.num_images == self.num_images
+            return self._replace(shown=before.shown) if fits else None
         if self.num_images % num_samples:
             return None
         return self._replace(shown=_rolled(self.shown, self.num_images // num_samples))

@@ -39,8 +39,9 @@ class AnyBatch(Protocol):
         """The batch on a device; from pinned memory the copies do not block."""
         ...
 
-    def with_images_exchanged(self, num_samples: int) -> Self | None:
-        """The same texts, each shown the images of another of its samples; None where those cannot change places."""
+    def with_images_exchanged(self, num_samples: int, before: Self | None = None) -> Self | None:
+        """The same texts, each shown the images of another of its samples, or of the batch in front where it has one
+        sample; None where those cannot change places."""
         ...
 
 

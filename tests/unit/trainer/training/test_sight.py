@@ -64,14 +64,20 @@ def seen(pixels: Tensor) -> bytes:
 
 
 def watched(
-    project: Project, built: BuiltModel, look: Callable[[Key], Key], *, world_size: int = 1, times: int = 1
+    project: Project,
+    built: BuiltModel,
+    look: Callable[[Key], Key],
+    *,
+    world_size: int = 1,
+    times: int = 1,
+    micro_visits: int = 2,
 ) -> SightWatch:
     """What rank 0 has to say after so many validations."""
     config = project.config()
     split = open_split(config, "val")
 
     def of_rank(world: World) -> SightWatch:
-        share = Share(rank=world.rank, world_size=world.world_size, micro_visits=2)
+        share = Share(rank=world.rank, world_size=world.world_size, micro_visits=micro_visits)
         batches = EvaluationBatches(split, make_texts(config, built), image_size(config, built), share)
         loader, watch = Loader(batches, workers=0, pin_memory=False), SightWatch()
         known = {
@@ -93,18 +99,22 @@ def lines(watch: SightWatch, caplog: pytest.LogCaptureFixture) -> list[str]:
     return caplog.messages
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize(("world_size", "micro_visits"), [(1, 2), (2, 2), (1, 1), (2, 1)])
 def test_who_answers_by_the_words_alone_is_named(
-    project: Project, built: BuiltModel, world_size: int, caplog: pytest.LogCaptureFixture
+    project: Project, built: BuiltModel, world_size: int, micro_visits: int, caplog: pytest.LogCaptureFixture
 ):
-    (line,) = lines(watched(project, built, lambda key: (b"", key[1]), world_size=world_size, times=2), caplog)
+    sizes = {"world_size": world_size, "micro_visits": micro_visits}
+    (line,) = lines(watched(project, built, lambda key: (b"", key[1]), times=2, **sizes), caplog)
     assert "do not depend on the images yet" in line
     own, others = map(float, re.findall(r"([\d.]+) %", line))
     assert own == others > 0
 
 
-def test_who_looks_is_not_and_is_not_asked_again(project: Project, built: BuiltModel, caplog: pytest.LogCaptureFixture):
-    watch = watched(project, built, lambda key: key)
+@pytest.mark.parametrize("micro_visits", [1, 2])
+def test_who_looks_is_not_and_is_not_asked_again(
+    project: Project, built: BuiltModel, micro_visits: int, caplog: pytest.LogCaptureFixture
+):
+    watch = watched(project, built, lambda key: key, micro_visits=micro_visits)
     assert lines(watch, caplog) == []
     watch.look(None, None, None, None, None, None)  # nothing is evaluated any more
     assert lines(watch, caplog) == []
