@@ -52,7 +52,10 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         check_writable("--json", arguments.json)
 
-    from trainer.bench.measure_loader import circumstances, measure_loader
+    import torch
+
+    from trainer.bench.machine import circumstances
+    from trainer.bench.measure_loader import measure_loader
     from trainer.run_directory import write_json
 
     measured = []
@@ -70,7 +73,8 @@ def _run(arguments: argparse.Namespace) -> int:
         say(table(found))
         measured.append(found)
     if arguments.json is not None:
-        write_json(arguments.json, {**circumstances(), "measured": [found.as_json() for found in measured]})
+        about = {"benchmark": "loader", **circumstances(torch.device("cpu")), "threads": 1}
+        write_json(arguments.json, about | {"measured": [found.as_json() for found in measured]})
     return 0
 
 

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -14,9 +13,9 @@ from statistics import median
 from typing import Any
 
 import torch
-import transformers
 
 from shards.errors import UserError
+from trainer.bench.machine import circumstances
 from trainer.bench.paths import CACHED, GROUPED, IMAGE_PER_QUESTION, IMAGES_ONCE, KEYS_PER_ROW, PLAIN
 from trainer.bench.rounds import Seconds, speedup
 from trainer.bench.step_path import (
@@ -28,8 +27,6 @@ from trainer.bench.step_path import (
     time_path,
 )
 from trainer.bench.workload import ANSWER_TOKENS, GQA_QUESTION_TOKENS, Sizes
-from trainer.config.schema import REPOSITORY
-from trainer.reporting.environment import git_state
 
 LARGEST_DIFFERENCE = 1e-5
 """Relative difference of gradients, or of losses, in fp32, above which a path computes something else."""
@@ -244,14 +241,8 @@ def measure(
         encoders=encoders,
         num_questions=sum(questions),
         circumstances={
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            "machine": {"processor": _processor(), "cores": len(os.sched_getaffinity(0))},
+            **circumstances(device),
             "dtype": request.dtype,
-            "threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "git": git_state(REPOSITORY),
             "images": len(questions),
             "questions_per_image": list(questions),
             "sizes": asdict(sizes),
@@ -292,15 +283,6 @@ def _environment(name: str, device: torch.device) -> dict[str, str]:
 def _near(loss: float, expected: float, rounded: bool) -> bool:
     allowed = LARGEST_ROUNDED_LOSS if rounded else LARGEST_DIFFERENCE
     return abs(loss - expected) <= allowed * abs(expected)
-
-
-def _processor() -> str:
-    """The name of the processor, as Linux has it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def _finite(value: float | None) -> float | None:

@@ -8,13 +8,13 @@ from statistics import mean, median
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from model.pnp.captions import Captioner
 from model.precision import t5_dtype
 from trainer.bench.answer_workload import MOST_ANSWER_TOKENS, AnswerSizes, Models, build_models, draw_questions
+from trainer.bench.machine import circumstances
 from trainer.bench.rounds import Seconds, speedup, time_rounds
 from trainer.bench.stages import PIPELINES, STAGES, Asked
 from trainer.bench.step_path import relative_difference
@@ -147,12 +147,9 @@ def measure_answer(
         agreement=agreement,
         num_questions=questions,
         circumstances={
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            **circumstances(device),
             "dtype": str(dtype).removeprefix("torch."),
             "reader_dtype": str(t5_dtype(device)).removeprefix("torch."),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
             "rounds": rounds,
             "sizes": sizes.as_json(),
             "question_tokens": dict(GQA_QUESTION_TOKENS),

@@ -2,7 +2,6 @@
 
 import io
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import PIL
 import torch
 from PIL import Image
 
@@ -115,18 +113,6 @@ def measure_loader(
         jpeg_bytes=sum(map(len, jpegs)) / len(jpegs),
         rounds=[{name: seconds / _MICRO_VISITS for name, seconds in one.items()} for one in found],
     )
-
-
-def circumstances() -> dict[str, Any]:
-    """What the figures depend on."""
-    return {
-        "benchmark": "loader",
-        "machine": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "pillow": PIL.__version__,
-        "torch": torch.__version__,
-    }
 
 
 def _decoding(jpegs: list[bytes], size: int) -> Iterator[None]:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from shards.errors import UserError
+from trainer.bench.device import bench_device
+from trainer.bench.machine import circumstances
 
 RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_TOP_PAD_": "0"}
 """glibc's: blocks from 64 KiB on are mapped by themselves."""
@@ -58,7 +60,7 @@ def measure_memory(*, progress: Callable[[str], None] = lambda _: None) -> tuple
         for name, found in sizes.items()
     ]
     took = {share: seconds["checkpointing"][str(share)] for share in SHARES}
-    about = {key: seconds[key] for key in ("device", "torch", "threads", "visits", "probes")}
+    about = circumstances(bench_device(None)) | {key: seconds[key] for key in ("threads", "visits", "probes")}
     about["checkpointing"] = {
         "recipe": RECOMPUTED,
         "bytes": plain,

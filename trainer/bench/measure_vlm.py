@@ -1,7 +1,6 @@
 """Measures a vision-language model's paths, each in a process of its own, in alternating rounds."""
 
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -10,15 +9,10 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any
 
-import torch
-import transformers
-
 from shards.errors import UserError
 from trainer.bench.rounds import Seconds, speedup, time_rounds
 from trainer.bench.vlm_path import TRL
 from trainer.bench.vlm_workload import VlmSizes
-from trainer.config.schema import REPOSITORY
-from trainer.reporting.environment import git_state
 
 SHARED, ROWS, CONVERSATION = "shared", "rows", "conversation"
 SAME_LOSS = 1e-4
@@ -143,14 +137,3 @@ def path_names(*, reference: bool) -> list[str]:
     if not reference:
         return [SHARED, ROWS]
     return [SHARED, ROWS, CONVERSATION, *([TRL] if find_spec("trl") is not None else [])]
-
-
-def circumstances(device: str, threads: int) -> dict[str, Any]:
-    """Where and with what the figures were had."""
-    return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
-        "threads": threads,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "git": git_state(REPOSITORY),
-    }

@@ -191,8 +191,6 @@ def main() -> None:
     what, *about = sys.argv[1:]
     world = initialize(timeout_seconds=300.0)
     answer: dict[str, Any] = {
-        "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
-        "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "visits": VISITS,
         "probes": PROBES,

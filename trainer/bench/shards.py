@@ -49,6 +49,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.scratch is not None and not arguments.scratch.is_dir():
         raise UserError(f"--scratch {arguments.scratch}: is no directory")
 
+    import torch
+
+    from trainer.bench.machine import circumstances
     from trainer.bench.measure_shards import measure_grouping, measure_opening
     from trainer.run_directory import write_json
 
@@ -58,7 +61,8 @@ def _run(arguments: argparse.Namespace) -> int:
         opened = measure_opening(Path(scratch), arguments.index_images, arguments.index_questions)
         say(opening_table(opened))
     if arguments.json is not None:
-        write_json(arguments.json, {"benchmark": "shards", "grouped": grouped._asdict(), "opened": opened._asdict()})
+        figures = {"grouped": grouped._asdict(), "opened": opened._asdict()}
+        write_json(arguments.json, {"benchmark": "shards", **circumstances(torch.device("cpu")), **figures})
     return 0
 
 

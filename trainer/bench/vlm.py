@@ -50,11 +50,12 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         check_writable("--json", arguments.json)
 
-    from trainer.bench.measure_vlm import circumstances, measure_vlm, path_names
+    from trainer.bench.machine import circumstances
+    from trainer.bench.measure_vlm import measure_vlm, path_names
     from trainer.bench.vlm_workload import VlmSizes
     from trainer.run_directory import write_json
 
-    device, threads = bench_device(arguments.device).type, len(os.sched_getaffinity(0))
+    device, threads = bench_device(arguments.device), len(os.sched_getaffinity(0))
     measured = []
     for prefix in arguments.prefix:
         found = measure_vlm(
@@ -62,13 +63,13 @@ def _run(arguments: argparse.Namespace) -> int:
             path_names(reference=arguments.reference),
             rounds=arguments.rounds,
             threads=threads,
-            device=device,
+            device=device.type,
             report=lambda line: say(line, error=True),
         )
         say(table(found))
         measured.append(found)
     if arguments.json is not None:
-        about = circumstances(device, threads)
+        about = circumstances(device) | {"threads": threads}
         write_json(arguments.json, {"circumstances": about, "measured": [found.as_json() for found in measured]})
     return max(_complain(found) for found in measured)
 
