@@ -39,12 +39,9 @@ def explained(run: Run, act: Callable[[], Made]) -> Made:
     Raises:
         OutOfMemoryError: in the place of the allocator's own error.
     """
-    try:
-        return act()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        said = first_line(error)
+    made, said = _tried(act)
+    if said is None:
+        return made
     # Only here is the error gone, and with its frames what the step has held: planning wants a little memory too.
     gc.collect()
     try:
@@ -67,16 +64,24 @@ def start_explained(act: Callable[[], Made]) -> Made:
     Raises:
         OutOfMemoryError: in the place of the allocator's own error.
     """
+    made, said = _tried(act)
+    if said is None:
+        return made
+    raise OutOfMemoryError(
+        f"out of memory before the first step ({said}): the model and its optimizer do not fit here; take a smaller "
+        "model, freeze more of it (model.freeze), set precision=bf16, or start fewer ranks on this machine "
+        "(engine.processes)"
+    )
+
+
+def _tried(act: Callable[[], Made]) -> tuple[Made | None, str | None]:
+    """What `act` gives, or what an allocator says that has failed in it."""
     try:
-        return act()
+        return act(), None
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise OutOfMemoryError(
-            f"out of memory before the first step ({first_line(error)}): the model and its optimizer do not fit here; "
-            "take a smaller model, freeze more of it (model.freeze), set precision=bf16, or start fewer ranks on this "
-            "machine (engine.processes)"
-        ) from None
+        return None, first_line(error)
 
 
 def _plan(run: Run) -> MemoryPlan | None:

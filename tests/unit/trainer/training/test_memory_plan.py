@@ -9,10 +9,11 @@ import torch
 from shards.errors import ConfigError, UserError
 from tests.runs import Project
 from trainer.build import open_split
+from trainer.engine import device_memory
 from trainer.engine.distributed import World
 from trainer.training import memory_plan
 from trainer.training.memory_plan import MemoryPlan, make_plan, no_plan, remedy, settle_micro_visits
-from trainer.training.out_of_memory import OutOfMemoryError, explained, is_out_of_memory
+from trainer.training.out_of_memory import OutOfMemoryError, explained, is_out_of_memory, start_explained
 
 POLICY = {"zero_optimization": {"stage": 1}}
 
@@ -143,3 +144,28 @@ def test_a_plan_that_cannot_be_told_does_not_hide_the_number(project: Project) -
         OutOfMemoryError, match=r"out of memory with batch\.micro_visits=4 .*; set batch\.micro_visits=2"
     ):
         explained(run, lambda: fail(torch.OutOfMemoryError("CUDA out of memory")))
+
+
+def test_by_tokens_as_many_visits_are_planned_as_the_limit_holds_of_the_longest(project: Project) -> None:
+    limit = 3 * project.config().data.questions_per_visit * project.config().data.max_question_tokens
+    run = run_of(project, "batch.micro_visits=null", f"batch.micro_tokens={limit + 1}")
+    with pytest.raises(OutOfMemoryError, match=rf"batch\.micro_tokens={limit + 1} .*activations of 3 visits"):
+        explained(run, lambda: fail(MemoryError()))
+
+
+def test_a_model_that_does_not_even_start_says_what_to_change() -> None:
+    with pytest.raises(OutOfMemoryError, match=r"^out of memory before the first step \(.*set precision=bf16"):
+        start_explained(lambda: torch.empty(1 << 50))
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        start_explained(lambda: fail(RuntimeError("shape mismatch")))
+    assert start_explained(lambda: 3) == 3
+
+
+def test_of_a_gpu_only_what_others_have_left_is_planned_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    gib, taken = 2**30, {"others": 0, "own": 3}
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: taken["own"] * gib)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: ((80 - taken["others"] - taken["own"]) * gib, 80 * gib))
+    device = torch.device("cuda", 0)
+    assert device_memory.capacity(device, ranks_here=1) == pytest.approx(0.94 * 80 * gib)
+    taken["others"] = 50
+    assert device_memory.capacity(device, ranks_here=1) == pytest.approx(29 * gib)
