@@ -13,9 +13,8 @@ AT_LEAST_SECONDS = 0.1
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Operations per second of the fastest of some products; ranks that share a machine measure at the same time."""
     side, times = (CUDA_SIDE, AT_A_TIME["cuda"]) if device.type == "cuda" else (CPU_SIDE, AT_A_TIME["cpu"])
-    generator = torch.Generator(device).manual_seed(
-        0
-    )  # ones would draw less power than data, and run at a higher clock
+    generator = torch.Generator(device).manual_seed(0)
+    # Ones would draw less power than data, and run at a higher clock.
     left, right = (torch.randn(side, side, generator=generator, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(left)
     best, began, runs = 0.0, time.perf_counter(), 0
